@@ -1,0 +1,25 @@
+//! brine's storage engine: from bytes of a file to shards in backing directories and back.
+//!
+//! Arrows point down this list; a module uses only what stands above it.
+
+pub mod ids; // newtypes for every number that could be swapped
+pub mod geometry; // k data and m parity shards
+pub mod clock; // time and randomness, handed in
+pub mod error; // the one error type of this crate
+pub mod seal; // chunk -> sealed block: keys, salts, compression, padding, AEAD
+pub mod erasure; // Reed-Solomon over GF(2^8), kernels chosen at run time
+pub mod shard; // record headers: the bytes around every shard
+pub mod backing; // directories that hold segment files; faults are injected here
+pub mod meta; // the metadata database: rows, transactions, conditional writes
+pub mod superblock; // a volume's identity in each backing directory
+pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery key
+pub mod placement; // which members a segment is placed on
+pub mod segment; // append-only files in which stripes lie
+pub mod blocks; // put and get of sealed blocks: dedup, cache, degraded reads
+pub mod record; // commit records: the row changes of one generation
+pub mod commit; // how a generation becomes durable
+pub mod fence; // one writer: terms and local locks
+pub mod volume; // all that the crates above see
+pub mod check; // verify everything, by path
+
+pub use error::{Error, Result};
