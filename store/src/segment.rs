@@ -1,1 +1,349 @@
-//! (being written)
+//! Segments: append-only files in which the shards of a stripe lie at one offset, one file per slot.
+//!
+//! Promises: an offset is handed out once and never again (R3); a segment is announced durably before its first
+//! record; after an error in any of its directories it is closed for good. Knows members and files, not what the
+//! records in them mean.
+
+use std::collections::BTreeMap;
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::backing::{BackingSet, Health};
+use crate::clock::Entropy;
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::ids::{Generation, Incarnation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
+use crate::placement::{self, Candidate};
+use crate::shard::{RECORD_ALIGN, SEGMENT_HEADER_LEN, SegmentHeader};
+
+/// Longest a file of a segment grows, bytes. Six such files hold half a gigabyte of data at 4+2.
+pub const SEGMENT_CAPACITY_MAX: u64 = 128 << 20;
+/// Shortest capacity chosen on small volumes, bytes.
+pub const SEGMENT_CAPACITY_MIN: u64 = 8 << 20;
+/// A member with less free space than this takes no new segment, bytes.
+pub const MEMBER_FREE_MIN: u64 = 16 << 20;
+/// Appended bytes per file after which their write-back is started, so that a later sync finds little to do.
+const WRITEBACK_STEP: u64 = 4 << 20;
+/// How long a sync may take before its directory counts as sick.
+const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A segment that takes records.
+#[derive(Debug)]
+pub struct OpenSegment {
+    /// Number of the segment.
+    pub id: SegmentId,
+    /// Random number of this segment's life.
+    pub incarnation: Incarnation,
+    /// Its shards.
+    pub geometry: Geometry,
+    /// The member of each slot; `None`: vacant.
+    pub slots: Vec<Option<MemberId>>,
+    /// Length each file may reach, bytes.
+    pub capacity: u64,
+    /// Bytes appended since write-back was last started.
+    unwritten: AtomicU64,
+}
+
+/// Where a run of records was placed.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// The segment.
+    pub segment: Arc<OpenSegment>,
+    /// Offset of the run in each file, bytes.
+    pub offset: u64,
+    /// True if the segment was opened for this run: its row must be recorded with the blocks.
+    pub fresh: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    open: Option<(Arc<OpenSegment>, u64)>,
+    /// Segments (open or closed) with bytes not known synced.
+    unsynced: BTreeMap<SegmentId, Arc<OpenSegment>>,
+    /// Segments closed since the last [`Segments::take_closed`], with their tails.
+    closed: Vec<(SegmentId, u64)>,
+    next: u64,
+    hint: u64,
+}
+
+/// What identifies the writer in the headers of new segments.
+#[derive(Clone, Debug)]
+pub struct Writer {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The writer's term.
+    pub term: Term,
+    /// Key of header MACs.
+    pub header_mac: [u8; 32],
+}
+
+/// Allocates offsets in segments and syncs what was appended.
+pub struct Segments {
+    set: Arc<BackingSet>,
+    geometry: Geometry,
+    writer: Writer,
+    entropy: Arc<dyn Entropy>,
+    min_slots: usize,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Segments {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Segments").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
+impl Segments {
+    /// Over the members of `set`; `next` is a segment number that was never used. No segment is opened with fewer
+    /// than `min_slots` occupied slots, where members known lost lower the number, never below k.
+    pub fn new(
+        set: Arc<BackingSet>,
+        geometry: Geometry,
+        writer: Writer,
+        entropy: Arc<dyn Entropy>,
+        min_slots: usize,
+        next: SegmentId,
+    ) -> Self {
+        let state = State { next: next.0, ..State::default() };
+        Self { set, geometry, writer, entropy, min_slots, state: Mutex::new(state) }
+    }
+
+    /// The members the segments lie on.
+    pub fn set(&self) -> &Arc<BackingSet> {
+        &self.set
+    }
+
+    /// Slots a generation needs synced now: `min_slots`, lowered by members known lost, never below k.
+    pub fn min_ack(&self) -> usize {
+        let present = self.set.members().iter().filter(|member| !member.is_lost()).count();
+        self.min_slots.min(present.max(self.geometry.data()))
+    }
+
+    /// A run of `len` bytes (a multiple of [`RECORD_ALIGN`]) at one offset in every file of a segment.
+    pub fn allocate(&self, len: u64, generation: Generation) -> Result<Extent> {
+        debug_assert_eq!(len % RECORD_ALIGN, 0);
+        let mut state = self.state.lock();
+        if let Some((segment, tail)) = &mut state.open
+            && *tail + len <= segment.capacity
+        {
+            let extent = Extent { segment: segment.clone(), offset: *tail, fresh: false };
+            *tail += len;
+            return Ok(extent);
+        }
+        Self::close_in(&mut state);
+        let segment = Arc::new(self.announce(&mut state, generation, len)?);
+        state.open = Some((segment.clone(), SEGMENT_HEADER_LEN as u64 + len));
+        Ok(Extent { segment, offset: SEGMENT_HEADER_LEN as u64, fresh: true })
+    }
+
+    fn close_in(state: &mut State) {
+        if let Some((segment, tail)) = state.open.take() {
+            state.closed.push((segment.id, tail));
+        }
+    }
+
+    /// Close the open segment for good; the next record opens another. Called after an error in one of its directories.
+    pub fn abandon(&self, id: SegmentId) {
+        let mut state = self.state.lock();
+        if state.open.as_ref().is_some_and(|(segment, _)| segment.id == id) {
+            Self::close_in(&mut state);
+        }
+    }
+
+    /// Close whatever is open.
+    pub fn close(&self) {
+        Self::close_in(&mut self.state.lock());
+    }
+
+    /// Segments closed since the last call, with the length of their files in bytes.
+    pub fn take_closed(&self) -> Vec<(SegmentId, u64)> {
+        std::mem::take(&mut self.state.lock().closed)
+    }
+
+    /// R3: id, placement and incarnation are durable in the first block of the files before the first record.
+    fn announce(&self, state: &mut State, generation: Generation, first_len: u64) -> Result<OpenSegment> {
+        // A member that fails here is left out of the next attempt, so this ends.
+        for _ in 0..=self.set.members().len() {
+            let candidates = self.candidates();
+            let healthy = candidates.iter().filter(|c| c.healthy).count();
+            let needed = self.min_ack();
+            if healthy < needed {
+                let full = candidates.iter().filter(|c| c.healthy || c.free_bytes < MEMBER_FREE_MIN).count();
+                if full >= needed {
+                    return Err(Error::NoSpace);
+                }
+                return Err(Error::TooFewMembers { healthy, needed });
+            }
+            let placed = placement::choose(&candidates, self.geometry, state.hint, needed)
+                .map_err(|_| Error::TooFewMembers { healthy, needed })?;
+            state.hint += 1;
+            let id = SegmentId(state.next);
+            state.next += 1;
+            let mut incarnation = Incarnation::default();
+            self.entropy.fill(&mut incarnation.0);
+            let smallest = candidates.iter().filter(|c| c.healthy).map(|c| c.free_bytes).min().unwrap_or(0);
+            let capacity = capacity_for(smallest).max(SEGMENT_HEADER_LEN as u64 + first_len);
+            if self.announce_in(id, incarnation, &placed.slots, capacity, generation) {
+                return Ok(OpenSegment {
+                    id,
+                    incarnation,
+                    geometry: self.geometry,
+                    slots: placed.slots,
+                    capacity,
+                    unwritten: AtomicU64::new(0),
+                });
+            }
+        }
+        Err(Error::TooFewMembers { healthy: 0, needed: self.min_ack() })
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        self.set
+            .members()
+            .iter()
+            .map(|member| {
+                let space = member.space();
+                let free_bytes = space.as_ref().map_or(0, |space| space.available);
+                Candidate {
+                    id: member.id,
+                    free_bytes,
+                    domain: member.domain().to_owned(),
+                    device: space.map_or(0, |space| space.device),
+                    healthy: matches!(member.health(), Health::Healthy) && free_bytes >= MEMBER_FREE_MIN,
+                }
+            })
+            .collect()
+    }
+
+    /// True if every occupied slot was announced durably.
+    fn announce_in(
+        &self,
+        id: SegmentId,
+        incarnation: Incarnation,
+        slots: &[Option<MemberId>],
+        capacity: u64,
+        generation: Generation,
+    ) -> bool {
+        let mut done = true;
+        let mut files = Vec::new();
+        for (slot, member_id) in slots.iter().enumerate() {
+            let Some(member) = member_id.as_ref().and_then(|id| self.set.get(id)) else { continue };
+            let header = SegmentHeader {
+                volume: self.writer.volume,
+                segment: id,
+                incarnation,
+                geometry: self.geometry,
+                slot: ShardIndex(slot as u8),
+                placement: slots.to_vec(),
+                capacity,
+                term: self.writer.term,
+                created_generation: generation,
+            }
+            .encode(&self.writer.header_mac);
+            let created = member
+                .create_segment(id, capacity)
+                .and_then(|()| member.write_record(id, 0, &[IoSlice::new(&header)]));
+            match created {
+                Ok(()) => files.push((member.id, id)),
+                Err(error) => {
+                    self.set.report_write_error(&member.id, &format!("create segment {id}"), &error);
+                    done = false;
+                }
+            }
+        }
+        for (member, _, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+            if let Err(error) = outcome {
+                self.set.report_write_error(&member, &format!("sync new segment {id}"), &error);
+                done = false;
+            }
+        }
+        done
+    }
+
+    /// Append one slot's part of a run. An error marks the member; the caller abandons the segment and starts anew.
+    pub fn write(&self, extent: &Extent, slot: usize, parts: &[IoSlice<'_>]) -> Result<()> {
+        let Some(member_id) = extent.segment.slots[slot] else { return Ok(()) };
+        let Some(member) = self.set.get(&member_id) else { return Ok(()) };
+        member.write_record(extent.segment.id, extent.offset, parts).map_err(|source| {
+            let operation = format!("write segment {} at {}", extent.segment.id, extent.offset);
+            self.set.report_write_error(&member_id, &operation, &source);
+            Error::Backing { directory: member.path().to_owned(), operation, source }
+        })
+    }
+
+    /// Tell that `len` bytes of every file were appended at `extent`, after they were: from now on a sync covers them.
+    /// Starts write-back now and then.
+    pub fn appended(&self, extent: &Extent, len: u64) {
+        let segment = &extent.segment;
+        self.state.lock().unsynced.insert(segment.id, segment.clone());
+        if segment.unwritten.fetch_add(len, Ordering::Relaxed) + len < WRITEBACK_STEP {
+            return;
+        }
+        segment.unwritten.store(0, Ordering::Relaxed);
+        let end = extent.offset + len;
+        let start = end.saturating_sub(2 * WRITEBACK_STEP);
+        for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
+            member.start_writeback(segment.id, start, end - start);
+        }
+    }
+
+    /// True if bytes were appended since the last successful sync.
+    pub fn has_unsynced(&self) -> bool {
+        !self.state.lock().unsynced.is_empty()
+    }
+
+    /// Make every appended record durable in every occupied slot, and in at least [`Self::min_ack`] of each segment.
+    ///
+    /// Records appended while this runs may or may not be covered: they are listed for the next call.
+    pub fn sync(&self) -> Result<()> {
+        let segments = std::mem::take(&mut self.state.lock().unsynced);
+        if segments.is_empty() {
+            return Ok(());
+        }
+        let files: Vec<(MemberId, SegmentId)> = segments
+            .values()
+            .flat_map(|segment| segment.slots.iter().flatten().map(|member| (*member, segment.id)))
+            .filter(|(member, _)| self.set.get(member).is_some_and(|m| m.can_write()))
+            .collect();
+        let mut good: BTreeMap<SegmentId, usize> = segments.keys().map(|id| (*id, 0)).collect();
+        let mut failed = Vec::new();
+        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+            match outcome {
+                Ok(()) => *good.entry(segment).or_default() += 1,
+                Err(error) => {
+                    self.set.report_write_error(&member, &format!("sync segment {segment}"), &error);
+                    failed.push(segment);
+                }
+            }
+        }
+        for segment in failed {
+            self.abandon(segment);
+        }
+        let needed = self.min_ack();
+        match good.values().copied().find(|slots| *slots < needed) {
+            None => Ok(()),
+            Some(healthy) => Err(Error::TooFewMembers { healthy, needed }),
+        }
+    }
+}
+
+/// Capacity of a new segment for members with `free` bytes at least: a 32nd of it, within the limits, a whole MiB.
+fn capacity_for(free: u64) -> u64 {
+    (free / 32).clamp(SEGMENT_CAPACITY_MIN, SEGMENT_CAPACITY_MAX) & !((1 << 20) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacity_follows_the_smallest_member() {
+        assert_eq!(capacity_for(0), SEGMENT_CAPACITY_MIN);
+        assert_eq!(capacity_for(1 << 30), 32 << 20);
+        assert_eq!(capacity_for(1 << 50), SEGMENT_CAPACITY_MAX);
+    }
+}

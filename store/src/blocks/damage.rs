@@ -1,0 +1,106 @@
+//! What was found damaged: counted, remembered for `status`, queued for healing.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::ids::{BlockId, Ino, SegmentId};
+
+/// Events remembered for `status`.
+const RECENT_MAX: usize = 64;
+/// Stripes queued for healing at most; scrub finds the others again.
+const QUEUE_MAX: usize = 1 << 16;
+
+/// One thing found damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamageEvent {
+    /// The file that was being read, if known.
+    pub ino: Option<Ino>,
+    /// The block.
+    pub block: BlockId,
+    /// What was wrong, in words.
+    pub what: String,
+    /// False if bytes are lost.
+    pub recoverable: bool,
+}
+
+/// Counts since the volume was opened.
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
+pub struct DamageFigures {
+    /// Shards that were missing or wrong when read.
+    pub shards_bad: u64,
+    /// Shards written anew.
+    pub shards_repaired: u64,
+    /// Blocks that could not be read.
+    pub blocks_lost: u64,
+}
+
+/// The record of damage of an open volume.
+#[derive(Debug, Default)]
+pub struct Damage {
+    shards_bad: AtomicU64,
+    shards_repaired: AtomicU64,
+    blocks_lost: AtomicU64,
+    recent: Mutex<VecDeque<DamageEvent>>,
+    queue: Mutex<HashSet<(SegmentId, u64)>>,
+}
+
+impl Damage {
+    /// `shards` of the stripe at (`segment`, `offset`) were missing or wrong; the block was read all the same.
+    pub fn degraded(&self, event: DamageEvent, shards: usize, segment: SegmentId, offset: u64) {
+        self.shards_bad.fetch_add(shards as u64, Ordering::Relaxed);
+        let mut queue = self.queue.lock();
+        // Told once a stripe: the next readers of it would only repeat it.
+        if queue.len() < QUEUE_MAX && queue.insert((segment, offset)) {
+            drop(queue);
+            self.remember(event);
+        }
+    }
+
+    /// A block could not be read.
+    pub fn lost(&self, event: DamageEvent) {
+        self.blocks_lost.fetch_add(1, Ordering::Relaxed);
+        self.remember(event);
+    }
+
+    /// `shards` were written anew.
+    pub fn repaired(&self, shards: usize) {
+        self.shards_repaired.fetch_add(shards as u64, Ordering::Relaxed);
+    }
+
+    fn remember(&self, event: DamageEvent) {
+        let mut recent = self.recent.lock();
+        if recent.iter().any(|seen| *seen == event) {
+            return;
+        }
+        if recent.len() == RECENT_MAX {
+            recent.pop_front();
+        }
+        recent.push_back(event);
+    }
+
+    /// Stripes waiting to be healed, and forget them.
+    pub fn take_queue(&self) -> Vec<(SegmentId, u64)> {
+        std::mem::take(&mut *self.queue.lock()).into_iter().collect()
+    }
+
+    /// Number of stripes waiting to be healed.
+    pub fn queued(&self) -> usize {
+        self.queue.lock().len()
+    }
+
+    /// The last events, oldest first.
+    pub fn recent(&self) -> Vec<DamageEvent> {
+        self.recent.lock().iter().cloned().collect()
+    }
+
+    /// Counts.
+    pub fn figures(&self) -> DamageFigures {
+        DamageFigures {
+            shards_bad: self.shards_bad.load(Ordering::Relaxed),
+            shards_repaired: self.shards_repaired.load(Ordering::Relaxed),
+            blocks_lost: self.blocks_lost.load(Ordering::Relaxed),
+        }
+    }
+}

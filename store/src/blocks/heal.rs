@@ -1,0 +1,188 @@
+//! Healing: the missing and wrong shards of a stripe are rebuilt from the good ones and written back where they
+//! belong. "Healed" is said only after the shards were read and counted again.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io::IoSlice;
+use std::time::Duration;
+
+use super::get::{GoodShard, Survey};
+use super::{Blocks, SegmentInfo};
+use crate::error::{Error, Result};
+use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
+use crate::meta::BlockRow;
+use crate::shard::{RECORD_ALIGN, RecordHeader, SegmentHeader};
+
+/// How long syncing a healed file may take.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What became of one stripe.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StripeHealth {
+    /// Shards looked at: occupied slots.
+    pub shards: usize,
+    /// Shards found missing or wrong.
+    pub bad: usize,
+    /// Shards written anew.
+    pub repaired: usize,
+    /// True if fewer than k shards are good: its blocks are lost unless directories come back.
+    pub lost: bool,
+}
+
+/// What identifies the volume in headers written anew.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The writer's term.
+    pub term: Term,
+}
+
+impl Blocks {
+    /// Look at every shard of the stripe that `row` lies in, and, if `repair` says who is writing, write the bad ones
+    /// anew. The files written are added to `unsynced`; call [`Self::sync_healed`] before telling anyone.
+    pub fn heal_stripe(
+        &self,
+        row: &BlockRow,
+        repair: Option<Identity>,
+        unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
+    ) -> Result<StripeHealth> {
+        let info = self.segment_info(row.segment)?;
+        let survey = self.survey(row, &info);
+        let mut health = StripeHealth {
+            shards: survey.good.len() + survey.bad.len(),
+            bad: survey.bad.len(),
+            ..StripeHealth::default()
+        };
+        let k = info.geometry.data();
+        let group = largest_group(&survey);
+        // Well-formed shards of another stripe tag are old or foreign: as bad as missing.
+        let strays: Vec<usize> = survey
+            .good
+            .iter()
+            .filter(|shard| group.first().is_some_and(|g| g.header.stripe_tag != shard.header.stripe_tag))
+            .map(|shard| usize::from(shard.index.0))
+            .collect();
+        health.bad += strays.len();
+        if group.len() < k {
+            health.lost = true;
+            return Ok(health);
+        }
+        let Some(identity) = repair else { return Ok(health) };
+        let targets: Vec<usize> = survey.bad.iter().map(|(slot, _)| *slot).chain(strays).collect();
+        for slot in targets {
+            if self.rewrite(row, &info, &group, slot, identity, unsynced)? {
+                health.repaired += 1;
+            }
+        }
+        self.damage.repaired(health.repaired);
+        Ok(health)
+    }
+
+    /// Sync what healing wrote.
+    pub fn sync_healed(&self, unsynced: &mut BTreeSet<(MemberId, SegmentId)>) -> Result<()> {
+        let files: Vec<(MemberId, SegmentId)> = std::mem::take(unsynced).into_iter().collect();
+        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+            if let Err(source) = outcome {
+                let operation = format!("sync segment {segment}");
+                self.set.report_write_error(&member, &operation, &source);
+                let directory = self.set.get(&member).map(|m| m.path().to_owned()).unwrap_or_default();
+                return Err(Error::Backing { directory, operation, source });
+            }
+        }
+        Ok(())
+    }
+
+    /// False if the slot's directory cannot take the shard now.
+    fn rewrite(
+        &self,
+        row: &BlockRow,
+        info: &SegmentInfo,
+        group: &[&GoodShard],
+        slot: usize,
+        identity: Identity,
+        unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
+    ) -> Result<bool> {
+        let Some(member) = info.slots[slot].and_then(|id| self.set.get(&id)) else { return Ok(false) };
+        if !member.can_write() {
+            return Ok(false);
+        }
+        let payloads: Vec<(ShardIndex, &[u8])> =
+            group.iter().map(|shard| (shard.index, &shard.bytes[shard.payload.clone()])).collect();
+        let model = &group[0].header;
+        let mut shard = vec![0; model.shard_len as usize];
+        self.coder(info.geometry)
+            .reconstruct(&payloads, &[ShardIndex(slot as u8)], &mut [&mut shard[..]])
+            .map_err(|_| Error::BlockLost {
+                block: row.id,
+                segment: row.segment,
+                offset: row.offset,
+                good: group.len(),
+                needed: info.geometry.data(),
+            })?;
+        let header = RecordHeader {
+            shard: ShardIndex(slot as u8),
+            payload_checksum: *blake3::hash(&shard).as_bytes(),
+            ..model.clone()
+        }
+        .encode(&self.header_mac);
+        let padding = [0u8; RECORD_ALIGN as usize];
+        let pad = row.record_len as usize - header.len() - shard.len();
+        let parts = [IoSlice::new(&header), IoSlice::new(&shard), IoSlice::new(&padding[..pad])];
+        let wrote = self
+            .ensure_file(row.segment, info, slot, identity)
+            .and_then(|()| member.write_record(row.segment, row.offset, &parts));
+        match wrote {
+            Ok(()) => {
+                unsynced.insert((member.id, row.segment));
+                Ok(true)
+            }
+            Err(error) => {
+                self.set.report_write_error(&member.id, &format!("heal segment {}", row.segment), &error);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Make a segment's file in a slot whose directory lost it.
+    fn ensure_file(
+        &self,
+        segment: SegmentId,
+        info: &SegmentInfo,
+        slot: usize,
+        identity: Identity,
+    ) -> std::io::Result<()> {
+        let Some(member) = info.slots[slot].and_then(|id| self.set.get(&id)) else { return Ok(()) };
+        let header = SegmentHeader {
+            volume: identity.volume,
+            segment,
+            incarnation: info.incarnation,
+            geometry: info.geometry,
+            slot: ShardIndex(slot as u8),
+            placement: info.slots.clone(),
+            capacity: 0,
+            term: identity.term,
+            created_generation: Generation(0),
+        }
+        .encode(&self.header_mac);
+        match member.create_segment(segment, 0) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                let mut present = [0u8; 16];
+                let known = member.read_segment(segment, 0, &mut present);
+                if matches!(known, Ok(16)) && present == header[..16] {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        member.write_record(segment, 0, &[IoSlice::new(&header)])
+    }
+}
+
+fn largest_group(survey: &Survey) -> Vec<&GoodShard> {
+    let mut groups: HashMap<[u8; 32], Vec<&GoodShard>> = HashMap::new();
+    for shard in &survey.good {
+        groups.entry(shard.header.stripe_tag).or_default().push(shard);
+    }
+    groups.into_values().max_by_key(Vec::len).unwrap_or_default()
+}

@@ -1,0 +1,222 @@
+//! Put and get of sealed blocks: deduplication, packing into stripes, cache, degraded reads, healing of stripes.
+//!
+//! Promises: equal content under one salt is stored once, however many threads store it at once; a read returns the
+//! right bytes or an error that names the block, never wrong bytes; what was found bad is counted and queued for
+//! healing. Knows blocks and their rows, not files.
+
+mod cache;
+mod damage;
+mod get;
+mod heal;
+mod pack;
+mod put;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Condvar, Mutex, RwLock};
+
+pub use cache::{Cache, CacheFigures};
+pub use damage::{Damage, DamageEvent, DamageFigures};
+pub use heal::{Identity, StripeHealth};
+pub use put::{Put, Stored};
+
+use crate::backing::{BackingSet, Hedge};
+use crate::erasure::Coder;
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+use crate::ids::{BlockId, Incarnation, MemberId, SegmentId};
+use crate::meta::{Meta, SegmentRow};
+use crate::seal::{Codec, Sealer};
+use crate::segment::Segments;
+
+/// One chunk's plaintext, read or about to be.
+#[derive(Debug)]
+pub struct Chunk {
+    buffer: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Chunk {
+    /// The whole of `buffer`.
+    pub fn whole(buffer: Vec<u8>) -> Self {
+        let len = buffer.len();
+        Self { buffer, start: 0, len }
+    }
+
+    /// `len` bytes of `buffer` from `start`.
+    pub(crate) fn part(buffer: Vec<u8>, start: usize, len: usize) -> Self {
+        debug_assert!(start + len <= buffer.len());
+        Self { buffer, start, len }
+    }
+}
+
+impl std::ops::Deref for Chunk {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.buffer[self.start..self.start + self.len]
+    }
+}
+
+/// What a reader must know of a segment.
+#[derive(Clone, Debug)]
+pub struct SegmentInfo {
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Its shards.
+    pub geometry: Geometry,
+    /// The member of each slot; `None`: vacant.
+    pub slots: Vec<Option<MemberId>>,
+}
+
+/// Counters since the volume was opened.
+#[derive(Debug, Default)]
+pub struct BlockFigures {
+    /// Chunks that were stored already.
+    pub dedup_hits: AtomicU64,
+    /// Chunks that were not.
+    pub dedup_misses: AtomicU64,
+    /// Blocks that were read with parity because a data shard was missing, late or wrong.
+    pub degraded_reads: AtomicU64,
+}
+
+/// The store of sealed blocks of one volume.
+pub struct Blocks {
+    set: Arc<BackingSet>,
+    segments: Segments,
+    sealer: Arc<Sealer>,
+    header_mac: [u8; 32],
+    meta: Arc<Meta>,
+    codec: Codec,
+    hedge: Hedge,
+    geometry: Geometry,
+    coders: Mutex<HashMap<(usize, usize), Arc<Coder>>>,
+    infos: RwLock<HashMap<SegmentId, Arc<SegmentInfo>>>,
+    claimed: Mutex<HashSet<BlockId>>,
+    unclaimed: Condvar,
+    cache: Cache,
+    damage: Damage,
+    figures: BlockFigures,
+    arenas: Mutex<Vec<Vec<u8>>>,
+}
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blocks").field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
+/// Arenas kept for reuse: fresh pages are dearer than what is done with them.
+const ARENAS_KEPT: usize = 8;
+
+/// What [`Blocks::new`] needs besides the parts below it.
+#[derive(Clone, Debug)]
+pub struct BlocksConfig {
+    /// How new blocks are compressed.
+    pub codec: Codec,
+    /// When parity is asked for.
+    pub hedge: Hedge,
+    /// Shards of new stripes.
+    pub geometry: Geometry,
+    /// Limit of the cache of decoded blocks, bytes.
+    pub cache_bytes: u64,
+    /// Key of header MACs.
+    pub header_mac: [u8; 32],
+}
+
+impl Blocks {
+    /// Over open segments and the metadata database.
+    pub fn new(segments: Segments, sealer: Arc<Sealer>, meta: Arc<Meta>, config: BlocksConfig) -> Self {
+        Self {
+            set: segments.set().clone(),
+            segments,
+            sealer,
+            header_mac: config.header_mac,
+            meta,
+            codec: config.codec,
+            hedge: config.hedge,
+            geometry: config.geometry,
+            coders: Mutex::default(),
+            infos: RwLock::default(),
+            claimed: Mutex::default(),
+            unclaimed: Condvar::new(),
+            cache: Cache::new(config.cache_bytes),
+            damage: Damage::default(),
+            figures: BlockFigures::default(),
+            arenas: Mutex::default(),
+        }
+    }
+
+    /// The segments blocks are appended to.
+    pub fn segments(&self) -> &Segments {
+        &self.segments
+    }
+
+    /// The cache of decoded blocks.
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// What was found damaged.
+    pub fn damage(&self) -> &Damage {
+        &self.damage
+    }
+
+    /// Counters.
+    pub fn figures(&self) -> &BlockFigures {
+        &self.figures
+    }
+
+    fn coder(&self, geometry: Geometry) -> Arc<Coder> {
+        let mut coders = self.coders.lock();
+        coders
+            .entry((geometry.data(), geometry.parity()))
+            .or_insert_with(|| Arc::new(Coder::new(geometry)))
+            .clone()
+    }
+
+    /// What a reader must know of `segment`; its row is read once.
+    pub fn segment_info(&self, segment: SegmentId) -> Result<Arc<SegmentInfo>> {
+        if let Some(info) = self.infos.read().get(&segment) {
+            return Ok(info.clone());
+        }
+        let row = self.meta.read(|txn| txn.segment(segment))?.ok_or_else(|| {
+            Error::format(
+                format!("segment {segment}"),
+                "blocks name it but the metadata has no row for it; run `brine check` on the volume",
+            )
+        })?;
+        let info = Arc::new(SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots });
+        self.infos.write().insert(segment, info.clone());
+        Ok(info)
+    }
+
+    /// Forget what was known of a segment whose row changed.
+    pub fn forget_segment(&self, segment: SegmentId) {
+        self.infos.write().remove(&segment);
+    }
+
+    fn know_segment(&self, row: &SegmentRow) {
+        let info =
+            SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots.clone() };
+        self.infos.write().insert(row.id, Arc::new(info));
+    }
+
+    fn arena(&self) -> Vec<u8> {
+        self.arenas.lock().pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, mut arena: Vec<u8>) {
+        arena.clear();
+        let mut arenas = self.arenas.lock();
+        if arenas.len() < ARENAS_KEPT {
+            arenas.push(arena);
+        }
+    }
+
+    fn count(counter: &AtomicU64, by: usize) {
+        counter.fetch_add(by as u64, Ordering::Relaxed);
+    }
+}

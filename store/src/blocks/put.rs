@@ -1,0 +1,371 @@
+//! Storing chunks: digest, key, known? else seal, pack, code, append, and the rows, in that order.
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+
+use super::pack::{self, Plan};
+use super::{Blocks, Chunk};
+use crate::error::{Error, Result};
+use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
+use crate::meta::{BlockRow, BlockState, SegmentRow, SegmentState, Txn};
+use crate::seal::{BlockKind, Salt, Sealer};
+use crate::segment::Extent;
+use crate::shard::{BlockEntry, RECORD_ALIGN, RecordHeader, RecordKind, record_len};
+
+/// A chunk to store.
+#[derive(Clone, Copy, Debug)]
+pub struct Put<'a> {
+    /// Its plaintext, not empty, at most [`crate::seal::CHUNK_LEN_MAX`] bytes.
+    pub plain: &'a [u8],
+    /// The salt that decides with whom it is shared.
+    pub salt: Salt,
+}
+
+/// A chunk that is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    /// The key to read it by.
+    pub key: BlockKey,
+    /// Its public name.
+    pub id: BlockId,
+    /// True if nothing had to be written.
+    pub duplicate: bool,
+}
+
+struct Candidate {
+    digest: ContentDigest,
+    key: BlockKey,
+    id: BlockId,
+}
+
+/// A block to be sealed, and where its plaintext is.
+struct Fresh {
+    put: usize,
+    sealed_len: usize,
+}
+
+/// Claims of blocks that this thread is storing; others that want the same wait.
+struct Claims<'a> {
+    blocks: &'a Blocks,
+    ids: Vec<BlockId>,
+}
+
+impl Drop for Claims<'_> {
+    fn drop(&mut self) {
+        let mut claimed = self.blocks.claimed.lock();
+        for id in &self.ids {
+            claimed.remove(id);
+        }
+        drop(claimed);
+        self.blocks.unclaimed.notify_all();
+    }
+}
+
+/// Attempts at appending before a put gives up: each failed one took a member out.
+const APPEND_ATTEMPTS_MAX: usize = 8;
+
+impl Blocks {
+    /// Store `puts` and, in the same operation of the metadata, whatever `rows` does with their keys.
+    ///
+    /// Appended, not synced, when it returns. Errors: [`Error::NoSpace`], [`Error::TooFewMembers`], database errors.
+    pub fn put<R>(
+        &self,
+        puts: &[Put<'_>],
+        rows: impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>,
+    ) -> Result<R> {
+        let candidates: Vec<Candidate> = puts
+            .iter()
+            .map(|put| {
+                let digest = self.sealer.content_digest(BlockKind::FileData, put.plain);
+                let key = self.sealer.block_key(&put.salt, &digest);
+                Candidate { digest, key, id: Sealer::block_id(&key) }
+            })
+            .collect();
+        let claims = self.claim(candidates.iter().map(|c| c.id));
+        let known = self.meta.read(|txn| {
+            claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>()
+        })?;
+
+        // The first of equal chunks in this call is stored, the others find it.
+        let mut fresh_ids: HashMap<BlockId, usize> = HashMap::new();
+        let mut fresh = Vec::new();
+        let mut stored = Vec::with_capacity(puts.len());
+        for (index, candidate) in candidates.iter().enumerate() {
+            let usable = known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state.is_usable());
+            let duplicate = usable || fresh_ids.contains_key(&candidate.id);
+            if !duplicate {
+                fresh_ids.insert(candidate.id, index);
+                fresh.push(index);
+            }
+            stored.push(Stored { key: candidate.key, id: candidate.id, duplicate });
+        }
+        Self::count(&self.figures.dedup_hits, puts.len() - fresh.len());
+        Self::count(&self.figures.dedup_misses, fresh.len());
+
+        let generation = self.meta.open_generation();
+        let (new_blocks, new_segment) = self.append(puts, &candidates, &fresh, generation)?;
+        let outcome = self.meta.with(|txn| {
+            if let Some(segment) = &new_segment {
+                txn.put_segment(segment)?;
+            }
+            for (id, tail) in self.segments.take_closed() {
+                txn.close_segment(id, tail)?;
+            }
+            for row in &new_blocks {
+                txn.put_block(row)?;
+            }
+            rows(txn, &stored)
+        });
+        drop(claims);
+        outcome
+    }
+
+    fn claim(&self, ids: impl Iterator<Item = BlockId>) -> Claims<'_> {
+        let mut ids: Vec<BlockId> = ids.collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut claimed = self.claimed.lock();
+        // All at once or none: two threads can never wait for each other.
+        while ids.iter().any(|id| claimed.contains(id)) {
+            self.unclaimed.wait(&mut claimed);
+        }
+        claimed.extend(ids.iter().copied());
+        drop(claimed);
+        Claims { blocks: self, ids }
+    }
+
+    fn append(
+        &self,
+        puts: &[Put<'_>],
+        candidates: &[Candidate],
+        fresh: &[usize],
+        generation: Generation,
+    ) -> Result<(Vec<BlockRow>, Option<SegmentRow>)> {
+        if fresh.is_empty() {
+            return Ok((Vec::new(), None));
+        }
+        // Sealed one after another into one arena, then laid out.
+        let mut sealed = self.arena();
+        let mut blocks = Vec::with_capacity(fresh.len());
+        for &put in fresh {
+            let start = sealed.len();
+            let chunk = &puts[put];
+            self.sealer.seal(BlockKind::FileData, &candidates[put].key, self.codec, chunk.plain, &mut sealed);
+            blocks.push(Fresh { put, sealed_len: sealed.len() - start });
+        }
+        let lens: Vec<usize> = blocks.iter().map(|block| block.sealed_len).collect();
+        let plans = pack::plan(&lens, self.geometry.data());
+        let mut laid_out = self.lay_out(&plans, &lens, &sealed, candidates, &blocks);
+        self.give_back(sealed);
+
+        let written = self.write_stripes(&mut laid_out, generation);
+        let result = written.map(|(extent, segment)| {
+            let rows = block_rows(&laid_out, &extent, puts, candidates, &blocks, self.codec, generation);
+            (rows, segment)
+        });
+        for stripe in laid_out {
+            self.give_back(stripe.shards);
+        }
+        result
+    }
+
+    fn lay_out(
+        &self,
+        plans: &[Plan],
+        lens: &[usize],
+        sealed: &[u8],
+        candidates: &[Candidate],
+        blocks: &[Fresh],
+    ) -> Vec<Stripe> {
+        let starts: Vec<usize> = lens
+            .iter()
+            .scan(0, |at, len| {
+                let start = *at;
+                *at += len;
+                Some(start)
+            })
+            .collect();
+        let coder = self.coder(self.geometry);
+        plans
+            .iter()
+            .map(|plan| {
+                let (k, total) = (self.geometry.data(), self.geometry.total());
+                let mut shards = self.arena();
+                let mut tags = blake3::Hasher::new();
+                let mut entries = Vec::with_capacity(plan.blocks.len());
+                for &(index, at) in &plan.blocks {
+                    let bytes = &sealed[starts[index]..starts[index] + lens[index]];
+                    shards.resize(at, 0);
+                    shards.extend_from_slice(bytes);
+                    tags.update(&bytes[bytes.len() - 16..]);
+                    entries.push(BlockEntry {
+                        id: candidates[blocks[index].put].id,
+                        offset: at as u32,
+                        len: lens[index] as u32,
+                    });
+                }
+                shards.resize(total * plan.shard_len, 0);
+                let (data, parity) = shards.split_at_mut(k * plan.shard_len);
+                let data: Vec<&[u8]> = data.chunks_exact(plan.shard_len).collect();
+                let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(plan.shard_len).collect();
+                coder.encode(&data, &mut parity);
+                let checksums =
+                    shards.chunks_exact(plan.shard_len).map(|shard| *blake3::hash(shard).as_bytes()).collect();
+                let header_len = RecordHeader::header_len(entries.len(), RecordKind::Stripe);
+                Stripe {
+                    shards,
+                    shard_len: plan.shard_len,
+                    message_len: plan.message_len,
+                    tag: *tags.finalize().as_bytes(),
+                    checksums,
+                    entries,
+                    indices: plan.blocks.iter().map(|&(index, _)| index).collect(),
+                    record_len: record_len(header_len, plan.shard_len),
+                    at: 0,
+                }
+            })
+            .collect()
+    }
+
+    /// Write stripes side by side at one offset. A directory that fails is taken out and the whole run written again
+    /// elsewhere (offsets are never reused).
+    fn write_stripes(&self, stripes: &mut [Stripe], generation: Generation) -> Result<(Extent, Option<SegmentRow>)> {
+        let total: u64 = stripes.iter().map(|stripe| stripe.record_len).sum();
+        let mut at = 0;
+        for stripe in stripes.iter_mut() {
+            stripe.at = at;
+            at += stripe.record_len;
+        }
+        let mut opened = Vec::new();
+        let mut last_error = None;
+        for _ in 0..APPEND_ATTEMPTS_MAX {
+            let extent = self.segments.allocate(total, generation)?;
+            if extent.fresh {
+                let row = segment_row(&extent, generation);
+                self.know_segment(&row);
+                opened.push(row);
+            }
+            let outcome = (0..self.geometry.total()).try_for_each(|slot| self.write_slot(&extent, slot, stripes));
+            match outcome {
+                Ok(()) => {
+                    self.segments.appended(&extent, total);
+                    // Segments abandoned on the way hold nothing that is named; only the last one is recorded.
+                    return Ok((extent, opened.pop()));
+                }
+                Err(error) => {
+                    self.segments.abandon(extent.segment.id);
+                    last_error = Some(error);
+                }
+            }
+        }
+        Err(last_error.unwrap_or(Error::NoSpace))
+    }
+
+    fn write_slot(&self, extent: &Extent, slot: usize, stripes: &[Stripe]) -> Result<()> {
+        if extent.segment.slots[slot].is_none() {
+            return Ok(());
+        }
+        let headers: Vec<Vec<u8>> =
+            stripes.iter().map(|stripe| self.header(extent, slot, stripe).encode(&self.header_mac)).collect();
+        let mut parts = Vec::with_capacity(3 * stripes.len());
+        for (stripe, header) in stripes.iter().zip(&headers) {
+            let shard = &stripe.shards[slot * stripe.shard_len..(slot + 1) * stripe.shard_len];
+            let padding = stripe.record_len as usize - header.len() - shard.len();
+            parts.push(IoSlice::new(header));
+            parts.push(IoSlice::new(shard));
+            parts.push(IoSlice::new(&ZEROES[..padding]));
+        }
+        self.segments.write(extent, slot, &parts)
+    }
+
+    fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Stripe,
+            segment: extent.segment.id,
+            incarnation: extent.segment.incarnation,
+            offset: extent.offset + stripe.at,
+            shard: ShardIndex(slot as u8),
+            geometry: self.geometry,
+            message_len: stripe.message_len as u32,
+            shard_len: stripe.shard_len as u32,
+            stripe_tag: stripe.tag,
+            payload_checksum: stripe.checksums[slot],
+            blocks: stripe.entries.clone(),
+            commit: None,
+        }
+    }
+
+    /// Keep a chunk that was just stored in the cache, for readers that come soon.
+    pub fn remember(&self, id: BlockId, plain: Vec<u8>) {
+        self.cache.insert(id, std::sync::Arc::new(Chunk::whole(plain)));
+    }
+}
+
+static ZEROES: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
+
+struct Stripe {
+    /// k data shards, then m parity shards.
+    shards: Vec<u8>,
+    shard_len: usize,
+    message_len: usize,
+    tag: [u8; 32],
+    checksums: Vec<[u8; 32]>,
+    entries: Vec<BlockEntry>,
+    /// Index of each entry among the fresh blocks.
+    indices: Vec<usize>,
+    record_len: u64,
+    /// Offset in the run.
+    at: u64,
+}
+
+fn segment_row(extent: &Extent, generation: Generation) -> SegmentRow {
+    let segment = &extent.segment;
+    SegmentRow {
+        id: segment.id,
+        incarnation: segment.incarnation,
+        geometry: segment.geometry,
+        slots: segment.slots.clone(),
+        capacity: segment.capacity,
+        tail: extent.offset,
+        state: SegmentState::Open,
+        generation,
+    }
+}
+
+fn block_rows(
+    stripes: &[Stripe],
+    extent: &Extent,
+    puts: &[Put<'_>],
+    candidates: &[Candidate],
+    blocks: &[Fresh],
+    codec: crate::seal::Codec,
+    generation: Generation,
+) -> Vec<BlockRow> {
+    let segment: SegmentId = extent.segment.id;
+    stripes
+        .iter()
+        .flat_map(|stripe| {
+            stripe.entries.iter().zip(&stripe.indices).map(move |(entry, &index)| {
+                let put = blocks[index].put;
+                BlockRow {
+                    id: entry.id,
+                    digest: candidates[put].digest,
+                    salt: puts[put].salt,
+                    segment,
+                    offset: extent.offset + stripe.at,
+                    record_len: stripe.record_len as u32,
+                    stripe_blocks: stripe.entries.len() as u16,
+                    message_offset: entry.offset,
+                    sealed_len: entry.len,
+                    plain_len: puts[put].plain.len() as u32,
+                    refs: 0,
+                    state: BlockState::Zero,
+                    state_generation: generation,
+                    verified: false,
+                    codec,
+                    generation,
+                }
+            })
+        })
+        .collect()
+}

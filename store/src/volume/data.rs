@@ -1,0 +1,220 @@
+//! File data: chunks in and out of the store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{DomainPolicy, Volume};
+use crate::blocks::{Chunk, Put};
+use crate::error::{Error, Result};
+use crate::ids::{BlockKey, ChunkNo, DataId, Ino};
+use crate::meta::{Attr, FileChange, FileKind, INLINE_MAX};
+use crate::seal::{Salt, Sealer};
+
+/// Dirty chunks of one file: number and plaintext, not longer than the file needs.
+pub type FileChunks<'a> = (Ino, Vec<(ChunkNo, &'a [u8])>);
+
+/// Where a file's stored bytes are.
+enum Place {
+    Inline(Arc<[u8]>),
+    Extents(Vec<Option<BlockKey>>),
+}
+
+impl Volume {
+    /// Stored bytes of whole chunks, from the cache or the backing directories. `None`: a hole. A chunk may be shorter
+    /// than the chunk length; the rest reads as zero.
+    pub fn read_chunks(&self, attr: &Attr, chunks: &[ChunkNo]) -> Result<Vec<Option<Arc<Chunk>>>> {
+        match self.place(attr, chunks)? {
+            Place::Inline(bytes) => Ok(inline_chunks(&bytes, chunks)),
+            Place::Extents(keys) => {
+                let present: Vec<BlockKey> = keys.iter().flatten().copied().collect();
+                self.prefetcher.wait_for(&present);
+                let mut read = self.blocks.get(&present, Some(attr.ino))?.into_iter();
+                keys.iter()
+                    .map(|key| match key {
+                        None => Ok(None),
+                        Some(_) => read.next().transpose().map_err(|error| self.name_lost(attr.ino, error)),
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// What the cache holds of these chunks: `None` if anything would have to be read.
+    pub fn cached_chunks(&self, attr: &Attr, chunks: &[ChunkNo]) -> Option<Vec<Option<Arc<Chunk>>>> {
+        match self.place(attr, chunks).ok()? {
+            Place::Inline(bytes) => Some(inline_chunks(&bytes, chunks)),
+            Place::Extents(keys) => keys
+                .iter()
+                .map(|key| match key {
+                    None => Some(None),
+                    Some(key) => self.blocks.cache().get(&Sealer::block_id(key)).map(Some),
+                })
+                .collect(),
+        }
+    }
+
+    /// Read `count` chunks from `first` into the cache in the background.
+    pub fn prefetch(&self, attr: &Attr, first: ChunkNo, count: u64) {
+        let end = attr.size.div_ceil(1 << attr.chunk_bits);
+        let chunks: Vec<ChunkNo> = (first.0..first.0.saturating_add(count).min(end)).map(ChunkNo).collect();
+        if let Ok(Place::Extents(keys)) = self.place(attr, &chunks) {
+            self.prefetcher.ask(keys.into_iter().flatten().collect(), attr.ino);
+        }
+    }
+
+    fn place(&self, attr: &Attr, chunks: &[ChunkNo]) -> Result<Place> {
+        let (Some(first), Some(last)) = (chunks.iter().min(), chunks.iter().max()) else {
+            return Ok(Place::Extents(Vec::new()));
+        };
+        self.meta.read(|txn| {
+            if attr.size <= INLINE_MAX as u64
+                && let Some(bytes) = txn.inline_data(attr.ino)?
+            {
+                return Ok(Place::Inline(bytes));
+            }
+            let rows = txn.extents(attr.data, *first, ChunkNo(last.0 + 1))?;
+            let by_chunk: HashMap<ChunkNo, BlockKey> = rows.into_iter().collect();
+            Ok(Place::Extents(chunks.iter().map(|chunk| by_chunk.get(chunk).copied()).collect()))
+        })
+    }
+
+    /// Losses are logged with the file's name, once where they are met.
+    fn name_lost(&self, ino: Ino, error: Error) -> Error {
+        if matches!(error, Error::BlockLost { .. }) {
+            let path = self.path_of(ino).unwrap_or_else(|_| format!("inode {ino}"));
+            log::error!("{path}: {error}");
+        }
+        error
+    }
+
+    /// Seal, deduplicate and append chunks of one file. See [`Self::write_files`].
+    pub fn write_chunks(&self, ino: Ino, chunks: &[(ChunkNo, &[u8])]) -> Result<()> {
+        self.write_files(&[(ino, chunks.to_vec())])
+    }
+
+    /// Seal, deduplicate and append chunks of several files, small ones sharing stripes, and put their extents into
+    /// the open generation. All-zero chunks become holes. Not a change of version: [`Self::set_file`] is.
+    pub fn write_files(&self, files: &[FileChunks<'_>]) -> Result<()> {
+        self.writable()?;
+        let owners = self.meta.read(|txn| {
+            files
+                .iter()
+                .map(|(ino, _)| Ok(txn.attr(*ino).ok().map(|attr| (attr.data, attr.uid))))
+                .collect::<Result<Vec<Option<(DataId, u32)>>>>()
+        })?;
+        let mut puts = Vec::new();
+        // Per chunk: the file, the chunk, and the put that stores it (none: a hole).
+        let mut places: Vec<(Ino, ChunkNo, Option<usize>)> = Vec::new();
+        for ((ino, chunks), owner) in files.iter().zip(&owners) {
+            // A file that was removed meanwhile needs nothing stored.
+            let Some((_, uid)) = owner else { continue };
+            let salt = self.salt(*ino, *uid);
+            for (chunk, plain) in chunks {
+                let hole = is_zero(plain);
+                places.push((*ino, *chunk, (!hole).then_some(puts.len())));
+                if !hole {
+                    puts.push(Put { plain, salt });
+                }
+            }
+        }
+        let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();
+        self.blocks.put(&puts, |txn, stored| {
+            for (ino, chunk, put) in &places {
+                match put {
+                    Some(put) => txn.put_extent(*ino, *chunk, stored[*put].key, stored[*put].id)?,
+                    None => txn.punch(*ino, *chunk, 1)?,
+                }
+            }
+            Ok(())
+        })?;
+        self.space.wrote(bytes);
+        Ok(())
+    }
+
+    /// The salt of new blocks of an inode owned by `uid`.
+    fn salt(&self, ino: Ino, uid: u32) -> Salt {
+        let domain = match self.policy.domain {
+            DomainPolicy::Volume => 0,
+            DomainPolicy::Owner => u64::from(uid) + 1,
+        };
+        // A fixed mixture of the inode number (Steele and others, "SplitMix", 2014): neighbours fall apart.
+        let mut mixed = ino.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let index = ((mixed ^ (mixed >> 31)) % u64::from(self.policy.copies)) as u16;
+        Salt { domain, epoch: self.policy.epoch, index }
+    }
+
+    /// One change: new size, times and, for small files, content of a file whose dirty chunks were all written.
+    pub fn set_file(&self, ino: Ino, change: &FileChange) -> Result<Attr> {
+        self.change(|txn| txn.set_file(ino, change))
+    }
+
+    /// Content of a file that is kept in its inode row.
+    pub fn inline_data(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
+        Ok(self.meta.read(|txn| txn.inline_data(ino))?.map(|bytes| bytes.to_vec()))
+    }
+
+    /// Make whole chunks holes.
+    pub fn punch(&self, ino: Ino, first: ChunkNo, count: u64) -> Result<()> {
+        self.change(|txn| txn.punch(ino, first, count))
+    }
+
+    /// The first offset at or after `from` that holds data, in what is stored.
+    pub fn seek_data(&self, attr: &Attr, from: u64) -> Result<Option<u64>> {
+        if attr.kind != FileKind::File || from >= attr.size {
+            return Ok(None);
+        }
+        self.meta.read(|txn| {
+            if txn.inline_data(attr.ino)?.is_some() {
+                return Ok(Some(from));
+            }
+            let first = ChunkNo(from >> attr.chunk_bits);
+            let found = txn.next_extent(attr.data, first)?;
+            Ok(found.map(|chunk| from.max(chunk.0 << attr.chunk_bits)).filter(|at| *at < attr.size))
+        })
+    }
+
+    /// The first offset at or after `from` that is a hole, in what is stored; the end of the file counts as one.
+    pub fn seek_hole(&self, attr: &Attr, from: u64) -> Result<u64> {
+        if attr.kind != FileKind::File || from >= attr.size {
+            return Ok(attr.size);
+        }
+        self.meta.read(|txn| {
+            if txn.inline_data(attr.ino)?.is_some() {
+                return Ok(attr.size);
+            }
+            let first = ChunkNo(from >> attr.chunk_bits);
+            let hole = txn.next_hole(attr.data, first)?;
+            Ok(from.max(hole.0 << attr.chunk_bits).min(attr.size))
+        })
+    }
+}
+
+fn inline_chunks(bytes: &Arc<[u8]>, chunks: &[ChunkNo]) -> Vec<Option<Arc<Chunk>>> {
+    // Inline content is shorter than the shortest chunk.
+    let whole = || (!bytes.is_empty()).then(|| Arc::new(Chunk::whole(bytes.to_vec())));
+    chunks.iter().map(|chunk| if chunk.0 == 0 { whole() } else { None }).collect()
+}
+
+/// True if every byte is zero. Looks at 16 bytes at a time and stops at the first that are not.
+fn is_zero(bytes: &[u8]) -> bool {
+    let mut words = bytes.chunks_exact(16);
+    words.by_ref().all(|word| word == [0; 16]) && words.remainder().iter().all(|byte| *byte == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_zero;
+
+    #[test]
+    fn zero_runs_are_seen_whole() {
+        assert!(is_zero(&[]));
+        assert!(is_zero(&[0; 131_071]));
+        for at in [0, 15, 16, 100, 4094] {
+            let mut bytes = [0; 4095];
+            bytes[at] = 1;
+            assert!(!is_zero(&bytes), "{at}");
+        }
+    }
+}

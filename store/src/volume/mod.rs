@@ -1,0 +1,408 @@
+//! A volume, open: all that the crates above see of the store.
+//!
+//! Promises: namespace and attribute operations are one change each, atomic; data comes back as it was written or as
+//! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
+
+mod data;
+mod format;
+mod open;
+mod prefetch;
+mod probe;
+mod replace;
+mod space;
+mod status;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+pub use crate::backing::Hedge;
+pub use crate::blocks::Chunk;
+pub use crate::commit::{Flusher, GateGuard, NothingDirty};
+pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
+pub use crate::meta::{
+    Attr, DirEntry, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags, SetAttr, Unlinked,
+};
+pub use crate::seal::Codec;
+pub use crate::superblock::DomainPolicy;
+pub use data::FileChunks;
+pub use format::{FormatOptions, Formatted, format};
+pub use open::OpenOptions;
+pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use replace::replace;
+pub use space::Reservation;
+pub use status::{StatFs, VolumeStatus};
+
+use crate::backing::BackingSet;
+use crate::blocks::Blocks;
+use crate::clock::Clock;
+use crate::commit::Commit;
+use crate::error::{Error, Result};
+use crate::fence::LocalLock;
+use crate::geometry::Geometry;
+use crate::ids::{Generation, Ino, Term, VolumeId};
+use crate::meta::{Meta, Txn};
+use crate::seal::VolumeKeys;
+use crate::superblock::Superblock;
+use prefetch::Prefetcher;
+use space::Space;
+
+/// How new blocks are made.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// R: at most this many ciphertexts of equal content in a domain and epoch.
+    pub copies: u16,
+    /// Who shares salts.
+    pub domain: DomainPolicy,
+    /// The epoch of new blocks.
+    pub epoch: u32,
+    /// How they are compressed.
+    pub codec: Codec,
+}
+
+/// An open volume.
+pub struct Volume {
+    id: VolumeId,
+    label: String,
+    term: Term,
+    geometry: Geometry,
+    policy: Policy,
+    chunk_bits: u8,
+    state_dir: PathBuf,
+    set: Arc<BackingSet>,
+    meta: Arc<Meta>,
+    blocks: Arc<Blocks>,
+    space: Arc<Space>,
+    prefetcher: Prefetcher,
+    commit: Commit,
+    clock: Arc<dyn Clock>,
+    keys: VolumeKeys,
+    superblock: Mutex<Superblock>,
+    /// Set when nothing may be written any more, with the reason. Asked for at open, or after a failure.
+    read_only: Mutex<Option<String>>,
+    asked_read_only: bool,
+    warnings: Mutex<Vec<String>>,
+    housekeeper: Mutex<Option<Housekeeper>>,
+    /// Released last.
+    _lock: LocalLock,
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Volume").field("id", &self.id).field("geometry", &self.geometry).finish_non_exhaustive()
+    }
+}
+
+impl Volume {
+    /// Identity of the volume.
+    pub fn volume_id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// Its label; may be empty.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// Where its metadata database lies.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// What a user should know about how it was opened.
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().clone()
+    }
+
+    /// Why nothing can be written, if so.
+    pub fn is_read_only(&self) -> Option<String> {
+        self.read_only.lock().clone()
+    }
+
+    /// Chunk length of new files in a directory that says nothing else, as a power of two.
+    pub fn chunk_bits(&self) -> u8 {
+        self.chunk_bits
+    }
+
+    /// The clock times of changes come from.
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    pub(crate) fn meta(&self) -> &Arc<Meta> {
+        &self.meta
+    }
+
+    pub(crate) fn blocks(&self) -> &Arc<Blocks> {
+        &self.blocks
+    }
+
+    pub(crate) fn identity(&self) -> crate::blocks::Identity {
+        crate::blocks::Identity { volume: self.id, term: self.term }
+    }
+
+    fn writable(&self) -> Result<()> {
+        match &*self.read_only.lock() {
+            None => Ok(()),
+            Some(reason) => Err(Error::ReadOnly(reason.clone())),
+        }
+    }
+
+    /// One operation that changes the metadata.
+    fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+        self.writable()?;
+        self.meta.with(operation)
+    }
+
+    /// Attributes of an inode. [`Error::Stale`] if it is gone.
+    pub fn attr(&self, ino: Ino) -> Result<Attr> {
+        self.meta.read(|txn| txn.attr(ino))
+    }
+
+    /// The inode that `name` in `parent` leads to.
+    pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.meta.read(|txn| txn.lookup(parent, name))
+    }
+
+    /// Make a file, directory, symbolic link or special file.
+    pub fn create(&self, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.create(parent, name, node, now))
+    }
+
+    /// Another name for a file.
+    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.link(ino, parent, name, now))
+    }
+
+    /// Remove a name of anything but a directory.
+    pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<Unlinked> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.unlink(parent, name, now))
+    }
+
+    /// Remove an empty directory.
+    pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Unlinked> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.rmdir(parent, name, now))
+    }
+
+    /// Rename; tells what was replaced.
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Result<Option<Unlinked>> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.rename(parent, name, new_parent, new_name, flags, now))
+    }
+
+    /// Target of a symbolic link.
+    pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.meta.read(|txn| txn.read_link(ino))
+    }
+
+    /// Change attributes: one change.
+    pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.set_attr(ino, change, now))
+    }
+
+    /// Note an access. No version, written lazily; errors do not matter.
+    pub fn touch_atime(&self, ino: Ino, atime_ns: i64) {
+        if self.writable().is_ok() {
+            let _ = self.meta.with(|txn| txn.touch_atime(ino, atime_ns));
+        }
+    }
+
+    /// Entries after `cookie` (0: from the start), at most `max`, without "." and "..", with attributes if `plus`.
+    pub fn read_dir(&self, ino: Ino, cookie: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
+        self.meta.read(|txn| txn.read_dir(ino, cookie, max, plus))
+    }
+
+    /// The directory that holds a directory; the root holds itself.
+    pub fn parent_of(&self, dir: Ino) -> Result<Ino> {
+        self.meta.read(|txn| txn.parent_of(dir))
+    }
+
+    /// A path of an inode from the root, for messages.
+    pub fn path_of(&self, ino: Ino) -> Result<String> {
+        let path = self.meta.read(|txn| txn.path_of_ino(ino))?;
+        Ok(String::from_utf8_lossy(&path).into_owned())
+    }
+
+    /// Value of an extended attribute.
+    pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.meta.read(|txn| txn.get_xattr(ino, name))
+    }
+
+    /// Names of the extended attributes.
+    pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        self.meta.read(|txn| txn.list_xattrs(ino))
+    }
+
+    /// Set an extended attribute: one change.
+    pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], create: bool, replace: bool) -> Result<()> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.set_xattr(ino, name, value, create, replace, now))
+    }
+
+    /// Remove an extended attribute: one change.
+    pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        let now = self.clock.now_ns();
+        self.change(|txn| txn.remove_xattr(ino, name, now))
+    }
+
+    /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
+    pub fn release_orphan(&self, ino: Ino) -> Result<()> {
+        self.change(|txn| txn.release_orphan(ino))
+    }
+
+    /// Promise worst-case space for `bytes` of new data (R10). Given back when dropped.
+    pub fn reserve(&self, bytes: u64) -> Result<Reservation> {
+        self.writable()?;
+        self.space.reserve(bytes)
+    }
+
+    /// Hold off commits while a change is made.
+    pub fn gate(&self) -> GateGuard<'_> {
+        self.commit.gate()
+    }
+
+    /// Make everything accepted so far durable.
+    pub fn commit(&self, flusher: &dyn Flusher) -> Result<Generation> {
+        if self.asked_read_only {
+            return Ok(self.meta.open_generation());
+        }
+        self.writable()?;
+        let outcome = self.commit.run(&self.blocks, &self.meta, flusher);
+        if let Err(error) = &outcome
+            && !matches!(error, Error::NoSpace)
+        {
+            // After a failed sync the kernel may have dropped what it still reads back: going on would build on it.
+            let reason = format!("a commit failed: {error}");
+            log::error!("{}: {reason}; the volume is read-only now", self.id);
+            self.read_only.lock().get_or_insert(reason);
+        }
+        outcome
+    }
+
+    /// Commit, record a clean end, and let go of everything.
+    pub fn close(self: Arc<Self>, flusher: &dyn Flusher) -> Result<()> {
+        let outcome = if self.asked_read_only { Ok(()) } else { self.commit(flusher).map(|_| ()) };
+        if let Some(housekeeper) = self.housekeeper.lock().take() {
+            housekeeper.stop();
+        }
+        outcome?;
+        if !self.asked_read_only {
+            self.blocks.segments().close();
+            self.meta.with(|txn| {
+                for (id, tail) in self.blocks.segments().take_closed() {
+                    txn.close_segment(id, tail)?;
+                }
+                Ok(())
+            })?;
+            self.meta.commit_generation()?;
+            self.meta.sync()?;
+            self.write_superblocks(|superblock| superblock.generation = self.meta.committed_generation())?;
+        }
+        self.meta.close()
+    }
+
+    /// Change the superblock and write it to every member that can be written, one after another.
+    fn write_superblocks(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
+        let mut superblock = self.superblock.lock();
+        change(&mut superblock);
+        superblock.sequence += 1;
+        open::write_to_members(&self.set, &superblock, &self.keys)
+    }
+}
+
+/// The thread that does what nobody waits for: retiring extents, healing queued stripes, folding the database's log.
+#[derive(Debug)]
+struct Housekeeper {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: JoinHandle<()>,
+}
+
+/// Pause between rounds of housekeeping.
+const ROUND: Duration = Duration::from_millis(500);
+/// Rows retired in one operation, so that no writer waits long.
+const RETIRE_BATCH: usize = 2000;
+
+impl Housekeeper {
+    fn start(volume: &Arc<Volume>) -> Result<Self> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let weak = Arc::downgrade(volume);
+        let signal = stop.clone();
+        let stopping = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new()
+            .name("housekeeper".into())
+            .spawn(move || {
+                loop {
+                    {
+                        let mut stopped = signal.0.lock();
+                        if !*stopped {
+                            signal.1.wait_for(&mut stopped, ROUND);
+                        }
+                        if *stopped {
+                            stopping.store(true, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                    let Some(volume) = weak.upgrade() else { return };
+                    if let Err(error) = volume.housekeeping() {
+                        log::warn!("housekeeping: {error}");
+                    }
+                }
+            })
+            .map_err(|source| Error::io("starting the housekeeping thread", source))?;
+        Ok(Self { stop, thread })
+    }
+
+    fn stop(self) {
+        *self.stop.0.lock() = true;
+        self.stop.1.notify_all();
+        // The thread itself may hold the last reference to the volume.
+        if self.thread.thread().id() != std::thread::current().id() {
+            let _ = self.thread.join();
+        }
+    }
+}
+
+impl Volume {
+    fn housekeeping(&self) -> Result<()> {
+        self.meta.checkpoint_wal()?;
+        if self.writable().is_err() {
+            return Ok(());
+        }
+        while {
+            let _held = self.gate();
+            self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
+        } {}
+        self.heal_queued()
+    }
+
+    /// Write the shards anew that readers found missing or wrong, where their directories can take them.
+    fn heal_queued(&self) -> Result<()> {
+        let queue = self.blocks.damage().take_queue();
+        let mut unsynced = std::collections::BTreeSet::new();
+        for (segment, offset) in queue {
+            let Some(row) = self.meta.read(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
+                continue;
+            };
+            self.blocks.heal_stripe(&row, Some(self.identity()), &mut unsynced)?;
+        }
+        self.blocks.sync_healed(&mut unsynced)
+    }
+}

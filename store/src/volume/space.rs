@@ -1,0 +1,187 @@
+//! How much can still be written, and promises of it (R10).
+//!
+//! What a user can write depends on how free space is spread: a stripe needs k+m different members. The figure is
+//! the largest T such that members together could give k+m shares of T, no member giving more than it has or than T.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::backing::BackingSet;
+use crate::error::{Error, Result};
+use crate::geometry::Geometry;
+
+/// How old a reading of the members' free space may be.
+const SAMPLE_AGE_MAX: Duration = Duration::from_millis(500);
+/// Space kept back on each member, so that metadata and deletes still work when data no longer fits: a share of it.
+const RESERVE_SHARE: u64 = 100;
+/// The most that is kept back on one member, bytes.
+const RESERVE_MAX: u64 = 256 << 20;
+/// What headers, padding and alignment add to a stripe at worst, as a share of the data (1/16), and per request, bytes.
+const OVERHEAD_SHARE: u64 = 16;
+
+/// Figures of the backing directories, raw, bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RawSpace {
+    /// Size of all present members.
+    pub total: u64,
+    /// Free on all present members.
+    pub free: u64,
+    /// Plaintext that fits in what the members could ever hold.
+    pub usable_total: u64,
+    /// Plaintext that still fits.
+    pub usable_free: u64,
+}
+
+#[derive(Default)]
+struct Sample {
+    taken: Option<Instant>,
+    raw: RawSpace,
+    /// Bytes of plaintext written since.
+    written: u64,
+}
+
+/// Accounts of space of one open volume.
+pub struct Space {
+    set: Arc<BackingSet>,
+    geometry: Geometry,
+    sample: Mutex<Sample>,
+    promised: AtomicU64,
+}
+
+impl std::fmt::Debug for Space {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Space").field("promised", &self.promised).finish_non_exhaustive()
+    }
+}
+
+/// Space promised to data that is accepted but not yet appended. Dropping it gives the promise back.
+#[derive(Debug)]
+pub struct Reservation {
+    space: Arc<Space>,
+    bytes: u64,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.space.promised.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+impl Space {
+    /// Over the members of `set`.
+    pub fn new(set: Arc<BackingSet>, geometry: Geometry) -> Arc<Self> {
+        Arc::new(Self { set, geometry, sample: Mutex::default(), promised: AtomicU64::new(0) })
+    }
+
+    /// Promise room for `bytes` of new data. [`Error::NoSpace`] if it might not fit.
+    pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
+        let bytes = bytes + bytes / OVERHEAD_SHARE;
+        let free = self.usable_free();
+        let mut promised = self.promised.load(Ordering::Acquire);
+        loop {
+            let wanted = promised.saturating_add(bytes);
+            if wanted > free {
+                return Err(Error::NoSpace);
+            }
+            match self.promised.compare_exchange_weak(promised, wanted, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(Reservation { space: self.clone(), bytes }),
+                Err(now) => promised = now,
+            }
+        }
+    }
+
+    /// Tell that `bytes` of plaintext were appended since the last sample.
+    pub fn wrote(&self, bytes: u64) {
+        self.sample.lock().written += bytes + bytes / OVERHEAD_SHARE;
+    }
+
+    fn usable_free(&self) -> u64 {
+        let mut sample = self.sample.lock();
+        self.refresh(&mut sample);
+        sample.raw.usable_free.saturating_sub(sample.written)
+    }
+
+    /// Figures not older than half a second.
+    pub fn raw(&self) -> RawSpace {
+        let mut sample = self.sample.lock();
+        self.refresh(&mut sample);
+        let mut raw = sample.raw;
+        raw.usable_free = raw.usable_free.saturating_sub(sample.written);
+        raw
+    }
+
+    fn refresh(&self, sample: &mut Sample) {
+        if sample.taken.is_some_and(|taken| taken.elapsed() < SAMPLE_AGE_MAX) {
+            return;
+        }
+        // Members on one filesystem share its free space: each gets an equal part.
+        let spaces: Vec<_> =
+            self.set.members().iter().filter(|m| m.can_read()).filter_map(|member| member.space()).collect();
+        let sharing = |device: u64| spaces.iter().filter(|other| other.device == device).count().max(1) as u64;
+        let mut raw = RawSpace::default();
+        let (mut free, mut total) = (Vec::new(), Vec::new());
+        for space in &spaces {
+            let parts = sharing(space.device);
+            raw.total += space.total / parts;
+            raw.free += space.available / parts;
+            let reserve = (space.total / RESERVE_SHARE).min(RESERVE_MAX) / parts;
+            free.push((space.available / parts).saturating_sub(reserve));
+            total.push((space.total / parts).saturating_sub(reserve));
+        }
+        raw.usable_free = usable(free, self.geometry);
+        raw.usable_total = usable(total, self.geometry);
+        *sample = Sample { taken: Some(Instant::now()), raw, written: 0 };
+    }
+}
+
+/// Bytes of plaintext that fit into members with these free bytes. With fewer members than slots the missing slots
+/// stay vacant, so the members present carry one share each.
+fn usable(mut free: Vec<u64>, geometry: Geometry) -> u64 {
+    if free.len() < geometry.data() {
+        return 0;
+    }
+    let slots = geometry.total().min(free.len()) as u64;
+    free.sort_unstable();
+    // Lower the cap T to the mean of what the smaller members leave, until every larger one can give T.
+    let mut share = u128::MAX;
+    for taken in 0..slots {
+        // The `taken` largest members give T each; the others give all they have.
+        let rest: u128 = free[..free.len() - taken as usize].iter().map(|&f| u128::from(f)).sum();
+        share = share.min(rest / u128::from(slots - taken));
+    }
+    u64::try_from(share * geometry.data() as u128).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn g(k: u8, m: u8) -> Geometry {
+        Geometry::new(k, m).unwrap()
+    }
+
+    #[test]
+    fn equal_members_hold_k_shares() {
+        assert_eq!(usable(vec![100; 6], g(4, 2)), 400);
+        assert_eq!(usable(vec![100; 12], g(4, 2)), 800);
+        assert_eq!(usable(vec![100], g(1, 0)), 100);
+    }
+
+    #[test]
+    fn a_small_member_limits_only_what_needs_it() {
+        // Six slots, six members: the smallest bounds every stripe.
+        assert_eq!(usable(vec![10, 100, 100, 100, 100, 100], g(4, 2)), 40);
+        // A seventh member lets stripes avoid it now and then.
+        assert_eq!(usable(vec![10, 100, 100, 100, 100, 100, 100], g(4, 2)), 404);
+        assert_eq!(usable(vec![50, 50, 1000], g(1, 1)), 100);
+    }
+
+    #[test]
+    fn fewer_members_than_slots_carry_one_share_each() {
+        assert_eq!(usable(vec![100; 4], g(4, 2)), 400);
+        assert_eq!(usable(vec![100; 3], g(4, 2)), 0);
+    }
+}

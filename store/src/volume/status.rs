@@ -1,0 +1,347 @@
+//! What a volume says about itself. Fields are documented in docs/CLI.md and only ever added to.
+
+use serde::Serialize;
+
+use super::{DomainPolicy, Volume};
+use crate::backing::Health;
+use crate::blocks::{CacheFigures, DamageFigures};
+use crate::error::Result;
+use crate::seal::Codec;
+
+/// Figures for statfs(2), in bytes where not said otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StatFs {
+    /// Unit of the three figures below.
+    pub block_size: u32,
+    /// Blocks of plaintext the volume could ever hold.
+    pub blocks: u64,
+    /// Blocks that can still be written.
+    pub free: u64,
+    /// The same for ordinary users.
+    pub available: u64,
+    /// Inodes in use and still possible.
+    pub files: u64,
+    /// Inodes still possible.
+    pub files_free: u64,
+}
+
+/// Status of an open volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeStatus {
+    /// Identity, hexadecimal.
+    pub volume: String,
+    /// Label; may be empty.
+    pub label: String,
+    /// Number of the last committed state.
+    pub generation: u64,
+    /// "healthy", "degraded", "critical", "read-only" or "failed".
+    pub health: &'static str,
+    /// Why it is not healthy, one sentence each.
+    pub health_reason: Vec<String>,
+    /// Shards of a stripe.
+    pub geometry: GeometryStatus,
+    /// Directories that can still be lost without losing a byte that is fully stored.
+    pub tolerated_losses: usize,
+    /// The backing directories.
+    pub directories: Vec<DirectoryStatus>,
+    /// Space, bytes.
+    pub space: SpaceStatus,
+    /// Deduplication.
+    pub dedup: DedupStatus,
+    /// Redundancy.
+    pub redundancy: RedundancyStatus,
+    /// Damage met since the volume was opened.
+    pub damage: DamageStatus,
+    /// The cache of decoded blocks.
+    pub cache: CacheFigures,
+    /// Commits made durable since the volume was opened.
+    pub commits: u64,
+    /// R: ciphertexts of equal content at most, in a domain and epoch.
+    pub copies: u16,
+    /// Epoch of new blocks.
+    pub epoch: u32,
+    /// "volume" or "owner".
+    pub domain: &'static str,
+    /// "none" or "lz4".
+    pub codec: &'static str,
+    /// Where the metadata database lies.
+    pub state_dir: String,
+    /// What a user should know about how it was opened.
+    pub warnings: Vec<String>,
+}
+
+/// k and m.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct GeometryStatus {
+    /// Data shards.
+    pub data: usize,
+    /// Parity shards.
+    pub parity: usize,
+}
+
+/// One backing directory.
+#[derive(Clone, Debug, Serialize)]
+pub struct DirectoryStatus {
+    /// Identity, hexadecimal.
+    pub id: String,
+    /// Path.
+    pub path: String,
+    /// "healthy", "missing", "sick", "failed" or "duplicate".
+    pub state: &'static str,
+    /// Why, if not healthy.
+    pub reason: String,
+    /// Size of its filesystem.
+    pub total_bytes: u64,
+    /// Free there.
+    pub free_bytes: u64,
+    /// Reads asked of it.
+    pub reads: u64,
+    /// Reads that failed.
+    pub read_errors: u64,
+    /// Shards that were not what belongs there.
+    pub rejected_shards: u64,
+    /// Reads that came too late.
+    pub late_reads: u64,
+    /// Writes asked of it.
+    pub writes: u64,
+    /// Writes and syncs that failed.
+    pub write_errors: u64,
+}
+
+/// Space, bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SpaceStatus {
+    /// Sum of file sizes.
+    pub logical_bytes: u64,
+    /// Plaintext of distinct blocks that are in use.
+    pub unique_bytes: u64,
+    /// The same, sealed.
+    pub stored_bytes: u64,
+    /// Shards and headers of all blocks, dead ones included, estimated from their geometry.
+    pub raw_bytes: u64,
+    /// Size of all present directories.
+    pub raw_total_bytes: u64,
+    /// Free in all present directories.
+    pub raw_free_bytes: u64,
+    /// Plaintext that still fits.
+    pub usable_free_bytes: u64,
+    /// Sealed bytes that nothing refers to any more.
+    pub reclaimable_bytes: u64,
+    /// Files of all kinds.
+    pub files: u64,
+}
+
+/// Deduplication.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DedupStatus {
+    /// Bytes referred to by one byte stored; 1 if nothing is shared.
+    pub ratio: f64,
+    /// Chunks written that were stored already, since the volume was opened.
+    pub hits: u64,
+    /// Chunks written that were not.
+    pub misses: u64,
+}
+
+/// Redundancy.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RedundancyStatus {
+    /// Raw bytes for one sealed byte, (k+m)/k.
+    pub factor: f64,
+    /// Blocks that were read with parity.
+    pub degraded_reads: u64,
+}
+
+/// Damage.
+#[derive(Clone, Debug, Serialize)]
+pub struct DamageStatus {
+    /// Shards found missing or wrong.
+    pub shards_bad: u64,
+    /// Shards written anew.
+    pub shards_repaired: u64,
+    /// Blocks that could not be read.
+    pub blocks_lost: u64,
+    /// Stripes waiting to be healed.
+    pub queued: usize,
+    /// The last events.
+    pub recent: Vec<DamageItem>,
+}
+
+/// One thing found damaged.
+#[derive(Clone, Debug, Serialize)]
+pub struct DamageItem {
+    /// Path of the file that was being read; empty if unknown.
+    pub path: String,
+    /// The block's id.
+    pub block: String,
+    /// What was wrong.
+    pub what: String,
+    /// False if bytes are lost.
+    pub recoverable: bool,
+}
+
+impl Volume {
+    /// Figures for statfs(2).
+    pub fn stat_fs(&self) -> Result<StatFs> {
+        const BLOCK: u64 = 4096;
+        let raw = self.space.raw();
+        let files = self.meta.figures()?.inodes;
+        let free = raw.usable_free / BLOCK;
+        Ok(StatFs {
+            block_size: BLOCK as u32,
+            blocks: raw.usable_total / BLOCK,
+            free,
+            available: free,
+            files: files + free,
+            files_free: free,
+        })
+    }
+
+    /// Everything `brine status` shows.
+    pub fn status(&self) -> Result<VolumeStatus> {
+        let figures = self.meta.figures()?;
+        let raw = self.space.raw();
+        let directories: Vec<DirectoryStatus> = self.set.members().iter().map(|m| directory(m)).collect();
+        let absent = self.set.members().iter().filter(|member| !member.can_read()).count();
+        let damage: DamageFigures = self.blocks.damage().figures();
+        let (health, health_reason) = self.health(&directories, absent, &damage);
+        let factor = self.geometry.total() as f64 / self.geometry.data() as f64;
+        Ok(VolumeStatus {
+            volume: self.id.to_string(),
+            label: self.label.clone(),
+            generation: self.meta.committed_generation().0,
+            health,
+            health_reason,
+            geometry: GeometryStatus { data: self.geometry.data(), parity: self.geometry.parity() },
+            tolerated_losses: self.geometry.parity().saturating_sub(absent),
+            directories,
+            space: SpaceStatus {
+                logical_bytes: figures.logical_bytes,
+                unique_bytes: figures.unique_bytes,
+                stored_bytes: figures.stored_bytes,
+                raw_bytes: figures.raw_bytes,
+                raw_total_bytes: raw.total,
+                raw_free_bytes: raw.free,
+                usable_free_bytes: raw.usable_free,
+                reclaimable_bytes: figures.dead_bytes,
+                files: figures.inodes,
+            },
+            dedup: DedupStatus {
+                ratio: if figures.unique_bytes == 0 {
+                    1.0
+                } else {
+                    figures.referenced_bytes as f64 / figures.unique_bytes as f64
+                },
+                hits: self.blocks.figures().dedup_hits.load(std::sync::atomic::Ordering::Relaxed),
+                misses: self.blocks.figures().dedup_misses.load(std::sync::atomic::Ordering::Relaxed),
+            },
+            redundancy: RedundancyStatus {
+                factor,
+                degraded_reads: self.blocks.figures().degraded_reads.load(std::sync::atomic::Ordering::Relaxed),
+            },
+            damage: self.damage_status(&damage),
+            cache: self.blocks.cache().figures(),
+            commits: self.commit.count(),
+            copies: self.policy.copies,
+            epoch: self.policy.epoch,
+            domain: match self.policy.domain {
+                DomainPolicy::Volume => "volume",
+                DomainPolicy::Owner => "owner",
+            },
+            codec: match self.policy.codec {
+                Codec::None => "none",
+                Codec::Lz4 => "lz4",
+            },
+            state_dir: self.state_dir.display().to_string(),
+            warnings: self.warnings(),
+        })
+    }
+
+    fn damage_status(&self, figures: &DamageFigures) -> DamageStatus {
+        let recent = self
+            .blocks
+            .damage()
+            .recent()
+            .into_iter()
+            .map(|event| DamageItem {
+                path: event.ino.and_then(|ino| self.path_of(ino).ok()).unwrap_or_default(),
+                block: event.block.to_string(),
+                what: event.what,
+                recoverable: event.recoverable,
+            })
+            .collect();
+        DamageStatus {
+            shards_bad: figures.shards_bad,
+            shards_repaired: figures.shards_repaired,
+            blocks_lost: figures.blocks_lost,
+            queued: self.blocks.damage().queued(),
+            recent,
+        }
+    }
+
+    fn health(
+        &self,
+        directories: &[DirectoryStatus],
+        absent: usize,
+        damage: &DamageFigures,
+    ) -> (&'static str, Vec<String>) {
+        let mut reasons: Vec<String> = directories
+            .iter()
+            .filter(|d| d.state != "healthy")
+            .map(|d| {
+                let reason = if d.reason.is_empty() { String::new() } else { format!(": {}", d.reason) };
+                format!("directory {} is {}{reason}", d.path, d.state)
+            })
+            .collect();
+        if damage.blocks_lost > 0 {
+            reasons.push(format!("{} blocks could not be read; `brine check` lists the files", damage.blocks_lost));
+        }
+        if damage.shards_bad > damage.shards_repaired {
+            reasons.push(format!(
+                "{} of {} bad shards are not healed yet",
+                damage.shards_bad - damage.shards_repaired,
+                damage.shards_bad
+            ));
+        }
+        let m = self.geometry.parity();
+        let failure = self.is_read_only().filter(|_| !self.asked_read_only);
+        let word = if absent > m || damage.blocks_lost > 0 {
+            "failed"
+        } else if let Some(reason) = failure {
+            reasons.push(reason);
+            "read-only"
+        } else if absent > 0 && absent == m {
+            "critical"
+        } else if !reasons.is_empty() {
+            "degraded"
+        } else {
+            "healthy"
+        };
+        (word, reasons)
+    }
+}
+
+fn directory(member: &crate::backing::Member) -> DirectoryStatus {
+    let (state, reason) = match member.health() {
+        Health::Healthy => ("healthy", String::new()),
+        Health::Missing { reason } => ("missing", reason),
+        Health::Sick => ("sick", "it answers too slowly".into()),
+        Health::Failed { reason } => ("failed", reason),
+        Health::Duplicate => ("duplicate", "another directory claims to be the same; name the true one".into()),
+    };
+    let space = member.space();
+    let figures = member.figures();
+    DirectoryStatus {
+        id: member.id.to_string(),
+        path: member.path().display().to_string(),
+        state,
+        reason,
+        total_bytes: space.as_ref().map_or(0, |s| s.total),
+        free_bytes: space.as_ref().map_or(0, |s| s.available),
+        reads: figures.reads,
+        read_errors: figures.read_errors,
+        rejected_shards: figures.rejected,
+        late_reads: figures.late,
+        writes: figures.writes,
+        write_errors: figures.write_errors,
+    }
+}
