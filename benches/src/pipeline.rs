@@ -1,1 +1,267 @@
-fn main(){}
+//! What one core does with a chunk on its way to shards and back, stage by stage: median GB/s, in cache.
+//!
+//! Timed with the thread's CPU clock, so that waiting for a processor does not count; shared caches and memory
+//! bandwidth do. Bytes are those of the chunk (GB = 1e9), also where a stage writes more (parity) or touches less.
+//! A new stage is one closure: see [`stages`].
+
+use std::fmt::Write;
+use std::hint::black_box;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use brine_store::erasure::{Coder, Kernel, kernel_name};
+use brine_store::geometry::Geometry;
+use brine_store::ids::ShardIndex;
+use nix::time::{ClockId, clock_gettime};
+use reed_solomon_erasure::galois_8::ReedSolomon;
+
+const HELP: &str = "\
+bench-pipeline: speed of one core, stage by stage
+
+  --chunk BYTES      chunk length (default 131072)
+  --geometry K+M     data and parity shards (default 4+2)
+  --samples N        samples a stage, of which the median is shown (default 9)
+  --only TEXT        only stages whose name contains TEXT
+  --json             print JSON instead of a table
+";
+
+/// CPU time of one sample: thousands of clock ticks, and short enough for 20 stages to end within seconds.
+const SAMPLE: Duration = Duration::from_millis(20);
+
+struct Options {
+    chunk_len: usize,
+    geometry: Geometry,
+    samples: usize,
+    only: String,
+    json: bool,
+}
+
+impl Options {
+    /// `None`: help was asked for.
+    fn parse() -> Result<Option<Self>, lexopt::Error> {
+        use lexopt::prelude::*;
+        let mut options = Self {
+            chunk_len: 128 * 1024,
+            geometry: Geometry::default_for(6).ok_or("no default geometry")?,
+            samples: 9,
+            only: String::new(),
+            json: false,
+        };
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("chunk") => options.chunk_len = parser.value()?.parse()?,
+                Long("geometry") => options.geometry = parser.value()?.parse_with(parse_geometry)?,
+                Long("samples") => options.samples = parser.value()?.parse()?,
+                Long("only") => options.only = parser.value()?.string()?,
+                Long("json") => options.json = true,
+                Short('h') | Long("help") => return Ok(None),
+                _ => return Err(argument.unexpected()),
+            }
+        }
+        if options.chunk_len == 0 || options.samples == 0 {
+            return Err("--chunk and --samples must be at least 1".into());
+        }
+        Ok(Some(options))
+    }
+}
+
+fn parse_geometry(text: &str) -> Result<Geometry, &'static str> {
+    let numbers = text.split_once('+').and_then(|(data, parity)| Some((data.parse().ok()?, parity.parse().ok()?)));
+    numbers.and_then(|(data, parity)| Geometry::new(data, parity)).ok_or("a geometry is K+M, for example 4+2")
+}
+
+/// Something that is done with one chunk, again and again.
+struct Stage {
+    name: String,
+    run: Box<dyn FnMut()>,
+}
+
+/// GB/s of one stage.
+struct Speed {
+    name: String,
+    median: f64,
+    best: f64,
+    worst: f64,
+}
+
+/// All stages, in the order of the data's way.
+fn stages(options: &Options) -> Vec<Stage> {
+    let mut stages = Vec::new();
+    let mut add = |name: String, run: Box<dyn FnMut()>| stages.push(Stage { name, run });
+    let geometry = options.geometry;
+    let (data, parity) = (geometry.data(), geometry.parity());
+
+    let chunk = noise(options.chunk_len);
+    add("hash, blake3".into(), {
+        let chunk = chunk.clone();
+        Box::new(move || {
+            black_box(blake3::hash(black_box(&chunk)));
+        })
+    });
+
+    // The chunk cut into k data shards, the last one padded, and m parity shards.
+    let shard_len = options.chunk_len.div_ceil(data);
+    let mut shards: Vec<Vec<u8>> = chunk.chunks(shard_len).map(<[u8]>::to_vec).collect();
+    shards.resize(geometry.total(), Vec::new());
+    shards.iter_mut().for_each(|shard| shard.resize(shard_len, 0));
+
+    for kernel in Kernel::ALL {
+        let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
+        let mut shards = shards.clone();
+        let name = format!("encode, {}", kernel.name());
+        add(
+            name,
+            Box::new(move || with_split(black_box(&mut shards), data, |data, parity| coder.encode(data, parity))),
+        );
+    }
+    let reference = ReedSolomon::new(data, parity).ok();
+    if let Some(reference) = reference {
+        let mut shards = shards.clone();
+        add(
+            "encode, reed-solomon-erasure".into(),
+            Box::new(move || {
+                with_split(black_box(&mut shards), data, |data, parity| {
+                    reference.encode_sep(data, parity).expect("shards of this geometry");
+                });
+            }),
+        );
+    }
+
+    let coder = Coder::new(geometry);
+    with_split(&mut shards, data, |data, parity| coder.encode(data, parity));
+    for lost in 1..=parity.min(data).min(2) {
+        for kernel in [Kernel::best(), Kernel::Scalar] {
+            let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
+            let shards = shards.clone();
+            let mut out = vec![vec![0; shard_len]; lost];
+            let want: Vec<ShardIndex> = (0..lost).map(|index| ShardIndex(index as u8)).collect();
+            add(
+                format!("reconstruct {lost} data, {}", kernel.name()),
+                Box::new(move || {
+                    let given = black_box(&shards).iter().enumerate().skip(want.len()).take(data);
+                    let given: Vec<(ShardIndex, &[u8])> =
+                        given.map(|(index, shard)| (ShardIndex(index as u8), shard.as_slice())).collect();
+                    let mut out: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+                    coder.reconstruct(&given, &want, &mut out).expect("k shards are given");
+                    black_box(out);
+                }),
+            );
+        }
+        if let Ok(reference) = ReedSolomon::new(data, parity) {
+            let mut shards = shards.clone();
+            add(
+                format!("reconstruct {lost} data, reed-solomon-erasure"),
+                Box::new(move || {
+                    let shards = black_box(&mut shards).iter_mut().enumerate();
+                    let mut shards: Vec<(&mut [u8], bool)> =
+                        shards.map(|(index, shard)| (shard.as_mut_slice(), index >= lost)).collect();
+                    reference.reconstruct_data(&mut shards).expect("k shards are given");
+                }),
+            );
+        }
+    }
+    stages
+}
+
+/// Calls `f` with data and parity shards as slices.
+fn with_split(shards: &mut [Vec<u8>], data: usize, f: impl FnOnce(&[&[u8]], &mut [&mut [u8]])) {
+    let (data, parity) = shards.split_at_mut(data);
+    let data: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
+    let mut parity: Vec<&mut [u8]> = parity.iter_mut().map(Vec::as_mut_slice).collect();
+    f(&data, &mut parity);
+}
+
+/// Bytes that neither compress nor repeat.
+fn noise(len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().finalize_xof().fill(&mut out);
+    out
+}
+
+/// CPU time this thread has used.
+fn cpu_time() -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("Linux has a CPU clock for each thread");
+    Duration::from(now)
+}
+
+/// CPU time of `calls` calls.
+fn time(stage: &mut Stage, calls: u32) -> Duration {
+    let start = cpu_time();
+    (0..calls).for_each(|_| (stage.run)());
+    cpu_time() - start
+}
+
+fn measure(mut stage: Stage, options: &Options) -> Speed {
+    // Warms up as it finds how many calls make a sample.
+    let mut calls = 1;
+    let calls = loop {
+        let taken = time(&mut stage, calls);
+        if taken >= SAMPLE {
+            break calls;
+        }
+        let estimate = SAMPLE.as_secs_f64() / taken.as_secs_f64().max(1e-9) * f64::from(calls) * 1.1;
+        calls = (estimate as u32).clamp(calls + 1, calls.saturating_mul(100));
+    };
+    let bytes = f64::from(calls) * options.chunk_len as f64;
+    let mut samples: Vec<f64> =
+        (0..options.samples).map(|_| bytes / time(&mut stage, calls).as_secs_f64() / 1e9).collect();
+    samples.sort_unstable_by(f64::total_cmp);
+    Speed { name: stage.name, median: samples[samples.len() / 2], best: samples[samples.len() - 1], worst: samples[0] }
+}
+
+fn as_table(options: &Options, speeds: &[Speed]) -> String {
+    let mut out = format!(
+        "chunk {} bytes, geometry {}, kernel {}; GB/s of one core, median of {} (worst .. best)\n",
+        options.chunk_len,
+        options.geometry,
+        kernel_name(),
+        options.samples,
+    );
+    for Speed { name, median, best, worst } in speeds {
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{name:<44} {median:>8.2}  ({worst:.2} .. {best:.2})");
+    }
+    out
+}
+
+fn as_json(options: &Options, speeds: &[Speed]) -> String {
+    let round = |speed: f64| (speed * 1000.0).round() / 1000.0;
+    let stages: Vec<serde_json::Value> = speeds
+        .iter()
+        .map(|speed| {
+            serde_json::json!({
+                "stage": speed.name,
+                "median_gb_s": round(speed.median),
+                "worst_gb_s": round(speed.worst),
+                "best_gb_s": round(speed.best),
+            })
+        })
+        .collect();
+    let report = serde_json::json!({
+        "chunk_bytes": options.chunk_len,
+        "geometry": options.geometry.to_string(),
+        "kernel": kernel_name(),
+        "samples": options.samples,
+        "stages": stages,
+    });
+    format!("{report:#}\n")
+}
+
+fn main() -> ExitCode {
+    let options = match Options::parse() {
+        Ok(Some(options)) => options,
+        Ok(None) => {
+            print!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("bench-pipeline: {error}; see --help");
+            return ExitCode::from(2);
+        }
+    };
+    let chosen = stages(&options).into_iter().filter(|stage| stage.name.contains(&options.only));
+    let speeds: Vec<Speed> = chosen.map(|stage| measure(stage, &options)).collect();
+    print!("{}", if options.json { as_json(&options, &speeds) } else { as_table(&options, &speeds) });
+    ExitCode::SUCCESS
+}
