@@ -6,13 +6,14 @@ pub mod ids; // newtypes for every number that could be swapped
 pub mod geometry; // k data and m parity shards
 pub mod clock; // time and randomness, handed in
 pub mod error; // the one error type of this crate
+mod wire; // little-endian fields, and the checksum and MAC that end every structure on disk
 pub mod seal; // chunk -> sealed block: keys, salts, compression, padding, AEAD
 pub mod erasure; // Reed-Solomon over GF(2^8), kernels chosen at run time
 pub mod shard; // record headers: the bytes around every shard
 pub mod backing; // directories that hold segment files; faults are injected here
 pub mod meta; // the metadata database: rows, transactions, conditional writes
-pub mod superblock; // a volume's identity in each backing directory
 pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery key
+pub mod superblock; // a volume's identity in each backing directory
 pub mod placement; // which members a segment is placed on
 pub mod segment; // append-only files in which stripes lie
 pub mod blocks; // put and get of sealed blocks: dedup, cache, degraded reads
