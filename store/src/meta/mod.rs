@@ -1,1 +1,3 @@
-//! (being written)
+//! The metadata database: rows, transactions, conditional writes.
+
+pub mod rows;

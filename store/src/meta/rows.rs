@@ -1,0 +1,695 @@
+//! Rows of the metadata database as values, and the changes a commit record is made of.
+//!
+//! Pure: knows neither SQL nor bytes on disk ([`super::codec`] owns those). Every row that has a `since` says the
+//! generation since which it is true. Times are nanoseconds since 1970-01-01 00:00:00 UTC.
+
+use std::sync::Arc;
+
+use crate::ids::{
+    BlockId, BlockKey, ChunkNo, ContentDigest, DataId, Generation, Incarnation, Ino, MemberId, SegmentId, Version,
+};
+
+/// Longest file name, bytes.
+pub const NAME_MAX: usize = 255;
+/// Longest symbolic link target, bytes (PATH_MAX without its NUL).
+pub const TARGET_MAX: usize = 4095;
+/// Files up to this many bytes may live inline in their inode row.
+pub const INLINE_MAX: usize = 2048;
+/// Longest value of one extended attribute, bytes; also the most bytes all names of one inode take, each with a NUL.
+pub const XATTR_SIZE_MAX: usize = 64 * 1024;
+/// Largest file, bytes: sizes are stored as 64-bit signed numbers.
+pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
+/// Smallest directory-listing cookie of an entry; those below are the adapter's ("." and "..").
+pub const COOKIE_MIN: u64 = 16;
+
+/// Kind of an inode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FileKind {
+    /// Regular file.
+    File = 1,
+    /// Directory.
+    Directory = 2,
+    /// Symbolic link.
+    Symlink = 3,
+    /// Named pipe.
+    Fifo = 4,
+    /// Unix socket.
+    Socket = 5,
+    /// Character device.
+    CharDevice = 6,
+    /// Block device.
+    BlockDevice = 7,
+}
+
+impl FileKind {
+    /// The kind with this stored number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::File,
+            2 => Self::Directory,
+            3 => Self::Symlink,
+            4 => Self::Fifo,
+            5 => Self::Socket,
+            6 => Self::CharDevice,
+            7 => Self::BlockDevice,
+            _ => return None,
+        })
+    }
+}
+
+/// Attributes of an inode, as the crates above see them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// Compare token; grows by one with every accepted change.
+    pub version: Version,
+    /// Kind.
+    pub kind: FileKind,
+    /// Permission bits, 0o7777.
+    pub perm: u16,
+    /// Number of names; 2 plus subdirectories for a directory; 0 for an orphan.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device.
+    pub rdev: u32,
+    /// Size, bytes.
+    pub size: u64,
+    /// Bytes that `st_blocks` counts.
+    pub allocated: u64,
+    /// Log2 of the chunk length.
+    pub chunk_bits: u8,
+    /// What its extents belong to; 0 unless it is a regular file.
+    pub data: DataId,
+    /// Last access.
+    pub atime_ns: i64,
+    /// Last change of content.
+    pub mtime_ns: i64,
+    /// Last change of the inode.
+    pub ctime_ns: i64,
+    /// Birth.
+    pub btime_ns: i64,
+    /// Tells apart two files that had one inode number; numbers are never reused, so it stays 1.
+    pub ino_generation: u32,
+}
+
+/// What a new inode is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct NewNode<'a> {
+    /// Kind.
+    pub kind: FileKind,
+    /// Permission bits, umask already applied.
+    pub perm: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group; a set-group-id directory overrides it.
+    pub gid: u32,
+    /// Device number; 0 unless a device.
+    pub rdev: u32,
+    /// Target of a symbolic link; `None` for every other kind.
+    pub target: Option<&'a [u8]>,
+}
+
+/// Attributes to change; `None` stays as it is. The change time becomes now unless given.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub perm: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Last access.
+    pub atime_ns: Option<i64>,
+    /// Last change of content.
+    pub mtime_ns: Option<i64>,
+    /// Last change of the inode.
+    pub ctime_ns: Option<i64>,
+}
+
+/// What a flush changes in a file besides its extents.
+#[derive(Clone, Debug)]
+pub struct FileChange {
+    /// New size, bytes.
+    pub size: u64,
+    /// Last change of content.
+    pub mtime_ns: i64,
+    /// Last change of the inode.
+    pub ctime_ns: i64,
+    /// Content of the whole file, at most [`INLINE_MAX`] bytes; replaces every extent.
+    pub inline: Option<Vec<u8>>,
+    /// Drop set-user-id, and set-group-id where the group may execute (a write by someone unprivileged).
+    pub clear_suid: bool,
+}
+
+/// One entry of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Name, 1 to 255 bytes.
+    pub name: Vec<u8>,
+    /// Inode.
+    pub ino: Ino,
+    /// Kind of the inode.
+    pub kind: FileKind,
+    /// A listing that goes on after this cookie goes on after this entry (or repeats entries whose names collide
+    /// with it in 63 bits; it never skips one).
+    pub cookie: u64,
+    /// Attributes, if asked for.
+    pub attr: Option<Attr>,
+}
+
+/// Flags of renameat2(2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RenameFlags {
+    /// Fail if the new name exists.
+    pub no_replace: bool,
+    /// Exchange the two names.
+    pub exchange: bool,
+    /// Leave a whiteout (character device 0:0) at the old name.
+    pub whiteout: bool,
+}
+
+/// What lost a name. With `nlink` 0 its data lives until the orphan is released.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unlinked {
+    /// The inode.
+    pub ino: Ino,
+    /// Names it has left.
+    pub nlink: u32,
+    /// Its kind.
+    pub kind: FileKind,
+}
+
+/// Flag of an inode: it has extended attributes (look-ups of absent ones then cost nothing).
+pub const INODE_HAS_XATTRS: u32 = 1;
+
+/// One inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InodeRow {
+    /// Inode number.
+    pub ino: Ino,
+    /// Compare token.
+    pub version: Version,
+    /// Kind.
+    pub kind: FileKind,
+    /// Permission bits, 0o7777.
+    pub perm: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Number of names.
+    pub nlink: u32,
+    /// Device number.
+    pub rdev: u32,
+    /// Size, bytes.
+    pub size: u64,
+    /// Last access.
+    pub atime_ns: i64,
+    /// Last change of content.
+    pub mtime_ns: i64,
+    /// Last change of the inode.
+    pub ctime_ns: i64,
+    /// Birth.
+    pub btime_ns: i64,
+    /// Data id of a regular file, else 0.
+    pub data: DataId,
+    /// Log2 of the chunk length; a directory's is inherited by what is made in it.
+    pub chunk_bits: u8,
+    /// [`INODE_HAS_XATTRS`].
+    pub flags: u32,
+    /// Content of a small file, at most [`INLINE_MAX`] bytes, or the target of a symbolic link.
+    pub inline: Option<Arc<[u8]>>,
+    /// See [`Attr::ino_generation`].
+    pub ino_generation: u32,
+    /// Extent rows of `data` times the chunk length, bytes (those hidden by a cut count until retired).
+    pub allocated: u64,
+    /// Directory: its parent. Else: a directory that had a name of it, a hint for messages.
+    pub parent: Ino,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+impl InodeRow {
+    /// What the crates above see of it.
+    pub fn attr(&self) -> Attr {
+        let allocated = match (&self.inline, self.kind) {
+            (Some(inline), FileKind::File) => (inline.len() as u64).next_multiple_of(512),
+            (Some(_), _) => 0,
+            (None, FileKind::Directory) => self.size,
+            // A short last chunk takes less than a chunk's length; what a cut hides is no longer the file's.
+            (None, _) => self.allocated.min(self.size.min(FILE_SIZE_MAX).next_multiple_of(4096)),
+        };
+        Attr {
+            ino: self.ino,
+            version: self.version,
+            kind: self.kind,
+            perm: self.perm,
+            nlink: self.nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: self.rdev,
+            size: self.size,
+            allocated,
+            chunk_bits: self.chunk_bits,
+            data: self.data,
+            atime_ns: self.atime_ns,
+            mtime_ns: self.mtime_ns,
+            ctime_ns: self.ctime_ns,
+            btime_ns: self.btime_ns,
+            ino_generation: self.ino_generation,
+        }
+    }
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DentryRow {
+    /// The directory.
+    pub parent: Ino,
+    /// 63-bit keyed hash of the name, at least [`COOKIE_MIN`]; also its place in listings.
+    pub hash: u64,
+    /// Name, 1 to 255 bytes.
+    pub name: Box<[u8]>,
+    /// What it names.
+    pub ino: Ino,
+    /// Kind of what it names.
+    pub kind: FileKind,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// One chunk of a data id that has a block. A chunk without a row is a hole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtentRow {
+    /// Whose chunk.
+    pub data: DataId,
+    /// Which chunk.
+    pub chunk: ChunkNo,
+    /// Its block.
+    pub key: BlockKey,
+    /// Cuts made in the volume when it was written: a cut with a higher number hides it.
+    pub sequence: u64,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// Extents of `data` at `chunk` and beyond that have a lower sequence are gone: they read as holes at once and their
+/// rows are deleted in batches behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutRow {
+    /// Whose extents.
+    pub data: DataId,
+    /// Number of this cut in the volume.
+    pub sequence: u64,
+    /// First chunk cut off.
+    pub chunk: ChunkNo,
+    /// The inode whose allocated bytes shrink as rows are deleted (it may be gone).
+    pub ino: Ino,
+    /// Generation of the cut: where the history of what it hides ends.
+    pub since: Generation,
+}
+
+/// One extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct XattrRow {
+    /// Whose.
+    pub ino: Ino,
+    /// Name with its namespace, 1 to 255 bytes.
+    pub name: Box<[u8]>,
+    /// Value, at most [`XATTR_SIZE_MAX`] bytes.
+    pub value: Box<[u8]>,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// Life of a block (R17).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BlockState {
+    /// Referenced, or just stored in the open generation.
+    Live = 0,
+    /// Unreferenced; a duplicate write may revive it.
+    Zero = 1,
+    /// About to be freed; invisible to deduplication.
+    Condemned = 2,
+}
+
+impl BlockState {
+    /// The state with this stored number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            0 => Self::Live,
+            1 => Self::Zero,
+            2 => Self::Condemned,
+            _ => return None,
+        })
+    }
+}
+
+/// One sealed block: where it lies and who refers to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockRow {
+    /// Its id.
+    pub id: BlockId,
+    /// Content digest; siblings under other salts share it.
+    pub digest: ContentDigest,
+    /// Salt: dedup domain.
+    pub domain: u64,
+    /// Salt: epoch.
+    pub epoch: u32,
+    /// Salt: copy index.
+    pub index: u16,
+    /// Segment its stripe lies in.
+    pub segment: SegmentId,
+    /// Offset of the stripe's records in each segment file, bytes.
+    pub offset: u64,
+    /// Length of the stripe's record in each segment file, header and padding included, bytes.
+    pub record_len: u32,
+    /// Number of blocks in the stripe.
+    pub stripe_blocks: u16,
+    /// Offset in the stripe's message, bytes.
+    pub message_offset: u32,
+    /// Sealed length, bytes.
+    pub sealed_len: u32,
+    /// Plaintext length, bytes.
+    pub plain_len: u32,
+    /// Extents, current and kept, that name it. Folded at generation close.
+    pub refs: u64,
+    /// Its state.
+    pub state: BlockState,
+    /// Generation in which the state was entered.
+    pub state_since: Generation,
+    /// Its key was re-derived from its plaintext on this machine. Local knowledge: in neither records nor digest.
+    pub verified: bool,
+    /// Codec number inside the seal.
+    pub codec: u8,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// Life of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SegmentState {
+    /// Takes records.
+    Open = 1,
+    /// Takes no more records.
+    Closed = 2,
+    /// All its blocks are freed; its files are being removed.
+    Condemned = 3,
+}
+
+impl SegmentState {
+    /// The state with this stored number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Open,
+            2 => Self::Closed,
+            3 => Self::Condemned,
+            _ => return None,
+        })
+    }
+}
+
+/// One segment and the members it is placed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentRow {
+    /// Its number.
+    pub id: SegmentId,
+    /// Random number of its life.
+    pub incarnation: Incarnation,
+    /// Data shards of its stripes, k.
+    pub data: u8,
+    /// Parity shards of its stripes, m.
+    pub parity: u8,
+    /// Who holds each of the k+m slots; `None` is vacant. At most [`crate::geometry::SLOTS_MAX`].
+    pub slots: Vec<Option<MemberId>>,
+    /// Length of its files when full, bytes.
+    pub capacity: u64,
+    /// Where the next record goes, bytes; of an open segment at least this.
+    pub tail: u64,
+    /// Its state.
+    pub state: SegmentState,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// A small write kept in the commit log until it is folded into a block.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PatchRow {
+    /// Whose chunk.
+    pub data: DataId,
+    /// Which chunk.
+    pub chunk: ChunkNo,
+    /// Patches of a chunk apply in ascending order.
+    pub sequence: u64,
+    /// Offset in the chunk, bytes.
+    pub offset: u32,
+    /// The bytes written.
+    pub bytes: Box<[u8]>,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// A range of one data id that shares the chunks of another until materialised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeLinkRow {
+    /// The target data id.
+    pub data: DataId,
+    /// First chunk in the target.
+    pub chunk: ChunkNo,
+    /// Number of chunks.
+    pub count: u64,
+    /// Where they come from.
+    pub source: DataId,
+    /// First chunk in the source.
+    pub source_chunk: ChunkNo,
+    /// State of the source that is linked.
+    pub source_generation: Generation,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// One committed state of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GenerationRow {
+    /// Its number.
+    pub generation: Generation,
+    /// When it closed; never less than an earlier generation's.
+    pub time_ns: i64,
+}
+
+/// A named, retained generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRow {
+    /// Its name.
+    pub name: Box<[u8]>,
+    /// The generation it pins.
+    pub generation: Generation,
+    /// When it was made.
+    pub time_ns: i64,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// Tables whose rows are (key, value) with a value that belongs to the module that writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shelf {
+    /// Counters and settings of the volume.
+    Settings = 1,
+    /// Members of the backing set, by member id.
+    Members = 2,
+    /// Quotas.
+    Quotas = 3,
+    /// Run records.
+    Runs = 4,
+    /// Policies of functions.
+    Policies = 5,
+    /// Triggers.
+    Triggers = 6,
+}
+
+impl Shelf {
+    /// All shelves, in the order of their numbers.
+    pub const ALL: [Self; 6] =
+        [Self::Settings, Self::Members, Self::Quotas, Self::Runs, Self::Policies, Self::Triggers];
+
+    /// The shelf with this stored number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|shelf| *shelf as u8 == number)
+    }
+}
+
+/// One row of a [`Shelf`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShelfRow {
+    /// Which table.
+    pub shelf: Shelf,
+    /// Key.
+    pub key: Box<[u8]>,
+    /// Value, encoded by its owner.
+    pub value: Box<[u8]>,
+    /// True since this generation.
+    pub since: Generation,
+}
+
+/// A former row: true from its `since` until, exclusive, a later generation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// Of an inode.
+    Inode(InodeRow),
+    /// Of a name.
+    Dentry(DentryRow),
+    /// Of a chunk; holds a reference to its block.
+    Extent(ExtentRow),
+    /// Of an extended attribute.
+    Xattr(XattrRow),
+}
+
+/// Identifies a former row.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PastKey {
+    /// Of an inode.
+    Inode(Ino, Version, Generation),
+    /// Of a name: directory, hash, name, since.
+    Dentry(Ino, u64, Box<[u8]>, Generation),
+    /// Of a chunk.
+    Extent(DataId, ChunkNo, Generation),
+    /// Of an extended attribute.
+    Xattr(Ino, Box<[u8]>, Generation),
+}
+
+/// One change of one row (or of one range of rows). What a commit record and a checkpoint are made of.
+///
+/// Applying the changes of a generation in order, once or again, gives the same rows. `at` is the generation in which a
+/// row ended: where its history ends, if history is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RowChange {
+    /// Insert or replace.
+    PutInode(InodeRow),
+    /// Delete.
+    DelInode {
+        /// Which.
+        ino: Ino,
+        /// When it ended.
+        at: Generation,
+    },
+    /// Insert or replace.
+    PutDentry(DentryRow),
+    /// Delete.
+    DelDentry {
+        /// The directory.
+        parent: Ino,
+        /// Hash of the name.
+        hash: u64,
+        /// The name.
+        name: Box<[u8]>,
+        /// When it ended.
+        at: Generation,
+    },
+    /// Insert or replace.
+    PutExtent(ExtentRow),
+    /// Delete the extents of `from..to` whose sequence is below `below`.
+    DelExtents {
+        /// Whose.
+        data: DataId,
+        /// First chunk.
+        from: ChunkNo,
+        /// Chunk after the last.
+        to: ChunkNo,
+        /// Those with this sequence or a higher one stay.
+        below: u64,
+        /// When they ended.
+        at: Generation,
+    },
+    /// Insert or replace.
+    PutXattr(XattrRow),
+    /// Delete.
+    DelXattr {
+        /// Whose.
+        ino: Ino,
+        /// Its name.
+        name: Box<[u8]>,
+        /// When it ended.
+        at: Generation,
+    },
+    /// Insert or replace.
+    PutBlock(BlockRow),
+    /// Set references and state; no effect if the block is gone.
+    SetRefs {
+        /// Which block.
+        id: BlockId,
+        /// Its references.
+        refs: u64,
+        /// Its state.
+        state: BlockState,
+        /// Since when.
+        state_since: Generation,
+    },
+    /// Delete.
+    DelBlock(BlockId),
+    /// Insert or replace.
+    PutSegment(SegmentRow),
+    /// Delete.
+    DelSegment(SegmentId),
+    /// Insert or replace.
+    PutPatch(PatchRow),
+    /// Delete.
+    DelPatch {
+        /// Whose.
+        data: DataId,
+        /// Which chunk.
+        chunk: ChunkNo,
+        /// Which patch.
+        sequence: u64,
+    },
+    /// Insert or replace.
+    PutLink(RangeLinkRow),
+    /// Delete.
+    DelLink {
+        /// The target data id.
+        data: DataId,
+        /// First chunk in the target.
+        chunk: ChunkNo,
+    },
+    /// Insert or replace.
+    PutCut(CutRow),
+    /// Delete.
+    DelCut {
+        /// Whose.
+        data: DataId,
+        /// Which cut.
+        sequence: u64,
+    },
+    /// Insert or replace.
+    PutGeneration(GenerationRow),
+    /// Delete.
+    DelGeneration(Generation),
+    /// Insert or replace.
+    PutSnapshot(SnapshotRow),
+    /// Delete.
+    DelSnapshot {
+        /// Its name.
+        name: Box<[u8]>,
+    },
+    /// Insert or replace.
+    PutShelf(ShelfRow),
+    /// Delete.
+    DelShelf {
+        /// Which table.
+        shelf: Shelf,
+        /// Its key.
+        key: Box<[u8]>,
+    },
+    /// Insert or replace a former row (checkpoints; in the log history follows from the other changes).
+    PutPast {
+        /// The former row.
+        past: Past,
+        /// Generation, exclusive, until which it was true.
+        until: Generation,
+    },
+    /// Forget a former row.
+    DelPast(PastKey),
+}
