@@ -110,6 +110,9 @@ pub enum Error {
     /// No key slot opens with what was given.
     #[error("{0}")]
     Unlock(String),
+    /// Another process has the volume open.
+    #[error("{0}")]
+    InUse(String),
     /// A volume that cannot be used as asked; the text names the object and the next step.
     #[error("{0}")]
     Refused(String),

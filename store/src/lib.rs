@@ -19,7 +19,8 @@ pub mod segment; // append-only files in which stripes lie
 pub mod blocks; // put and get of sealed blocks: dedup, cache, degraded reads
 pub mod record; // commit records: the row changes of one generation
 pub mod commit; // how a generation becomes durable
-pub mod fence; // one writer: terms and local locks
+pub mod fence; // one writer: terms
+pub mod lock; // one daemon a volume on one host
 pub mod volume; // all that the crates above see
 pub mod check; // verify everything, by path
 

@@ -188,7 +188,7 @@ impl Blocks {
                 "blocks name it but the metadata has no row for it; run `brine check` on the volume",
             )
         })?;
-        let info = Arc::new(SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots });
+        let info = Arc::new(info_of(row)?);
         self.infos.write().insert(segment, info.clone());
         Ok(info)
     }
@@ -198,10 +198,8 @@ impl Blocks {
         self.infos.write().remove(&segment);
     }
 
-    fn know_segment(&self, row: &SegmentRow) {
-        let info =
-            SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots.clone() };
-        self.infos.write().insert(row.id, Arc::new(info));
+    fn know_segment(&self, segment: SegmentId, info: SegmentInfo) {
+        self.infos.write().insert(segment, Arc::new(info));
     }
 
     fn arena(&self) -> Vec<u8> {
@@ -219,4 +217,14 @@ impl Blocks {
     fn count(counter: &AtomicU64, by: usize) {
         counter.fetch_add(by as u64, Ordering::Relaxed);
     }
+}
+
+fn info_of(row: SegmentRow) -> Result<SegmentInfo> {
+    let geometry = Geometry::new(row.data, row.parity).filter(|g| g.total() == row.slots.len()).ok_or_else(|| {
+        Error::format(
+            format!("segment {}", row.id),
+            format!("its row says {}+{} shards in {} slots", row.data, row.parity, row.slots.len()),
+        )
+    })?;
+    Ok(SegmentInfo { incarnation: row.incarnation, geometry, slots: row.slots })
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 
 use super::pack::{self, Plan};
-use super::{Blocks, Chunk};
+use super::{Blocks, Chunk, SegmentInfo};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
 use crate::meta::{BlockRow, BlockState, SegmentRow, SegmentState, Txn};
@@ -241,9 +241,14 @@ impl Blocks {
         for _ in 0..APPEND_ATTEMPTS_MAX {
             let extent = self.segments.allocate(total, generation)?;
             if extent.fresh {
-                let row = segment_row(&extent, generation);
-                self.know_segment(&row);
-                opened.push(row);
+                let segment = &extent.segment;
+                let info = SegmentInfo {
+                    incarnation: segment.incarnation,
+                    geometry: segment.geometry,
+                    slots: segment.slots.clone(),
+                };
+                self.know_segment(segment.id, info);
+                opened.push(segment_row(&extent, generation));
             }
             let outcome = (0..self.geometry.total()).try_for_each(|slot| self.write_slot(&extent, slot, stripes));
             match outcome {
@@ -323,12 +328,13 @@ fn segment_row(extent: &Extent, generation: Generation) -> SegmentRow {
     SegmentRow {
         id: segment.id,
         incarnation: segment.incarnation,
-        geometry: segment.geometry,
+        data: segment.geometry.data() as u8,
+        parity: segment.geometry.parity() as u8,
         slots: segment.slots.clone(),
         capacity: segment.capacity,
         tail: extent.offset,
         state: SegmentState::Open,
-        generation,
+        since: generation,
     }
 }
 
@@ -350,7 +356,9 @@ fn block_rows(
                 BlockRow {
                     id: entry.id,
                     digest: candidates[put].digest,
-                    salt: puts[put].salt,
+                    domain: puts[put].salt.domain,
+                    epoch: puts[put].salt.epoch,
+                    index: puts[put].salt.index,
                     segment,
                     offset: extent.offset + stripe.at,
                     record_len: stripe.record_len as u32,
@@ -360,10 +368,10 @@ fn block_rows(
                     plain_len: puts[put].plain.len() as u32,
                     refs: 0,
                     state: BlockState::Zero,
-                    state_generation: generation,
+                    state_since: generation,
                     verified: false,
-                    codec,
-                    generation,
+                    codec: codec as u8,
+                    since: generation,
                 }
             })
         })

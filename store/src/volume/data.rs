@@ -7,8 +7,8 @@ use super::{DomainPolicy, Volume};
 use crate::blocks::{Chunk, Put};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Ino};
-use crate::meta::{Attr, FileChange, FileKind, INLINE_MAX};
-use crate::seal::{Salt, Sealer};
+use crate::meta::{Attr, BlockRow, FileChange, FileKind, INLINE_MAX};
+use crate::seal::{BlockKind, Salt, Sealer};
 
 /// Dirty chunks of one file: number and plaintext, not longer than the file needs.
 pub type FileChunks<'a> = (Ino, Vec<(ChunkNo, &'a [u8])>);
@@ -128,6 +128,18 @@ impl Volume {
             Ok(())
         })?;
         self.space.wrote(bytes);
+        Ok(())
+    }
+
+    /// Read a block past the cache and check that its key follows from its content (R2).
+    pub(crate) fn verify_block(&self, key: &BlockKey, row: &BlockRow) -> Result<()> {
+        let chunk = self.blocks.get_uncached(key, row, None)?;
+        let digest = self.sealer.content_digest(BlockKind::FileData, &chunk);
+        let salt = Salt { domain: row.domain, epoch: row.epoch, index: row.index };
+        if digest != row.digest || self.sealer.block_key(&salt, &digest) != *key {
+            let reason = "its content is not what its key was derived from; restore the file from a copy";
+            return Err(Error::format(format!("block {}", row.id), reason));
+        }
         Ok(())
     }
 

@@ -44,11 +44,11 @@ use crate::blocks::Blocks;
 use crate::clock::Clock;
 use crate::commit::Commit;
 use crate::error::{Error, Result};
-use crate::fence::LocalLock;
+use crate::lock::LocalLock;
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, Term, VolumeId};
 use crate::meta::{Meta, Txn};
-use crate::seal::VolumeKeys;
+use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::Superblock;
 use prefetch::Prefetcher;
 use space::Space;
@@ -78,6 +78,7 @@ pub struct Volume {
     set: Arc<BackingSet>,
     meta: Arc<Meta>,
     blocks: Arc<Blocks>,
+    sealer: Arc<Sealer>,
     space: Arc<Space>,
     prefetcher: Prefetcher,
     commit: Commit,
