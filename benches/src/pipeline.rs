@@ -77,6 +77,12 @@ struct Stage {
     run: Box<dyn FnMut()>,
 }
 
+impl Stage {
+    fn new(name: impl Into<String>, run: impl FnMut() + 'static) -> Self {
+        Self { name: name.into(), run: Box::new(run) }
+    }
+}
+
 /// GB/s of one stage.
 struct Speed {
     name: String,
@@ -85,83 +91,81 @@ struct Speed {
     worst: f64,
 }
 
-/// All stages, in the order of the data's way.
+/// All stages, in the order of the data's way. A stage owns what it works on and does one chunk a call.
 fn stages(options: &Options) -> Vec<Stage> {
-    let mut stages = Vec::new();
-    let mut add = |name: String, run: Box<dyn FnMut()>| stages.push(Stage { name, run });
-    let geometry = options.geometry;
-    let (data, parity) = (geometry.data(), geometry.parity());
-
     let chunk = noise(options.chunk_len);
-    add("hash, blake3".into(), {
-        let chunk = chunk.clone();
-        Box::new(move || {
-            black_box(blake3::hash(black_box(&chunk)));
-        })
+    let shards = stripe(&chunk, options.geometry);
+    let hash = Stage::new("hash, blake3", move || {
+        black_box(blake3::hash(black_box(&chunk)));
     });
+    let mut stages = vec![hash];
+    stages.extend(encode_stages(options.geometry, &shards));
+    stages.extend(reconstruct_stages(options.geometry, &shards));
+    stages
+}
 
-    // The chunk cut into k data shards, the last one padded, and m parity shards.
-    let shard_len = options.chunk_len.div_ceil(data);
+fn encode_stages(geometry: Geometry, shards: &[Vec<u8>]) -> Vec<Stage> {
+    let k = geometry.data();
+    let mut stages = Vec::new();
+    // The crate refuses m=0, for which there is nothing to compute.
+    let Ok(reference) = ReedSolomon::new(k, geometry.parity()) else { return stages };
+    for kernel in Kernel::ALL {
+        let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
+        let mut shards = shards.to_vec();
+        stages.push(Stage::new(format!("encode, {}", kernel.name()), move || {
+            with_split(black_box(&mut shards), k, |data, parity| coder.encode(data, parity));
+        }));
+    }
+    let mut shards = shards.to_vec();
+    stages.push(Stage::new("encode, reed-solomon-erasure", move || {
+        with_split(black_box(&mut shards), k, |data, parity| {
+            reference.encode_sep(data, parity).expect("shards of this geometry");
+        });
+    }));
+    stages
+}
+
+/// The first one and the first two data shards, from the k shards after them.
+fn reconstruct_stages(geometry: Geometry, shards: &[Vec<u8>]) -> Vec<Stage> {
+    let k = geometry.data();
+    let mut stages = Vec::new();
+    for lost in 1..=geometry.parity().min(k).min(2) {
+        let mut kernels = vec![Kernel::best(), Kernel::Scalar];
+        kernels.dedup();
+        for kernel in kernels {
+            let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
+            let shards = shards.to_vec();
+            let mut out = vec![vec![0; shards[0].len()]; lost];
+            let want: Vec<ShardIndex> = (0..lost).map(|index| ShardIndex(index as u8)).collect();
+            stages.push(Stage::new(format!("reconstruct {lost} data, {}", kernel.name()), move || {
+                let given = black_box(&shards).iter().enumerate().skip(lost).take(k);
+                let given: Vec<(ShardIndex, &[u8])> =
+                    given.map(|(index, shard)| (ShardIndex(index as u8), shard.as_slice())).collect();
+                let mut out: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+                coder.reconstruct(&given, &want, &mut out).expect("k shards are given");
+                black_box(out);
+            }));
+        }
+        let Ok(reference) = ReedSolomon::new(k, geometry.parity()) else { continue };
+        let mut shards = shards.to_vec();
+        stages.push(Stage::new(format!("reconstruct {lost} data, reed-solomon-erasure"), move || {
+            let shards = black_box(&mut shards).iter_mut().enumerate();
+            let mut shards: Vec<(&mut [u8], bool)> =
+                shards.map(|(index, shard)| (shard.as_mut_slice(), index >= lost)).collect();
+            reference.reconstruct_data(&mut shards).expect("k shards are given");
+        }));
+    }
+    stages
+}
+
+/// The chunk cut into k data shards, the last ones padded, and their m parity shards.
+fn stripe(chunk: &[u8], geometry: Geometry) -> Vec<Vec<u8>> {
+    let shard_len = chunk.len().div_ceil(geometry.data());
     let mut shards: Vec<Vec<u8>> = chunk.chunks(shard_len).map(<[u8]>::to_vec).collect();
     shards.resize(geometry.total(), Vec::new());
     shards.iter_mut().for_each(|shard| shard.resize(shard_len, 0));
-
-    for kernel in Kernel::ALL {
-        let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
-        let mut shards = shards.clone();
-        let name = format!("encode, {}", kernel.name());
-        add(
-            name,
-            Box::new(move || with_split(black_box(&mut shards), data, |data, parity| coder.encode(data, parity))),
-        );
-    }
-    let reference = ReedSolomon::new(data, parity).ok();
-    if let Some(reference) = reference {
-        let mut shards = shards.clone();
-        add(
-            "encode, reed-solomon-erasure".into(),
-            Box::new(move || {
-                with_split(black_box(&mut shards), data, |data, parity| {
-                    reference.encode_sep(data, parity).expect("shards of this geometry");
-                });
-            }),
-        );
-    }
-
-    let coder = Coder::new(geometry);
-    with_split(&mut shards, data, |data, parity| coder.encode(data, parity));
-    for lost in 1..=parity.min(data).min(2) {
-        for kernel in [Kernel::best(), Kernel::Scalar] {
-            let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
-            let shards = shards.clone();
-            let mut out = vec![vec![0; shard_len]; lost];
-            let want: Vec<ShardIndex> = (0..lost).map(|index| ShardIndex(index as u8)).collect();
-            add(
-                format!("reconstruct {lost} data, {}", kernel.name()),
-                Box::new(move || {
-                    let given = black_box(&shards).iter().enumerate().skip(want.len()).take(data);
-                    let given: Vec<(ShardIndex, &[u8])> =
-                        given.map(|(index, shard)| (ShardIndex(index as u8), shard.as_slice())).collect();
-                    let mut out: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
-                    coder.reconstruct(&given, &want, &mut out).expect("k shards are given");
-                    black_box(out);
-                }),
-            );
-        }
-        if let Ok(reference) = ReedSolomon::new(data, parity) {
-            let mut shards = shards.clone();
-            add(
-                format!("reconstruct {lost} data, reed-solomon-erasure"),
-                Box::new(move || {
-                    let shards = black_box(&mut shards).iter_mut().enumerate();
-                    let mut shards: Vec<(&mut [u8], bool)> =
-                        shards.map(|(index, shard)| (shard.as_mut_slice(), index >= lost)).collect();
-                    reference.reconstruct_data(&mut shards).expect("k shards are given");
-                }),
-            );
-        }
-    }
-    stages
+    with_split(&mut shards, geometry.data(), |data, parity| Coder::new(geometry).encode(data, parity));
+    shards
 }
 
 /// Calls `f` with data and parity shards as slices.
