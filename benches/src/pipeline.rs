@@ -7,11 +7,14 @@
 use std::fmt::Write;
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use brine_store::erasure::{Coder, Kernel, kernel_name};
 use brine_store::geometry::Geometry;
-use brine_store::ids::ShardIndex;
+use brine_store::ids::{Incarnation, SegmentId, ShardIndex, VolumeId};
+use brine_store::seal::{BlockKind, Codec, Salt, Sealer, SecretKey, VolumeKeys};
+use brine_store::shard::{BlockEntry, RecordHeader, RecordKind, payload_checksum};
 use nix::time::{ClockId, clock_gettime};
 use reed_solomon_erasure::galois_8::ReedSolomon;
 
@@ -99,9 +102,86 @@ fn stages(options: &Options) -> Vec<Stage> {
         black_box(blake3::hash(black_box(&chunk)));
     });
     let mut stages = vec![hash];
+    stages.extend(seal_stages(options));
     stages.extend(encode_stages(options.geometry, &shards));
     stages.extend(reconstruct_stages(options.geometry, &shards));
     stages
+}
+
+/// What a chunk goes through when it is written (with coding, checksums and headers, too), known already, or read.
+fn seal_stages(options: &Options) -> Vec<Stage> {
+    let keys = VolumeKeys::new(
+        VolumeId([1; 16]),
+        SecretKey::from_bytes([2; 32]),
+        SecretKey::from_bytes([3; 32]),
+    );
+    let header_mac = *keys.header_mac();
+    let sealer = Arc::new(Sealer::new(&keys));
+    let salt = Salt { domain: 0, epoch: 0, index: 0 };
+    let chunk = Arc::new(noise(options.chunk_len));
+    let geometry = options.geometry;
+
+    let (known_sealer, known_chunk) = (sealer.clone(), chunk.clone());
+    let known = Stage::new("duplicate (digest, key, id)", move || {
+        let digest = known_sealer.content_digest(BlockKind::FileData, black_box(&known_chunk));
+        black_box(Sealer::block_id(&known_sealer.block_key(&salt, &digest)));
+    });
+
+    let (seal_sealer, seal_chunk) = (sealer.clone(), chunk.clone());
+    let mut sealed = Vec::new();
+    let seal = Stage::new("seal (digest, key, AES-256-GCM-SIV)", move || {
+        sealed.clear();
+        let digest = seal_sealer.content_digest(BlockKind::FileData, black_box(&seal_chunk));
+        let key = seal_sealer.block_key(&salt, &digest);
+        seal_sealer.seal(BlockKind::FileData, &key, Codec::None, &seal_chunk, &mut sealed);
+        black_box(&sealed);
+    });
+
+    let (write_sealer, write_chunk) = (sealer.clone(), chunk.clone());
+    let coder = Coder::new(geometry);
+    let mut shards = Vec::new();
+    let write = Stage::new("write (seal, code, shard checksums, headers)", move || {
+        shards.clear();
+        let digest = write_sealer.content_digest(BlockKind::FileData, black_box(&write_chunk));
+        let key = write_sealer.block_key(&salt, &digest);
+        write_sealer.seal(BlockKind::FileData, &key, Codec::None, &write_chunk, &mut shards);
+        let sealed_len = shards.len();
+        let shard_len = sealed_len.div_ceil(geometry.data()).next_multiple_of(64);
+        shards.resize(shard_len * geometry.total(), 0);
+        let (data, parity) = shards.split_at_mut(shard_len * geometry.data());
+        let data: Vec<&[u8]> = data.chunks_exact(shard_len).collect();
+        let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(shard_len).collect();
+        coder.encode(&data, &mut parity);
+        for (index, shard) in shards.chunks_exact(shard_len).enumerate() {
+            let header = RecordHeader {
+                kind: RecordKind::Stripe,
+                segment: SegmentId(1),
+                incarnation: Incarnation([4; 16]),
+                offset: 4096,
+                shard: ShardIndex(index as u8),
+                geometry,
+                message_len: sealed_len as u32,
+                shard_len: shard_len as u32,
+                stripe_tag: [5; 32],
+                payload_checksum: payload_checksum(shard),
+                blocks: vec![BlockEntry { id: Sealer::block_id(&key), offset: 0, len: sealed_len as u32 }],
+                commit: None,
+            };
+            black_box(header.encode(&header_mac));
+        }
+    });
+
+    let digest = sealer.content_digest(BlockKind::FileData, &chunk);
+    let key = sealer.block_key(&salt, &digest);
+    let mut stored = Vec::new();
+    sealer.seal(BlockKind::FileData, &key, Codec::None, &chunk, &mut stored);
+    let mut buffer = Vec::new();
+    let open = Stage::new("open (copy, AES-256-GCM-SIV)", move || {
+        buffer.clear();
+        buffer.extend_from_slice(black_box(&stored));
+        black_box(sealer.open(BlockKind::FileData, &key, &mut buffer).expect("what was sealed opens").plain.len());
+    });
+    vec![known, seal, write, open]
 }
 
 fn encode_stages(geometry: Geometry, shards: &[Vec<u8>]) -> Vec<Stage> {
