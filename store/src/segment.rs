@@ -88,6 +88,8 @@ pub struct Segments {
     writer: Writer,
     entropy: Arc<dyn Entropy>,
     min_slots: usize,
+    /// Members known lost do not lower `min_slots`.
+    fixed: bool,
     state: Mutex<State>,
 }
 
@@ -99,17 +101,17 @@ impl std::fmt::Debug for Segments {
 
 impl Segments {
     /// Over the members of `set`; `next` is a segment number that was never used. No segment is opened with fewer
-    /// than `min_slots` occupied slots, where members known lost lower the number, never below k.
+    /// than `min_slots` occupied slots; members known lost lower the number, never below k, unless it is `fixed`.
     pub fn new(
         set: Arc<BackingSet>,
         geometry: Geometry,
         writer: Writer,
         entropy: Arc<dyn Entropy>,
-        min_slots: usize,
+        (min_slots, fixed): (usize, bool),
         next: SegmentId,
     ) -> Self {
         let state = State { next: next.0, ..State::default() };
-        Self { set, geometry, writer, entropy, min_slots, state: Mutex::new(state) }
+        Self { set, geometry, writer, entropy, min_slots, fixed, state: Mutex::new(state) }
     }
 
     /// The members the segments lie on.
@@ -119,6 +121,9 @@ impl Segments {
 
     /// Slots a generation needs synced now: `min_slots`, lowered by members known lost, never below k.
     pub fn min_ack(&self) -> usize {
+        if self.fixed {
+            return self.min_slots;
+        }
         let present = self.set.members().iter().filter(|member| !member.is_lost()).count();
         self.min_slots.min(present.max(self.geometry.data()))
     }
