@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, ChunkNo, Ino, ROOT_INO, SegmentId};
-use crate::meta::{Attr, BlockRow, FileKind};
+use crate::meta::rows::{Attr, BlockRow, FileKind};
 use crate::seal::Sealer;
 use crate::volume::Volume;
 
@@ -173,7 +173,7 @@ pub fn check(volume: &Volume, options: &CheckOptions, progress: &dyn CheckProgre
                 break;
             }
             let to = end.min(first.saturating_add(EXTENTS_PAGE));
-            let page = volume.meta().read(|txn| txn.extents(attr.data, ChunkNo(first), ChunkNo(to)))?;
+            let page = volume.meta().with(|txn| txn.extents(attr.data, ChunkNo(first), ChunkNo(to)))?;
             for (_, key) in &page {
                 let id = Sealer::block_id(key);
                 keys.insert(id, *key);
@@ -183,7 +183,7 @@ pub fn check(volume: &Volume, options: &CheckOptions, progress: &dyn CheckProgre
                 }
             }
             // Holes may be very long: go on at the next extent.
-            first = match volume.meta().read(|txn| txn.next_extent(attr.data, ChunkNo(to)))? {
+            first = match volume.meta().with(|txn| txn.seek_data(attr.data, ChunkNo(to)))? {
                 Some(chunk) => chunk.0,
                 None => break,
             };
@@ -209,7 +209,7 @@ fn check_blocks(
     let mut stripes: BTreeMap<(SegmentId, u64), Vec<BlockRow>> = BTreeMap::new();
     let mut total = 0;
     for id in keys.keys() {
-        match volume.meta().read(|txn| txn.block(id))? {
+        match volume.meta().with(|txn| txn.block(id))? {
             Some(row) => {
                 total += u64::from(row.plain_len);
                 stripes.entry((row.segment, row.offset)).or_default().push(row);
@@ -294,7 +294,7 @@ pub struct HealReport {
 /// Rebuild missing and wrong shards of every stripe onto the directories that can take them. Counts again at the end.
 pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport> {
     let mut report = HealReport::default();
-    let stripes = volume.meta().read(|txn| txn.stripes())?;
+    let stripes = volume.meta().with(|txn| txn.stripes())?;
     let total: u64 = stripes.iter().map(|row| u64::from(row.record_len)).sum();
     let mut done = 0;
     let mut repaired = Vec::new();

@@ -212,7 +212,7 @@ impl Segments {
             .iter()
             .map(|member| {
                 let space = member.space();
-                let free_bytes = space.as_ref().map_or(0, |space| space.available);
+                let free_bytes = space.as_ref().map_or(0, |space| space.available_bytes);
                 Candidate {
                     id: member.id,
                     free_bytes,
@@ -251,7 +251,7 @@ impl Segments {
             .encode(&self.writer.header_mac);
             let created = member
                 .create_segment(id, capacity)
-                .and_then(|()| member.write_record(id, 0, &[IoSlice::new(&header)]));
+                .and_then(|()| self.set.write_record(&member.id, id, 0, &[IoSlice::new(&header)]));
             match created {
                 Ok(()) => files.push((member.id, id)),
                 Err(error) => {
@@ -273,10 +273,10 @@ impl Segments {
     pub fn write(&self, extent: &Extent, slot: usize, parts: &[IoSlice<'_>]) -> Result<()> {
         let Some(member_id) = extent.segment.slots[slot] else { return Ok(()) };
         let Some(member) = self.set.get(&member_id) else { return Ok(()) };
-        member.write_record(extent.segment.id, extent.offset, parts).map_err(|source| {
+        self.set.write_record(&member_id, extent.segment.id, extent.offset, parts).map_err(|source| {
             let operation = format!("write segment {} at {}", extent.segment.id, extent.offset);
             self.set.report_write_error(&member_id, &operation, &source);
-            Error::Backing { directory: member.path().to_owned(), operation, source }
+            Error::Backing { directory: member.path().to_path_buf(), operation, source }
         })
     }
 

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
-use super::Backing;
+use super::{Backing, Space};
 use super::pool::{Pool, Refused};
 use super::stats::{Counters, MemberStats};
 use crate::ids::MemberId;
@@ -76,7 +76,10 @@ const SICK_P99S: u32 = 20;
 pub struct Member {
     /// Its identity, from its superblock.
     pub id: MemberId,
-    path: PathBuf,
+    /// Another one after the directory was replaced.
+    path: RwLock<Arc<Path>>,
+    /// Its room when last asked.
+    pub(super) space: Mutex<Option<(Instant, Space)>>,
     pub(super) limits: Limits,
     pub(super) counters: Counters,
     pool: Pool,
@@ -129,7 +132,8 @@ impl Member {
         let name = format!("brine-io-{}", &id.to_string()[..6]);
         Self {
             id,
-            path: path.into(),
+            path: RwLock::new(path.into().into()),
+            space: Mutex::default(),
             limits,
             counters: Counters::default(),
             pool: Pool::new(name, limits.threads_max),
@@ -138,8 +142,20 @@ impl Member {
     }
 
     /// Where the directory is or should be.
-    pub fn path(&self) -> &Path {
-        &self.path
+    pub fn path(&self) -> Arc<Path> {
+        self.path.read().clone()
+    }
+
+    /// The directory at `path` takes this member's place.
+    pub fn replace(&self, path: PathBuf, backing: Arc<dyn Backing>) {
+        *self.path.write() = path.into();
+        *self.space.lock() = None;
+        let old = {
+            let mut state = self.state.lock();
+            state.health = Health::Healthy;
+            state.backing.replace(backing)
+        };
+        drop(old);
     }
 
     /// The directory, if there is one, whatever its health. For superblocks and fences; who uses it waits for it.
@@ -219,7 +235,7 @@ impl Member {
 
     /// The directory for writing, or why not.
     pub(super) fn writable(self: &Arc<Self>) -> io::Result<Arc<dyn Backing>> {
-        let refuse = |kind, why: &str| Err(io::Error::new(kind, format!("{} {why}", self.path.display())));
+        let refuse = |kind, why: &str| Err(io::Error::new(kind, format!("{} {why}", self.path().display())));
         match (self.health(), self.backing()) {
             (Health::Healthy, Some(backing)) => Ok(backing),
             (Health::Sick, _) => refuse(io::ErrorKind::TimedOut, "does not answer; it rejoins when it does"),

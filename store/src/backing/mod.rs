@@ -7,6 +7,7 @@
 //! [`DirBacking`] is the real thing, [`MemBacking`] the same in memory with exact power-cut semantics,
 //! [`FaultyBacking`] wraps either and injects faults from a script. [`BackingSet`] puts members together.
 
+mod access;
 mod dir;
 mod member;
 mod pool;

@@ -9,7 +9,7 @@ use super::get::{GoodShard, Survey};
 use super::{Blocks, SegmentInfo};
 use crate::error::{Error, Result};
 use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::meta::BlockRow;
+use crate::meta::rows::BlockRow;
 use crate::shard::{RECORD_ALIGN, RecordHeader, SegmentHeader};
 
 /// How long syncing a healed file may take.
@@ -85,7 +85,7 @@ impl Blocks {
             if let Err(source) = outcome {
                 let operation = format!("sync segment {segment}");
                 self.set.report_write_error(&member, &operation, &source);
-                let directory = self.set.get(&member).map(|m| m.path().to_owned()).unwrap_or_default();
+                let directory = self.set.get(&member).map(|m| m.path().to_path_buf()).unwrap_or_default();
                 return Err(Error::Backing { directory, operation, source });
             }
         }
@@ -130,7 +130,7 @@ impl Blocks {
         let parts = [IoSlice::new(&header), IoSlice::new(&shard), IoSlice::new(&padding[..pad])];
         let wrote = self
             .ensure_file(row.segment, info, slot, identity)
-            .and_then(|()| member.write_record(row.segment, row.offset, &parts));
+            .and_then(|()| member.write_segment(row.segment, row.offset, &parts));
         match wrote {
             Ok(()) => {
                 unsynced.insert((member.id, row.segment));
@@ -175,7 +175,7 @@ impl Blocks {
             }
             Err(error) => return Err(error),
         }
-        member.write_record(segment, 0, &[IoSlice::new(&header)])
+        member.write_segment(segment, 0, &[IoSlice::new(&header)])
     }
 }
 

@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 pub use cache::{Cache, CacheFigures};
 pub use damage::{Damage, DamageEvent, DamageFigures};
 pub use heal::{Identity, StripeHealth};
+pub(crate) use put::close_segment;
 pub use put::{Put, Stored};
 
 use crate::backing::{BackingSet, Hedge};
@@ -27,7 +28,8 @@ use crate::erasure::Coder;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{BlockId, Incarnation, MemberId, SegmentId};
-use crate::meta::{Meta, SegmentRow};
+use crate::meta::Meta;
+use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
 use crate::segment::Segments;
 
@@ -182,7 +184,7 @@ impl Blocks {
         if let Some(info) = self.infos.read().get(&segment) {
             return Ok(info.clone());
         }
-        let row = self.meta.read(|txn| txn.segment(segment))?.ok_or_else(|| {
+        let row = self.meta.with(|txn| txn.segment(segment))?.ok_or_else(|| {
             Error::format(
                 format!("segment {segment}"),
                 "blocks name it but the metadata has no row for it; run `brine check` on the volume",

@@ -13,9 +13,10 @@ use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, MemberId, SegmentId, Term, VolumeId};
 use crate::keyslot::{KdfCost, KeySlot, NewSecret, WrappedConvergence};
-use crate::meta::{Identity, Meta};
-use crate::seal::{Codec, SecretKey, VolumeKeys};
-use crate::superblock::{DomainPolicy, MemberState, SUPERBLOCK_FILES, Superblock, SuperblockMember};
+use crate::meta::rows::{FileKind, NewNode};
+use crate::meta::{Meta, Setup};
+use crate::seal::{Codec, Sealer, SecretKey, VolumeKeys};
+use crate::superblock::{DomainPolicy, MemberEntry, MemberState, SUPERBLOCK_FILES, Superblock};
 
 /// How a volume is made.
 #[derive(Debug)]
@@ -85,12 +86,17 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     let wrapped_convergence = WrappedConvergence::wrap(&convergence, &volume_key, volume, &entropy);
     let keys = VolumeKeys::new(volume, volume_key, convergence);
 
-    let members: Vec<SuperblockMember> = directories
+    let members: Vec<MemberEntry> = directories
         .iter()
         .map(|path| {
             let mut id = MemberId::default();
             entropy.fill(&mut id.0);
-            SuperblockMember { id, path: path.clone(), domain: String::new(), state: MemberState::Active }
+            MemberEntry {
+                id,
+                path: path.as_os_str().as_bytes().to_vec(),
+                domain: String::new(),
+                state: MemberState::Active,
+            }
         })
         .collect();
     let now = SystemClock.now_ns();
@@ -114,15 +120,24 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         checkpoints: Vec::new(),
         key_slots: vec![slot, recovery_slot],
         wrapped_convergence,
-        writer_host: super::open::host_name(),
-        state_dir: state_dir.clone(),
+        host: super::open::host_name(),
+        state_dir: state_dir.as_os_str().as_bytes().to_vec(),
         next_segment: SegmentId(1),
         features: Default::default(),
     };
 
     // The database first: a directory that carries a superblock belongs to a volume that can be mounted.
-    let meta = Meta::create(&state_dir, keys.database_key(), &Identity { volume, name_key: *keys.name_key() })?;
-    meta.with(|txn| txn.create_root(options.chunk_bits, nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw(), now))?;
+    let setup =
+        Setup { volume, name_key: *keys.name_key(), clock: Arc::new(SystemClock), block_id: Sealer::block_id };
+    let root = NewNode {
+        kind: FileKind::Directory,
+        perm: 0o755,
+        uid: nix::unistd::geteuid().as_raw(),
+        gid: nix::unistd::getegid().as_raw(),
+        rdev: 0,
+        target: None,
+    };
+    let meta = Meta::create(&state_dir, keys.database_key(), &setup, &root, options.chunk_bits)?;
     meta.commit_generation()?;
     meta.sync()?;
     meta.close()?;

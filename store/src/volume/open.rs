@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::probe::{Discovery, discover, state_dir_of};
+use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
 use super::space::Space;
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
 use crate::backing::{Backing, BackingSet, Health, Hedge, Member};
@@ -16,12 +17,13 @@ use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::ids::{SegmentId, Term};
-use crate::keyslot::{self, SlotError, Unlock};
+use crate::keyslot::{SlotError, Unlock};
 use crate::lock::LocalLock;
-use crate::meta::{Identity, Meta};
+use crate::meta::rows::SegmentState;
+use crate::meta::{Meta, Setup};
 use crate::seal::{Codec, Sealer, VolumeKeys};
 use crate::segment::{Segments, Writer};
-use crate::superblock::{SUPERBLOCK_FILES, Superblock};
+use crate::superblock::{SUPERBLOCK_FILES, Superblock, UnverifiedSuperblock};
 
 /// How a volume is opened.
 #[derive(Debug)]
@@ -58,20 +60,12 @@ pub(super) fn host_name() -> String {
 }
 
 /// The volume's keys, by the slots of a superblock.
-fn unlock(superblock: &Superblock, secret: &Unlock) -> Result<VolumeKeys> {
-    let volume_key =
-        keyslot::unlock(&superblock.key_slots, superblock.volume, secret).map_err(|error| match error {
-            SlotError::Wrong(_) | SlotError::NoSlot { .. } => Error::Unlock(error.to_string()),
-            other => Error::format(format!("key slots of volume {}", superblock.volume), other.to_string()),
-        })?;
-    let convergence =
-        superblock.wrapped_convergence.unwrap(&volume_key, superblock.volume).ok_or_else(|| {
-            Error::format(
-                format!("superblock of volume {}", superblock.volume),
-                "its convergence secret does not open with the volume key; it was tampered with or damaged",
-            )
-        })?;
-    Ok(VolumeKeys::new(superblock.volume, volume_key, convergence))
+fn unlock(superblock: &UnverifiedSuperblock, secret: &Unlock) -> Result<VolumeKeys> {
+    let volume = superblock.unauthenticated().volume;
+    superblock.unlock(secret).map_err(|error| match error {
+        SlotError::Form(_) => Error::format(format!("key slots of volume {volume}"), error.to_string()),
+        other => Error::Unlock(format!("volume {volume}: {other}")),
+    })
 }
 
 struct Members {
@@ -97,7 +91,7 @@ fn members(discovery: Discovery, keys: &VolumeKeys, options: &OpenOptions) -> Re
     let newest = verified
         .iter()
         .map(|(_, _, superblock)| superblock)
-        .max_by_key(|superblock| (superblock.term, superblock.generation, superblock.sequence))
+        .max_by_key(|superblock| superblock.age())
         .cloned()
         .ok_or_else(|| Error::Refused("no directory has an authentic superblock; bring another backing directory".into()))?;
     let disagree = verified.iter().find(|(_, _, superblock)| {
@@ -152,8 +146,8 @@ fn members(discovery: Discovery, keys: &VolumeKeys, options: &OpenOptions) -> Re
                             discovery.absent.iter().find(|(id, _, _)| *id == entry.id).map(|(_, _, r)| r.clone())
                         })
                         .unwrap_or_else(|| "not found".into());
-                    warnings.push(format!("directory {} is missing: {reason}", entry.path.display()));
-                    Member::new(entry.id, entry.path.clone(), None, Health::Missing { reason })
+                    warnings.push(format!("directory {} is missing: {reason}", path_of_bytes(&entry.path).display()));
+                    Member::new(entry.id, path_of_bytes(&entry.path), None, Health::Missing { reason })
                 }
             }
         })
@@ -169,7 +163,7 @@ impl Volume {
     /// Open a volume. Errors name the object and the next step; nothing is written before everything was checked.
     pub fn open(options: OpenOptions) -> Result<Arc<Self>> {
         let discovery = discover(&options.sources)?;
-        let keys = unlock(discovery.newest(), &options.unlock)?;
+        let keys = unlock(discovery.newest_unverified(), &options.unlock)?;
         let mut with_clones = discovery;
         find_clones(&mut with_clones, &options);
         let Members { set, superblock, mut warnings } = members(with_clones, &keys, &options)?;
@@ -197,20 +191,25 @@ impl Volume {
                 ))
             })?;
         }
-        let identity = Identity { volume: superblock.volume, name_key: *keys.name_key() };
-        let meta = Arc::new(Meta::open(&state_dir, keys.database_key(), &identity)?);
-        if meta.committed_generation() < superblock.generation {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let setup = Setup {
+            volume: superblock.volume,
+            name_key: *keys.name_key(),
+            clock: clock.clone(),
+            block_id: Sealer::block_id,
+        };
+        let meta = Arc::new(Meta::open(&state_dir, keys.database_key(), &setup)?);
+        if meta.committed() < superblock.generation {
             return Err(Error::Refused(format!(
                 "the state directory {} is at generation {}, the volume at {}: it is an older copy. \
                  Name the current one with -o state=",
                 state_dir.display(),
-                meta.committed_generation(),
+                meta.committed(),
                 superblock.generation
             )));
         }
 
         let term = Term(superblock.term.0 + u64::from(!read_only));
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         let next = next_segment(&set, &meta, &superblock)?;
         let writer = Writer { volume: superblock.volume, term, header_mac: *keys.header_mac() };
@@ -275,24 +274,27 @@ impl Volume {
     /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
     fn begin(self: &Arc<Self>) -> Result<()> {
         self.meta.with(|txn| {
-            txn.close_open_segments()?;
+            let open: Vec<_> = txn.segments()?.into_iter().filter(|row| row.state == SegmentState::Open).collect();
+            for row in open {
+                crate::blocks::close_segment(txn, row.id, row.tail)?;
+            }
             for ino in txn.orphans()? {
                 txn.release_orphan(ino)?;
             }
             Ok(())
         })?;
         let (term, state_dir) = (self.term, self.state_dir.clone());
-        let generation = self.meta.committed_generation();
+        let generation = self.meta.committed();
         let paths: HashMap<_, _> =
-            self.set.members().iter().map(|member| (member.id, member.path().to_owned())).collect();
+            self.set.members().iter().map(|member| (member.id, member.path().to_path_buf())).collect();
         self.write_superblocks(|superblock| {
             superblock.term = term;
             superblock.generation = superblock.generation.max(generation);
-            superblock.writer_host = host_name();
-            superblock.state_dir = state_dir;
+            superblock.host = host_name();
+            superblock.state_dir = state_dir.into_os_string().into_vec();
             for member in &mut superblock.members {
                 if let Some(path) = paths.get(&member.id) {
-                    member.path.clone_from(path);
+                    member.path = path.as_os_str().as_bytes().to_vec();
                 }
             }
         })?;
@@ -319,7 +321,7 @@ fn check_state_dir(path: &Path, superblock: &Superblock) -> Result<()> {
              name the directory with -o state= (last written by host {:?})",
             superblock.volume,
             path.display(),
-            superblock.writer_host
+            superblock.host
         )));
     }
     super::format::refuse_network(path)
@@ -327,10 +329,10 @@ fn check_state_dir(path: &Path, superblock: &Superblock) -> Result<()> {
 
 /// A number that no segment ever had: above all the metadata, the superblock and the directories know of.
 fn next_segment(set: &BackingSet, meta: &Meta, superblock: &Superblock) -> Result<SegmentId> {
-    let mut next = superblock.next_segment.0.max(meta.read(|txn| txn.last_segment())?.map_or(1, |id| id.0 + 1));
+    let mut next = superblock.next_segment.0.max(meta.counters().next_segment);
     for member in set.members().iter().filter(|member| member.can_read()) {
         let listed = member.list_segments().map_err(|source| Error::Backing {
-            directory: member.path().to_owned(),
+            directory: member.path().to_path_buf(),
             operation: "listing segments".into(),
             source,
         })?;
@@ -341,7 +343,7 @@ fn next_segment(set: &BackingSet, meta: &Meta, superblock: &Superblock) -> Resul
 
 /// Write both copies of a superblock, one after the other, so that a crash leaves one good.
 pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &VolumeKeys) -> io::Result<()> {
-    let bytes = own.encode(keys);
+    let bytes = own.encode(keys).map_err(io::Error::other)?;
     SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
 }
 
@@ -350,9 +352,9 @@ pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: 
     let mut written = 0;
     for member in set.members().iter().filter(|member| member.can_write()) {
         let own = Superblock { member: member.id, ..superblock.clone() };
-        let bytes = own.encode(keys);
+        let bytes = own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?;
         // The copies alternate, so one of them is always whole.
-        let name = SUPERBLOCK_FILES[(superblock.sequence % 2) as usize];
+        let name = Superblock::file_of(superblock.sequence);
         match member.write_file(name, &bytes) {
             Ok(()) => written += 1,
             Err(error) => set.report_write_error(&member.id, "writing the superblock", &error),

@@ -1,6 +1,7 @@
 //! Finding a volume: from any of its directories to all of them, without a key.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use crate::backing::{Backing, DirBacking};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, MemberId, VolumeId};
-use crate::superblock::{SUPERBLOCK_FILES, Superblock, UnverifiedSuperblock};
+use crate::superblock::{SUPERBLOCK_FILES, Superblock, SuperblockError, UnverifiedSuperblock, newest_first};
 
 /// A directory that proves to be a member.
 pub(super) struct Found {
@@ -48,6 +49,11 @@ impl Discovery {
         }
     }
 
+    /// The newest superblock, to unlock.
+    pub(super) fn newest_unverified(&self) -> &UnverifiedSuperblock {
+        &self.found[self.newest].superblock
+    }
+
     /// The newest superblock, its MAC not checked.
     pub(super) fn newest(&self) -> &Superblock {
         self.found[self.newest].unchecked()
@@ -76,27 +82,20 @@ impl NoMember {
 
 fn look(path: &Path) -> Result<Found, NoMember> {
     let backing = DirBacking::open(path).map_err(NoMember::Io)?;
-    let mut best: Option<UnverifiedSuperblock> = None;
-    let mut damage = None;
-    for name in SUPERBLOCK_FILES {
-        let Some(bytes) = backing.read_file(name).map_err(NoMember::Io)? else { continue };
-        match Superblock::decode(&bytes) {
-            Ok(superblock) => {
-                let sequence = superblock.unauthenticated().sequence;
-                if best.as_ref().is_none_or(|held| held.unauthenticated().sequence < sequence) {
-                    best = Some(superblock);
-                }
-            }
-            Err(error) => damage = Some(error.to_string()),
-        }
+    let [first, second] = SUPERBLOCK_FILES.map(|name| backing.read_file(name).map_err(NoMember::Io));
+    let (first, second) = (first?, second?);
+    match newest_first([first.as_deref(), second.as_deref()]) {
+        Ok(copies) => match copies.into_iter().next() {
+            Some(superblock) => Ok(Found { path: path.to_owned(), backing: Arc::new(backing), superblock }),
+            None => Err(NoMember::NoMarker),
+        },
+        Err(SuperblockError::Missing) => Err(NoMember::NoMarker),
+        Err(error) => Err(NoMember::Damaged(error.to_string())),
     }
-    match (best, damage) {
-        (Some(superblock), _) => {
-            Ok(Found { path: path.to_owned(), backing: Arc::new(backing), superblock })
-        }
-        (None, Some(reason)) => Err(NoMember::Damaged(reason)),
-        (None, None) => Err(NoMember::NoMarker),
-    }
+}
+
+pub(super) fn path_of_bytes(bytes: &[u8]) -> PathBuf {
+    PathBuf::from(std::ffi::OsStr::from_bytes(bytes))
 }
 
 /// From any directories of a volume to all that can be found.
@@ -141,7 +140,7 @@ pub(super) fn discover(sources: &[PathBuf]) -> Result<Discovery> {
             if found.iter().any(|f| f.member() == member.id) {
                 continue;
             }
-            let path = member.path.clone();
+            let path = path_of_bytes(&member.path);
             let reason = match look(&path) {
                 Ok(f) if f.unchecked().volume == volume && f.member() == member.id => {
                     found.push(f);
@@ -164,8 +163,7 @@ pub(super) fn discover(sources: &[PathBuf]) -> Result<Discovery> {
 fn newest_of(found: &[Found]) -> usize {
     (0..found.len())
         .max_by_key(|&i| {
-            let superblock = found[i].unchecked();
-            (superblock.term, superblock.generation, superblock.sequence)
+            found[i].unchecked().age()
         })
         .unwrap_or(0)
 }
@@ -212,7 +210,7 @@ pub fn probe(sources: &[PathBuf]) -> Result<Probe> {
             let absent = discovery.absent.iter().find(|(id, _, _)| *id == member.id);
             ProbeMember {
                 id: member.id,
-                path: found.map_or_else(|| member.path.clone(), |f| f.path.clone()),
+                path: found.map_or_else(|| path_of_bytes(&member.path), |f| f.path.clone()),
                 present: match (found, absent) {
                     (Some(_), _) => Ok(()),
                     (None, Some((_, _, reason))) => Err(reason.clone()),
@@ -238,8 +236,8 @@ pub fn probe(sources: &[PathBuf]) -> Result<Probe> {
 pub(super) fn state_dir_of(asked: Option<&Path>, superblock: &Superblock) -> PathBuf {
     match asked {
         Some(path) => path.to_owned(),
-        None if superblock.state_dir.as_os_str().is_empty() => default_state_dir(superblock.volume),
-        None => superblock.state_dir.clone(),
+        None if superblock.state_dir.is_empty() => default_state_dir(superblock.volume),
+        None => path_of_bytes(&superblock.state_dir),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Giving a lost member's place to an empty directory.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ pub fn replace(volume: &Volume, old: &Path, new: &Path) -> Result<()> {
         .set
         .members()
         .iter()
-        .find(|member| member.path() == old_known || member.path() == old)
+        .find(|member| *member.path() == *old_known || *member.path() == *old)
         .ok_or_else(|| {
             let paths: Vec<String> = volume.set.members().iter().map(|m| m.path().display().to_string()).collect();
             Error::Refused(format!("{} is no directory of the volume, which has {}", old.display(), paths.join(", ")))
@@ -33,7 +34,7 @@ pub fn replace(volume: &Volume, old: &Path, new: &Path) -> Result<()> {
     }
     let path = std::fs::canonicalize(new)
         .map_err(|source| Error::io(format!("{} (make it first: mkdir)", new.display()), source))?;
-    if volume.set.members().iter().any(|other| other.path() == path && other.can_read()) {
+    if volume.set.members().iter().any(|other| *other.path() == *path && other.can_read()) {
         return Err(Error::Refused(format!("{} is a directory of the volume already", path.display())));
     }
     super::format::check_empty(&path)?;
@@ -44,7 +45,7 @@ pub fn replace(volume: &Volume, old: &Path, new: &Path) -> Result<()> {
         let mut superblock = volume.superblock.lock();
         for entry in &mut superblock.members {
             if entry.id == member.id {
-                entry.path.clone_from(&path);
+                entry.path = path.as_os_str().as_bytes().to_vec();
             }
         }
         superblock.sequence += 1;
@@ -55,6 +56,6 @@ pub fn replace(volume: &Volume, old: &Path, new: &Path) -> Result<()> {
             source,
         })?;
     }
-    volume.set.restore(&member.id, path, backing);
+    member.replace(path, backing);
     volume.write_superblocks(|_| {})
 }
