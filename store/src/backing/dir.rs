@@ -6,11 +6,13 @@
 
 mod beneath;
 mod cache;
+#[cfg(test)]
+pub(super) mod tests;
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,7 +55,8 @@ impl DirBacking {
     /// Open an existing directory. Nothing is written. The message of an error names the path.
     pub fn open(path: &Path) -> io::Result<Self> {
         let named = |err: io::Error| io::Error::new(err.kind(), format!("{}: {err}", path.display()));
-        let dir = OwnedFd::from(File::open(path).map_err(named)?);
+        let open = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path);
+        let dir = OwnedFd::from(open.map_err(named)?);
         // Every later look-up needs openat2: better to learn here that there is none.
         open_dir(&dir, ".").map_err(|err| match Errno::from_raw(err.raw_os_error().unwrap_or(0)) {
             Errno::ENOSYS | Errno::EPERM => named(io::Error::new(
