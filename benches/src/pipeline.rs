@@ -155,6 +155,7 @@ fn seal_stages(options: &Options) -> Vec<Stage> {
         for (index, shard) in shards.chunks_exact(shard_len).enumerate() {
             let header = RecordHeader {
                 kind: RecordKind::Stripe,
+                volume: VolumeId([1; 16]),
                 segment: SegmentId(1),
                 incarnation: Incarnation([4; 16]),
                 offset: 4096,

@@ -17,7 +17,7 @@ use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Incarnation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::placement::{self, Candidate};
+use crate::placement::{self, Candidate, Placement};
 use crate::shard::{RECORD_ALIGN, SEGMENT_HEADER_LEN, SegmentHeader};
 
 /// Longest a file of a segment grows, bytes. Six such files hold half a gigabyte of data at 4+2.
@@ -67,7 +67,7 @@ struct State {
     /// Segments closed since the last [`Segments::take_closed`], with their tails.
     closed: Vec<(SegmentId, u64)>,
     next: u64,
-    hint: u64,
+    previous: Option<Placement>,
 }
 
 /// What identifies the writer in the headers of new segments.
@@ -183,9 +183,8 @@ impl Segments {
                 }
                 return Err(Error::TooFewMembers { healthy, needed });
             }
-            let placed = placement::choose(&candidates, self.geometry, state.hint, needed)
+            let placed = placement::choose(&candidates, self.geometry, needed, state.previous.as_ref(), state.next)
                 .map_err(|_| Error::TooFewMembers { healthy, needed })?;
-            state.hint += 1;
             let id = SegmentId(state.next);
             state.next += 1;
             let mut incarnation = Incarnation::default();
@@ -197,7 +196,11 @@ impl Segments {
                     id,
                     incarnation,
                     geometry: self.geometry,
-                    slots: placed.slots,
+                    slots: {
+                        let slots = placed.slots.clone();
+                        state.previous = Some(placed);
+                        slots
+                    },
                     capacity,
                     unwritten: AtomicU64::new(0),
                 });
@@ -216,7 +219,7 @@ impl Segments {
                 Candidate {
                     id: member.id,
                     free_bytes,
-                    domain: member.domain().to_owned(),
+                    domain: None,
                     device: space.map_or(0, |space| space.device),
                     healthy: matches!(member.health(), Health::Healthy) && free_bytes >= MEMBER_FREE_MIN,
                 }

@@ -159,12 +159,12 @@ impl Blocks {
             geometry: info.geometry,
             slot: ShardIndex(slot as u8),
             placement: info.slots.clone(),
-            capacity: 0,
+            capacity: info.capacity,
             term: identity.term,
             created_generation: Generation(0),
         }
         .encode(&self.header_mac);
-        match member.create_segment(segment, 0) {
+        match member.create_segment(segment, info.capacity) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut present = [0u8; 16];

@@ -27,7 +27,7 @@ use crate::backing::{BackingSet, Hedge};
 use crate::erasure::Coder;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ids::{BlockId, Incarnation, MemberId, SegmentId};
+use crate::ids::{BlockId, Incarnation, MemberId, SegmentId, VolumeId};
 use crate::meta::Meta;
 use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
@@ -71,6 +71,8 @@ pub struct SegmentInfo {
     pub geometry: Geometry,
     /// The member of each slot; `None`: vacant.
     pub slots: Vec<Option<MemberId>>,
+    /// Length each file may reach, bytes.
+    pub capacity: u64,
 }
 
 /// Counters since the volume was opened.
@@ -90,6 +92,7 @@ pub struct Blocks {
     segments: Segments,
     sealer: Arc<Sealer>,
     header_mac: [u8; 32],
+    volume: VolumeId,
     meta: Arc<Meta>,
     codec: Codec,
     hedge: Hedge,
@@ -126,6 +129,8 @@ pub struct BlocksConfig {
     pub cache_bytes: u64,
     /// Key of header MACs.
     pub header_mac: [u8; 32],
+    /// The volume, for record headers.
+    pub volume: VolumeId,
 }
 
 impl Blocks {
@@ -136,6 +141,7 @@ impl Blocks {
             segments,
             sealer,
             header_mac: config.header_mac,
+            volume: config.volume,
             meta,
             codec: config.codec,
             hedge: config.hedge,
@@ -228,5 +234,5 @@ fn info_of(row: SegmentRow) -> Result<SegmentInfo> {
             format!("its row says {}+{} shards in {} slots", row.data, row.parity, row.slots.len()),
         )
     })?;
-    Ok(SegmentInfo { incarnation: row.incarnation, geometry, slots: row.slots })
+    Ok(SegmentInfo { incarnation: row.incarnation, geometry, slots: row.slots, capacity: row.capacity })
 }

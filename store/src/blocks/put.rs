@@ -247,6 +247,7 @@ impl Blocks {
                     incarnation: segment.incarnation,
                     geometry: segment.geometry,
                     slots: segment.slots.clone(),
+                    capacity: segment.capacity,
                 };
                 self.know_segment(segment.id, info);
                 opened.push(segment_row(&extent, generation));
@@ -287,6 +288,7 @@ impl Blocks {
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
         RecordHeader {
             kind: RecordKind::Stripe,
+            volume: self.volume,
             segment: extent.segment.id,
             incarnation: extent.segment.incarnation,
             offset: extent.offset + stripe.at,

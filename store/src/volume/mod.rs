@@ -46,7 +46,7 @@ use crate::commit::Commit;
 use crate::error::{Error, Result};
 use crate::lock::LocalLock;
 use crate::geometry::Geometry;
-use crate::ids::{Generation, Ino, Term, VolumeId};
+use crate::ids::{Generation, Ino, ROOT_INO, Term, VolumeId};
 use crate::meta::{Meta, Txn};
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::Superblock;
@@ -235,8 +235,25 @@ impl Volume {
 
     /// A path of an inode from the root, for messages.
     pub fn path_of(&self, ino: Ino) -> Result<String> {
-        let path = self.meta.with(|txn| txn.path_of_ino(ino))?;
-        Ok(String::from_utf8_lossy(&path).into_owned())
+        const PAGE: usize = 1000;
+        let mut names = Vec::new();
+        let mut at = ino;
+        while at != ROOT_INO {
+            let parent = self.meta.with(|txn| txn.inode(at))?.parent;
+            let mut cookie = 0;
+            let name = loop {
+                let page = self.read_dir(parent, cookie, PAGE, false)?;
+                let Some(last) = page.last() else { return Ok(format!("inode {ino} (no longer linked)")) };
+                cookie = last.cookie;
+                if let Some(entry) = page.iter().find(|entry| entry.ino == at) {
+                    break String::from_utf8_lossy(&entry.name).into_owned();
+                }
+            };
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        Ok(format!("/{}", names.join("/")))
     }
 
     /// Value of an extended attribute.

@@ -56,7 +56,8 @@ pub struct OpenOptions {
 
 /// This host's name, for the superblock's hint of who wrote last.
 pub(super) fn host_name() -> String {
-    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().chars().take(crate::superblock::HOST_LEN_MAX / 4).collect()
 }
 
 /// The volume's keys, by the slots of a superblock.
@@ -236,6 +237,7 @@ impl Volume {
             geometry,
             cache_bytes: options.cache_bytes,
             header_mac: *keys.header_mac(),
+            volume: superblock.volume,
         };
         let blocks = Arc::new(Blocks::new(segments, sealer.clone(), meta.clone(), config));
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
