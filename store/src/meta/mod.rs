@@ -9,19 +9,23 @@
 
 mod block;
 mod cache;
+pub mod codec;
 mod counters;
 mod dentry;
+mod digest;
 mod extent;
 mod history;
 mod inode;
 mod namespace;
 mod outbox;
+mod reader;
 pub mod rows;
 mod schema;
 mod segment;
 mod shelf;
 mod sql;
 mod txn;
+mod verify;
 mod xattr;
 
 use std::fs::File;
@@ -36,6 +40,7 @@ use zeroize::Zeroizing;
 
 pub use counters::Counters;
 pub use outbox::OutboxRow;
+pub use reader::{Reader, Walk};
 pub use txn::Txn;
 
 use crate::clock::Clock;
@@ -89,6 +94,7 @@ pub struct Closed {
 pub struct Meta {
     path: PathBuf,
     key: Zeroizing<[u8; 32]>,
+    block_id: BlockIdOf,
     /// The writing connection. Held for one operation, or one commit; taken before no other lock.
     core: Mutex<Core>,
     /// Connection that copies the log back into the database beside the writer. Independent of `core`.
@@ -104,7 +110,11 @@ impl Meta {
     ///
     /// # Errors
     /// [`Error::Refused`] if there is a database already.
+    /// [`Error::InvalidArgument`] unless chunks are 4 KiB to 1 MiB.
     pub fn create(dir: &Path, key: &[u8; 32], setup: &Setup, root: &NewNode<'_>, chunk_bits: u8) -> Result<Self> {
+        if !rows::CHUNK_BITS.contains(&chunk_bits) {
+            return Err(Error::InvalidArgument("chunks are 4 KiB to 1 MiB long"));
+        }
         let meta = Self::create_blank(dir, key, setup)?;
         meta.with(|txn| {
             txn.create_root(root, chunk_bits);
@@ -207,6 +217,7 @@ impl Meta {
         Ok(Self {
             path,
             key: Zeroizing::new(*key),
+            block_id: setup.block_id,
             core: Mutex::new(core),
             copier: Mutex::new(copier),
             wal,

@@ -21,6 +21,8 @@ pub const XATTR_SIZE_MAX: usize = 64 * 1024;
 pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
 /// Beyond every chunk: numbers of chunks are stored as 64-bit signed numbers.
 pub const CHUNK_END: ChunkNo = ChunkNo(i64::MAX as u64);
+/// Log2 of the chunk lengths there are: 4 KiB to 1 MiB.
+pub const CHUNK_BITS: std::ops::RangeInclusive<u8> = 12..=20;
 /// Smallest directory-listing cookie of an entry; those below are the adapter's ("." and "..").
 pub const COOKIE_MIN: u64 = 16;
 

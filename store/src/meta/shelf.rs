@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::codec::{SHELF_KEY_MAX, SHELF_VALUE_MAX};
 use super::rows::*;
 use super::schema::SHELVES;
 use super::sql::{At, blob, int, number};
@@ -74,8 +75,11 @@ impl Txn<'_> {
     /// Put a value on a shelf.
     ///
     /// # Errors
-    /// [`Error::Database`].
+    /// [`Error::InvalidArgument`] if the key or the value is longer than a record may hold.
     pub fn put_shelf(&mut self, shelf: Shelf, key: &[u8], value: &[u8]) -> Result<()> {
+        if key.len() > SHELF_KEY_MAX || value.len() > SHELF_VALUE_MAX {
+            return Err(Error::InvalidArgument("key or value of a shelf row too long"));
+        }
         let since = self.generation();
         let row = ShelfRow { shelf, key: key.into(), value: value.into(), since };
         self.core.apply(RowChange::PutShelf(row)).map(|_| ())
@@ -95,6 +99,9 @@ impl Txn<'_> {
     /// [`Error::Exists`] if the name is taken, [`Error::NameTooLong`].
     pub fn create_snapshot(&mut self, name: &[u8]) -> Result<SnapshotRow> {
         super::dentry::check_name(name)?;
+        if matches!(name, b"." | b"..") {
+            return Err(Error::InvalidArgument("a snapshot cannot have this name"));
+        }
         if self.snapshots()?.iter().any(|row| *row.name == *name) {
             return Err(Error::Exists);
         }
