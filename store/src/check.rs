@@ -151,7 +151,7 @@ pub fn check(volume: &Volume, options: &CheckOptions, progress: &dyn CheckProgre
     let mut report = CheckReport { complete: true, ..CheckReport::default() };
     if options.path.is_none() {
         progress.progress(0, 0, "tables");
-        // TODO-INTEGRATE verify
+        report.tables = volume.meta().verify()?;
     }
     progress.progress(0, 0, "files");
     let files = walk(volume, options.path.as_deref())?;
