@@ -50,7 +50,8 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
         Ok(Target::Mounted(live)) => ask(&live, lazy),
         Ok(Target::Unmounted(_)) => Err(not_mounted(&point)),
         Err(failure) if failure.code() == ExitCode::NotFound => Err(not_mounted(&point)),
-        // Somebody else's, or a daemon of which nothing is known here.
+        Err(failure) if failure.code() == ExitCode::NotPermitted && !nix::unistd::geteuid().is_root() => Err(failure),
+        // A daemon of which nothing is known here.
         Err(failure) => match mount_table::at(&point).ok().flatten().filter(Mount::is_brine) {
             Some(mount) => without_daemon(&mount, lazy),
             None => Err(failure),
