@@ -161,6 +161,8 @@ pub fn spellings(path: &Path) -> Vec<PathBuf> {
 pub enum UnmountError {
     /// Files are open there, or somebody's working directory is.
     Busy,
+    /// Nothing is mounted there.
+    NotMounted,
     /// The system or fusermount3 says no.
     Other(String),
 }
@@ -174,6 +176,7 @@ pub fn unmount(point: &Path, lazy: bool) -> Result<(), UnmountError> {
     match umount2(point, flags) {
         Ok(()) => Ok(()),
         Err(nix::errno::Errno::EBUSY) => Err(UnmountError::Busy),
+        Err(nix::errno::Errno::EINVAL) => Err(UnmountError::NotMounted),
         // What a user mounted through fusermount3 only that takes away.
         Err(nix::errno::Errno::EPERM) => fusermount(point, lazy),
         Err(errno) => Err(UnmountError::Other(errno.desc().to_owned())),

@@ -139,10 +139,11 @@ fn without_daemon(mount: &Mount, lazy: bool) -> Result<ExitCode, Failure> {
             mount.point.display()
         ));
     }
-    mount_table::unmount(&mount.point, lazy || dead).map(|()| ExitCode::Success).map_err(|error| match error {
-        UnmountError::Busy => busy(mount, &users_of(mount)),
-        UnmountError::Other(reason) => {
-            Failure::new(ExitCode::NotPermitted, format!("unmounting {}: {reason}", mount.point.display()))
+    match mount_table::unmount(&mount.point, lazy || dead) {
+        Ok(()) | Err(UnmountError::NotMounted) => Ok(ExitCode::Success),
+        Err(UnmountError::Busy) => Err(busy(mount, &users_of(mount))),
+        Err(UnmountError::Other(reason)) => {
+            Err(Failure::new(ExitCode::NotPermitted, format!("unmounting {}: {reason}", mount.point.display())))
         }
-    })
+    }
 }
