@@ -17,6 +17,7 @@ pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery 
 pub mod superblock; // a volume's identity in each backing directory
 pub mod placement; // which members a segment is placed on
 pub mod segment; // append-only files in which stripes lie
+pub mod stripes; // whole stripes, verified shard by shard
 pub mod blocks; // put and get of sealed blocks: dedup, cache, degraded reads
 pub mod commit; // how a generation becomes durable
 pub mod fence; // one writer: terms

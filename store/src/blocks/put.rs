@@ -4,14 +4,17 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 
 use super::pack::{self, Plan};
-use super::{Blocks, Chunk, SegmentInfo};
+use super::{Blocks, Chunk};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
 use crate::segment::Extent;
-use crate::shard::{BlockEntry, RECORD_ALIGN, RecordHeader, RecordKind, record_len};
+use crate::stripes::SegmentInfo;
+use crate::shard::{
+    BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
+};
 
 /// A chunk to store.
 #[derive(Clone, Copy, Debug)]
@@ -109,9 +112,7 @@ impl Blocks {
             if let Some(segment) = &new_segment {
                 txn.put_segment(segment)?;
             }
-            for (id, tail) in self.segments.take_closed() {
-                close_segment(txn, id, tail)?;
-            }
+            self.settle_segments(txn)?;
             for row in &new_blocks {
                 txn.put_block(row)?;
             }
@@ -119,6 +120,17 @@ impl Blocks {
         });
         drop(claims);
         outcome
+    }
+
+    /// Put the rows of segments that were opened or closed outside any operation.
+    pub fn settle_segments(&self, txn: &mut Txn<'_>) -> Result<()> {
+        for row in std::mem::take(&mut *self.unrecorded.lock()) {
+            txn.put_segment(&row)?;
+        }
+        for (id, tail) in self.segments.take_closed() {
+            close_segment(txn, id, tail)?;
+        }
+        Ok(())
     }
 
     fn claim(&self, ids: impl Iterator<Item = BlockId>) -> Claims<'_> {
@@ -186,51 +198,69 @@ impl Blocks {
                 Some(start)
             })
             .collect();
-        let coder = self.coder(self.geometry);
         plans
             .iter()
             .map(|plan| {
-                let (k, total) = (self.geometry.data(), self.geometry.total());
-                let mut shards = self.arena();
-                let mut tags = blake3::Hasher::new();
-                let mut entries = Vec::with_capacity(plan.blocks.len());
-                for &(index, at) in &plan.blocks {
-                    let bytes = &sealed[starts[index]..starts[index] + lens[index]];
-                    shards.resize(at, 0);
-                    shards.extend_from_slice(bytes);
-                    tags.update(&bytes[bytes.len() - 16..]);
-                    entries.push(BlockEntry {
-                        id: candidates[blocks[index].put].id,
-                        offset: at as u32,
-                        len: lens[index] as u32,
-                    });
-                }
-                shards.resize(total * plan.shard_len, 0);
-                let (data, parity) = shards.split_at_mut(k * plan.shard_len);
-                let data: Vec<&[u8]> = data.chunks_exact(plan.shard_len).collect();
-                let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(plan.shard_len).collect();
-                coder.encode(&data, &mut parity);
-                let checksums =
-                    shards.chunks_exact(plan.shard_len).map(|shard| *blake3::hash(shard).as_bytes()).collect();
-                let header_len = RecordHeader::header_len(entries.len(), RecordKind::Stripe);
-                Stripe {
-                    shards,
-                    shard_len: plan.shard_len,
-                    message_len: plan.message_len,
-                    tag: *tags.finalize().as_bytes(),
-                    checksums,
-                    entries,
-                    indices: plan.blocks.iter().map(|&(index, _)| index).collect(),
-                    record_len: record_len(header_len, plan.shard_len),
-                    at: 0,
-                }
+                let pieces: Vec<(BlockId, usize, &[u8])> = plan
+                    .blocks
+                    .iter()
+                    .map(|&(index, at)| {
+                        let bytes = &sealed[starts[index]..starts[index] + lens[index]];
+                        (candidates[blocks[index].put].id, at, bytes)
+                    })
+                    .collect();
+                let indices = plan.blocks.iter().map(|&(index, _)| index).collect();
+                self.make_stripe(RecordKind::Stripe, &pieces, plan.shard_len, indices)
             })
             .collect()
     }
 
+    /// Code sealed messages, each at its offset, into the shards of one stripe.
+    pub(super) fn make_stripe(
+        &self,
+        kind: RecordKind,
+        pieces: &[(BlockId, usize, &[u8])],
+        shard_len: usize,
+        indices: Vec<usize>,
+    ) -> Stripe {
+        let (k, total) = (self.geometry.data(), self.geometry.total());
+        let mut shards = self.arena();
+        let mut entries = Vec::with_capacity(pieces.len());
+        for &(id, at, bytes) in pieces {
+            shards.resize(at, 0);
+            shards.extend_from_slice(bytes);
+            entries.push(BlockEntry { id, offset: at as u32, len: bytes.len() as u32 });
+        }
+        let message_len = shards.len();
+        shards.resize(total * shard_len, 0);
+        let (data, parity) = shards.split_at_mut(k * shard_len);
+        let data: Vec<&[u8]> = data.chunks_exact(shard_len).collect();
+        let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(shard_len).collect();
+        self.stripes.coder(self.geometry).encode(&data, &mut parity);
+        let checksums = shards.chunks_exact(shard_len).map(payload_checksum).collect();
+        // A commit record is no block: its header names none.
+        if kind.is_commit() {
+            entries.clear();
+        }
+        let header_len = RecordHeader::header_len(entries.len(), kind);
+        Stripe {
+            kind,
+            commit: None,
+            shards,
+            shard_len,
+            message_len,
+            tag: stripe_tag(pieces.iter().map(|&(_, _, bytes)| bytes)),
+            checksums,
+            entries,
+            indices,
+            record_len: record_len(header_len, shard_len),
+            at: 0,
+        }
+    }
+
     /// Write stripes side by side at one offset. A directory that fails is taken out and the whole run written again
     /// elsewhere (offsets are never reused).
-    fn write_stripes(&self, stripes: &mut [Stripe], generation: Generation) -> Result<(Extent, Option<SegmentRow>)> {
+    pub(super) fn write_stripes(&self, stripes: &mut [Stripe], generation: Generation) -> Result<(Extent, Option<SegmentRow>)> {
         let total: u64 = stripes.iter().map(|stripe| stripe.record_len).sum();
         let mut at = 0;
         for stripe in stripes.iter_mut() {
@@ -287,7 +317,7 @@ impl Blocks {
 
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
         RecordHeader {
-            kind: RecordKind::Stripe,
+            kind: stripe.kind,
             volume: self.volume,
             segment: extent.segment.id,
             incarnation: extent.segment.incarnation,
@@ -299,7 +329,7 @@ impl Blocks {
             stripe_tag: stripe.tag,
             payload_checksum: stripe.checksums[slot],
             blocks: stripe.entries.clone(),
-            commit: None,
+            commit: stripe.commit.clone(),
         }
     }
 
@@ -311,9 +341,12 @@ impl Blocks {
 
 static ZEROES: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
 
-struct Stripe {
+/// A stripe about to be written.
+pub(super) struct Stripe {
+    kind: RecordKind,
+    pub(super) commit: Option<CommitHeader>,
     /// k data shards, then m parity shards.
-    shards: Vec<u8>,
+    pub(super) shards: Vec<u8>,
     shard_len: usize,
     message_len: usize,
     tag: [u8; 32],
@@ -323,7 +356,7 @@ struct Stripe {
     indices: Vec<usize>,
     record_len: u64,
     /// Offset in the run.
-    at: u64,
+    pub(super) at: u64,
 }
 
 /// Note in its row that a segment takes no more records.
