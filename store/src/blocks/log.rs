@@ -11,13 +11,11 @@ const SHARD_ALIGN: usize = 64;
 
 impl Blocks {
     /// Append one part of a commit record, erasure-coded. Not synced when it returns.
-    pub fn append_commit(&self, mut commit: CommitHeader, message: &[u8]) -> Result<()> {
+    pub fn append_commit(&self, commit: CommitHeader, message: &[u8]) -> Result<()> {
         let shard_len = message.len().div_ceil(self.geometry.data()).next_multiple_of(SHARD_ALIGN);
         let generation = commit.generation;
         let pieces = [(BlockId::default(), 0, message)];
         let mut stripe = self.make_stripe(RecordKind::CommitShard, &pieces, shard_len, Vec::new());
-        // Every occupied slot is synced before the generation is answered.
-        commit.ack_set = self.segments.ack_set(generation)?;
         stripe.commit = Some(commit);
         let mut stripes = [stripe];
         let written = self.write_stripes(&mut stripes, generation);

@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use super::pack::{self, Plan};
 use super::{Blocks, Chunk};
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
+use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, MemberId, SegmentId, ShardIndex};
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
@@ -315,6 +315,12 @@ impl Blocks {
         self.segments.write(extent, slot, &parts)
     }
 
+    /// Slots that are synced before a generation in this segment is answered: those of members that are not lost.
+    fn ack_set(&self, extent: &Extent) -> u64 {
+        let healthy = |id: &MemberId| self.set.get(id).is_some_and(|member| member.can_write());
+        mask(extent, |member| member.as_ref().is_some_and(healthy))
+    }
+
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
         RecordHeader {
             kind: stripe.kind,
@@ -329,7 +335,7 @@ impl Blocks {
             stripe_tag: stripe.tag,
             payload_checksum: stripe.checksums[slot],
             blocks: stripe.entries.clone(),
-            commit: stripe.commit.clone(),
+            commit: stripe.commit.map(|commit| CommitHeader { ack_set: self.ack_set(extent), copies: occupied(extent), ..commit }),
         }
     }
 
@@ -366,6 +372,16 @@ pub(crate) fn close_segment(txn: &mut Txn<'_>, id: SegmentId, tail: u64) -> Resu
         // Abandoned before anything in it was named.
         None => Ok(()),
     }
+}
+
+fn mask(extent: &Extent, wanted: impl Fn(&Option<MemberId>) -> bool) -> u64 {
+    let slots = extent.segment.slots.iter().enumerate();
+    slots.filter(|(_, member)| wanted(member)).fold(0, |mask, (slot, _)| mask | 1 << slot)
+}
+
+/// Slots that hold a shard of every stripe in the segment.
+fn occupied(extent: &Extent) -> u64 {
+    mask(extent, Option::is_some)
 }
 
 fn segment_row(extent: &Extent, generation: Generation) -> SegmentRow {
