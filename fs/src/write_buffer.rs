@@ -37,7 +37,7 @@ use file::FileBuffer;
 pub use file::Gap;
 use node::Dirty;
 pub use node::{ErrorMark, FileNode};
-pub use stored::Stored;
+pub use stored::{Stored, cached as stored_in_cache, read as read_stored};
 
 /// Neighbouring full chunks sealed in one call: 1 MiB of the usual 128 KiB chunks, as much as one request carries.
 const SEAL_BATCH: u64 = 8;
@@ -408,15 +408,28 @@ impl WriteBuffer {
         }
     }
 
-    /// A file's times or owner were set in the store: what is buffered must not undo it.
-    pub fn note_attr(&self, node: &FileNode, attr: &Attr, mtime_ns: Option<i64>) {
-        if let Some(dirty) = node.state.lock().as_mut() {
-            dirty.base = attr.clone();
-            dirty.ctime_ns = attr.ctime_ns;
-            if let Some(mtime_ns) = mtime_ns {
-                dirty.mtime_ns = mtime_ns;
-            }
-        }
+    /// Set a dirty file's times where the flush will take them from; false if nothing of it is buffered. The caller
+    /// holds the gate.
+    pub fn set_times(&self, node: &Arc<FileNode>, mtime_ns: Option<i64>, now_ns: i64) -> bool {
+        let mut state = node.state.lock();
+        let Some(dirty) = state.as_mut() else { return false };
+        dirty.mtime_ns = mtime_ns.unwrap_or(dirty.mtime_ns);
+        dirty.ctime_ns = now_ns;
+        dirty.changes += 1;
+        self.settle(node, &mut state);
+        true
+    }
+
+    /// A file's attributes were set in the store: a flush, one under way included, must not undo it. The caller holds
+    /// the gate.
+    pub fn note_attr(&self, node: &Arc<FileNode>, attr: &Attr, mtime_ns: Option<i64>) {
+        let mut state = node.state.lock();
+        let Some(dirty) = state.as_mut() else { return };
+        dirty.base = attr.clone();
+        dirty.ctime_ns = attr.ctime_ns;
+        dirty.mtime_ns = mtime_ns.unwrap_or(dirty.mtime_ns);
+        dirty.changes += 1;
+        self.settle(node, &mut state);
     }
 
     /// Read what is buffered of `offset..offset + out.len()`; the rest of `out` is untouched.
@@ -454,16 +467,6 @@ impl WriteBuffer {
         let mut attr = dirty.base.clone();
         attr.size = dirty.buffer.size();
         Some(look(&attr, &|from| dirty.buffer.next_data(from)))
-    }
-
-    /// Whether nothing of the file is buffered.
-    pub fn is_clean(&self, node: &FileNode) -> bool {
-        node.state.lock().is_none()
-    }
-
-    /// Whether dropping the file's state would wait for chunks being sealed.
-    pub fn is_sealing(&self, node: &FileNode) -> bool {
-        node.state.lock().as_ref().is_some_and(|dirty| dirty.buffer.is_sealing())
     }
 
     /// Drop everything buffered of a file that nobody can reach any more. The caller holds the gate.

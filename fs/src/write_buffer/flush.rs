@@ -283,6 +283,8 @@ impl WriteBuffer {
             return;
         }
         node.failed(Errno::from(error), SystemClock.now_ns());
+        // The next commit has something to do: this file again.
+        self.set_changed();
         (self.report)(&format!("inode {}: {doing}: {error}; kept in memory and tried again", node.ino));
     }
 }

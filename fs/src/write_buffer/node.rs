@@ -80,6 +80,16 @@ impl FileNode {
         self.retry_at_ns.store(0, Ordering::Relaxed);
     }
 
+    /// Whether nothing of the file is buffered.
+    pub fn is_clean(&self) -> bool {
+        self.state.lock().is_none()
+    }
+
+    /// Whether chunks of the file are being sealed: truncating or dropping it would wait for that.
+    pub fn is_sealing(&self) -> bool {
+        self.state.lock().as_ref().is_some_and(|dirty| dirty.buffer.is_sealing())
+    }
+
     pub(super) fn is_due(&self, now_ns: i64) -> bool {
         let at = self.retry_at_ns.load(Ordering::Relaxed);
         // A clock set back must not stop retries.
