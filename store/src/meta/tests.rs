@@ -49,6 +49,8 @@ pub(super) fn fresh(name: &str) -> (Scratch, Meta) {
     (dir, meta)
 }
 
+mod model;
+mod random;
 mod speed;
 
 pub(super) fn file(perm: u16) -> NewNode<'static> {

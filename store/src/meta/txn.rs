@@ -57,6 +57,8 @@ pub(super) struct Core {
     pub recording: bool,
     /// Most names an inode may have.
     pub nlink_max: u32,
+    /// Extents deleted in the foreground; more are cut off and retired behind.
+    pub cut_at_once: usize,
     operation: Option<Operation>,
 }
 
@@ -107,6 +109,7 @@ impl Core {
             local_dirty: false,
             recording: true,
             nlink_max: 1 << 31,
+            cut_at_once: extent::CUT_AT_ONCE,
             operation: None,
         }
     }
