@@ -83,7 +83,7 @@ impl Run {
     }
 
     fn name(&mut self) -> Vec<u8> {
-        format!("n{}", self.random.below(12)).into_bytes()
+        format!("n{}", self.random.below(6)).into_bytes()
     }
 
     fn step(&mut self) {
@@ -133,8 +133,14 @@ impl Run {
 
     fn create(&mut self) {
         let (parent, name) = (self.pick_directory(), self.name());
-        let kind = [FileKind::File, FileKind::File, FileKind::Directory, FileKind::Symlink, FileKind::Fifo]
-            [self.random.below(5) as usize];
+        let kind = [
+            FileKind::File,
+            FileKind::File,
+            FileKind::Directory,
+            FileKind::Directory,
+            FileKind::Symlink,
+            FileKind::Fifo,
+        ][self.random.below(6) as usize];
         let (perm, gid) = (self.random.below(0o10000) as u16, self.random.below(3) as u32);
         let target = (kind == FileKind::Symlink).then_some(&name[..]);
         let node = NewNode { kind, perm, uid: 0, gid, rdev: 0, target };
@@ -160,7 +166,10 @@ impl Run {
     }
 
     fn rename(&mut self) {
-        let (from, name, to, new_name) = (self.pick_directory(), self.name(), self.pick_directory(), self.name());
+        let (from, name, mut to, new_name) = (self.pick_directory(), self.name(), self.pick_directory(), self.name());
+        if self.random.chance(30) {
+            to = from;
+        }
         let flags = RenameFlags {
             no_replace: self.random.chance(20),
             exchange: self.random.chance(25),
