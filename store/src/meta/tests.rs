@@ -49,7 +49,10 @@ pub(super) fn fresh(name: &str) -> (Scratch, Meta) {
     (dir, meta)
 }
 
+mod codec;
+mod failure;
 mod model;
+mod posix;
 mod random;
 mod speed;
 

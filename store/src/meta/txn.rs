@@ -167,7 +167,8 @@ impl Core {
             self.poison(&error);
             return Err(error).at(&self.path);
         }
-        Ok(())
+        self.check_transaction();
+        self.usable()
     }
 
     fn undo_operation(&mut self) {
@@ -195,6 +196,9 @@ impl Core {
 
     /// To be called before anything is written to a table.
     pub fn before_write(&mut self) -> Result<()> {
+        // Without a transaction a savepoint would start one, and its release commit half a generation.
+        self.check_transaction();
+        self.usable()?;
         if let Some(operation) = &mut self.operation
             && !operation.savepoint
         {
