@@ -282,6 +282,12 @@ impl Meta {
         self.core.lock().has_changes()
     }
 
+    /// Row changes recorded so far for the open generation: when there are many it is better closed early. Inodes
+    /// that changed and are not in their table yet do not count.
+    pub fn open_changes(&self) -> usize {
+        self.core.lock().changes.len()
+    }
+
     /// Close the open generation and open the next.
     ///
     /// # Errors
@@ -396,7 +402,7 @@ impl Meta {
         let mut core = self.core.lock();
         core.usable()?;
         let end = if core.has_changes() { "ROLLBACK" } else { "COMMIT" };
-        core.poison("closed");
+        core.poisoned = Some("the metadata database is closed".to_owned());
         core.conn.execute_batch(end).at(&self.path)?;
         core.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).at(&self.path)
     }

@@ -317,11 +317,19 @@ impl<'m> Txn<'m> {
         self.core.counters.next_segment = self.core.counters.next_segment.max(id.0 + 1);
     }
 
-    /// Change rows of any non-local table and record the change. The operations in the other files are the callers;
-    /// outside this module it serves rows this module has no operation for. Inode rows must not be put this way.
+    /// Change a row that this module has no operation for (patches, range links, generations) and record the change.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for rows that have operations, which keep counts and caches.
     pub fn apply(&mut self, change: RowChange) -> Result<()> {
-        debug_assert!(!matches!(change, RowChange::PutInode(_)), "inode rows go through the cache");
-        self.core.apply(change).map(|_| ())
+        match change {
+            RowChange::PutPatch(_)
+            | RowChange::DelPatch { .. }
+            | RowChange::PutLink(_)
+            | RowChange::DelLink { .. }
+            | RowChange::DelGeneration(_) => self.core.apply(change).map(|_| ()),
+            _ => Err(Error::InvalidArgument("rows of this table change by operations only")),
+        }
     }
 }
 

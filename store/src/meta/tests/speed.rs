@@ -66,3 +66,72 @@ fn creates_lookups_and_listings() {
         rate("unlink and release", count, start);
     }
 }
+
+#[test]
+#[ignore = "measures"]
+fn extents_of_a_large_file() {
+    let (_dir, meta) = fresh("speed-extents");
+    let ino = meta.with(|txn| txn.create(ROOT_INO, b"large", &file(0o644))).unwrap().ino;
+    let count = 100_000u64;
+    let start = Instant::now();
+    for n in 0..count / 8 {
+        meta.with(|txn| {
+            let keys: Vec<_> = (n * 8..n * 8 + 8)
+                .map(|chunk| {
+                    let key = BlockKey(*blake3::hash(&chunk.to_le_bytes()).as_bytes());
+                    (ChunkNo(chunk), Some(key))
+                })
+                .collect();
+            for (chunk, key) in &keys {
+                let id = test_block_id(&key.unwrap());
+                assert!(txn.find_duplicate(&id)?.is_none());
+                txn.put_block(&BlockRow {
+                    id,
+                    digest: ContentDigest(key.unwrap().0),
+                    domain: 0,
+                    epoch: 0,
+                    index: 0,
+                    segment: SegmentId(1),
+                    offset: chunk.0 << 15,
+                    record_len: 33_000,
+                    stripe_blocks: 1,
+                    message_offset: 0,
+                    sealed_len: 131_096,
+                    plain_len: 131_072,
+                    refs: 0,
+                    state: BlockState::Live,
+                    state_since: Generation(0),
+                    verified: true,
+                    codec: 0,
+                    since: Generation(0),
+                })?;
+            }
+            txn.put_extents(ino, &keys)
+        })
+        .unwrap();
+        if n % 1000 == 999 {
+            meta.commit_generation().unwrap();
+        }
+    }
+    meta.commit_generation().unwrap();
+    rate("new blocks with extents", count as usize, start);
+    let data = meta.with(|txn| txn.attr(ino)).unwrap().data;
+    let start = Instant::now();
+    for n in 0..count {
+        let chunk = ChunkNo((n * 7919) % count);
+        assert!(meta.with(|txn| txn.extent(data, chunk)).unwrap().is_some());
+    }
+    rate("extent, scattered", count as usize, start);
+    let start = Instant::now();
+    let change = FileChange { size: 0, mtime_ns: 0, ctime_ns: 0, inline: None, clear_suid: false };
+    meta.with(|txn| {
+        txn.set_file(ino, &FileChange { size: count << 17, ..change.clone() })?;
+        txn.set_file(ino, &change)
+    })
+    .unwrap();
+    println!("truncate of {count} chunks: {:?}", start.elapsed());
+    let start = Instant::now();
+    while meta.with(|txn| txn.retire_step(1024)).unwrap() {}
+    meta.commit_generation().unwrap();
+    rate("retired extents", count as usize, start);
+}
