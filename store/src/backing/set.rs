@@ -230,3 +230,6 @@ fn sync(member: &Arc<Member>, segment: SegmentId) -> io::Result<()> {
     }
     result
 }
+
+#[cfg(test)]
+mod tests;
