@@ -7,12 +7,18 @@ const LEN: usize = 4096;
 /// Short enough for a test, long enough for a busy machine to answer from memory in.
 fn limits() -> Limits {
     Limits {
-        hedge_after_min: Duration::from_millis(20),
-        hedge_after_max: Duration::from_millis(200),
+        hedge_after_min: Duration::from_millis(150),
+        hedge_after_max: Duration::from_millis(300),
         sick_after: Duration::from_millis(300),
         read_patience: Duration::from_secs(20),
         ..Limits::default()
     }
+}
+
+/// Nobody is ever late.
+fn calm() -> Limits {
+    let never = Duration::from_secs(1000);
+    Limits { hedge_after_min: never, hedge_after_max: never, sick_after: never, ..Limits::default() }
 }
 
 struct Fixture {
@@ -99,7 +105,7 @@ fn bad(outcome: &ReadOutcome) -> Vec<(usize, &'static str)> {
 #[test]
 fn a_healthy_set_is_asked_for_no_more_than_needed() {
     for cached in [true, false] {
-        let fixture = Fixture::new(6, limits());
+        let fixture = Fixture::new(6, calm());
         fixture.faulty.iter().for_each(|faulty| faulty.set_uncached(!cached));
         let outcome = fixture.read(4, Hedge::Adaptive);
         assert_eq!((good(&outcome), bad(&outcome)), (vec![0, 1, 2, 3], vec![]));
@@ -112,20 +118,24 @@ fn a_healthy_set_is_asked_for_no_more_than_needed() {
 
 #[test]
 fn whatever_fails_is_replaced() {
-    let mut fixture = Fixture::new(8, limits());
+    let mut fixture = Fixture::new(8, calm());
     fixture.faulty[0].add(Rule::new(Call::ReadAt, Fault::Errno(libc::EIO)));
     fixture.faulty[1].add(Rule::new(Call::ReadAt, Fault::FlipBit { bit: 77 }));
     fixture.faulty[2].remove_segment(SEGMENT).unwrap();
     fixture.set.mark_missing(&id(3), "unplugged");
     fixture.faulty[4].add(Rule::new(Call::ReadAt, Fault::Truncate { len: 0 }));
-    for hedge in [Hedge::Adaptive, Hedge::All, Hedge::Off] {
+    let all = [(0, "io"), (1, "rejected"), (2, "missing"), (3, "missing"), (4, "missing")];
+    for hedge in [Hedge::Adaptive, Hedge::Off] {
         let outcome = fixture.read(3, hedge);
         assert_eq!(good(&outcome), [5, 6, 7], "{hedge:?}");
-        let all = [(0, "io"), (1, "rejected"), (2, "missing"), (3, "missing"), (4, "missing")];
         assert_eq!(bad(&outcome), all, "{hedge:?}");
     }
     let stats = |number: usize| fixture.member(number).stats();
-    assert_eq!((stats(0).read_errors, stats(1).rejected, stats(2).absent, stats(4).absent), (3, 3, 3, 3));
+    assert_eq!((stats(0).read_errors, stats(1).rejected, stats(2).absent, stats(4).absent), (2, 2, 2, 2));
+    // Asked all at once, the good may be there before the bad are known.
+    let outcome = fixture.read(3, Hedge::All);
+    assert_eq!(good(&outcome), [5, 6, 7]);
+    assert!(bad(&outcome).iter().all(|fault| all.contains(fault)));
 
     // One more is too many: what there is comes back, with the reasons for the rest.
     fixture.set.mark_missing(&id(5), "unplugged");
@@ -164,7 +174,7 @@ fn a_hanging_directory_costs_one_hedge_not_the_read() {
 
 #[test]
 fn asking_for_all_takes_whoever_answers() {
-    let fixture = Fixture::new(6, limits());
+    let fixture = Fixture::new(6, calm());
     let gates = [fixture.hang(0, Call::ReadAt), fixture.hang(1, Call::ReadAt)];
     let outcome = fixture.read(4, Hedge::All);
     // Nobody had to become late for this.
@@ -174,7 +184,7 @@ fn asking_for_all_takes_whoever_answers() {
 
 #[test]
 fn without_hedging_the_reader_waits() {
-    let fixture = Fixture::new(3, limits());
+    let fixture = Fixture::new(3, calm());
     let gate = fixture.hang(0, Call::ReadAt);
     std::thread::scope(|scope| {
         let reading = scope.spawn(|| fixture.read(2, Hedge::Off));
@@ -188,7 +198,7 @@ fn without_hedging_the_reader_waits() {
 
 #[test]
 fn patience_ends_even_without_hedging() {
-    let limits = Limits { read_patience: Duration::from_millis(50), ..limits() };
+    let limits = Limits { read_patience: Duration::from_millis(300), ..limits() };
     let fixture = Fixture::new(3, limits);
     let gate = fixture.hang(0, Call::ReadAt);
     let outcome = fixture.read(2, Hedge::Off);
@@ -253,7 +263,7 @@ fn a_sick_member_occupies_its_own_threads_only_and_the_rest_is_refused() {
 
 #[test]
 fn a_failed_member_is_read_after_the_healthy_and_not_written() {
-    let fixture = Fixture::new(3, limits());
+    let fixture = Fixture::new(3, calm());
     assert!(fixture.set.mark_failed(&id(0), "sync of segment 77 failed"));
     assert_eq!(good(&fixture.read(2, Hedge::Adaptive)), [1, 2]);
     assert_eq!(good(&fixture.read(3, Hedge::Adaptive)), [0, 1, 2]);
@@ -268,7 +278,7 @@ fn a_failed_member_is_read_after_the_healthy_and_not_written() {
 
 #[test]
 fn missing_and_duplicate_members_are_neither_read_nor_written() {
-    let fixture = Fixture::new(2, limits());
+    let fixture = Fixture::new(2, calm());
     let duplicate: Arc<dyn Backing> = fixture.faulty[0].clone();
     let set = BackingSet::new(vec![
         Member::new(id(0), "/duplicate", Some(duplicate), Health::Duplicate),
