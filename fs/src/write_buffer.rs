@@ -239,10 +239,12 @@ impl WriteBuffer {
         }
     }
 
-    /// Wait until none of `chunks` is being sealed. The gate is held, so nothing new begins but what began before it
+    /// Wait until no flush is giving the file its size and none of `chunks` is being sealed. The gate is held, so nothing new begins but what began before it
     /// was taken, and that ends.
     fn wait_sealed(&self, node: &FileNode, state: &mut MutexGuard<'_, Option<Box<Dirty>>>, chunks: std::ops::Range<u64>) {
-        while state.as_ref().is_some_and(|dirty| dirty.buffer.is_sealing_in(chunks.clone())) {
+        while node.putting.load(Ordering::Relaxed)
+            || state.as_ref().is_some_and(|dirty| dirty.buffer.is_sealing_in(chunks.clone()))
+        {
             node.settled.wait(state);
         }
     }

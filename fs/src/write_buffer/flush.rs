@@ -145,7 +145,7 @@ impl WriteBuffer {
     /// Take what can be put of a file, under the gate.
     fn plan(&self, node: &Arc<FileNode>) -> Option<Plan> {
         let mut state = node.state.lock();
-        while state.as_ref().is_some_and(|dirty| dirty.buffer.is_contended()) {
+        while node.putting.load(Ordering::Relaxed) || state.as_ref().is_some_and(|dirty| dirty.buffer.is_contended()) {
             node.settled.wait(&mut state);
         }
         let dirty = state.as_mut()?;
@@ -169,6 +169,7 @@ impl WriteBuffer {
             data
         });
         let change = FileChange { size, mtime_ns: dirty.mtime_ns, ctime_ns: dirty.ctime_ns, inline, clear_suid: false };
+        node.putting.store(true, Ordering::Relaxed);
         Some(Plan { node: Arc::clone(node), taken, change, changes: dirty.changes, failed: AtomicBool::new(false) })
     }
 
@@ -216,6 +217,7 @@ impl WriteBuffer {
         let put = stored.then(|| self.volume.set_file(node.ino, &change));
         let kept_inline = change.inline.is_some();
         let mut state = node.state.lock();
+        node.putting.store(false, Ordering::Relaxed);
         if let Some(dirty) = state.as_mut() {
             let before = dirty.buffer.held();
             let first_chunk = taken.iter().any(|taken| taken.chunk == 0);

@@ -56,6 +56,9 @@ pub struct FileNode {
     retry_at_ns: AtomicI64,
     retry_pause_ns: AtomicI64,
     pub(super) state: Mutex<Option<Box<Dirty>>>,
+    /// A flush is between taking the file's size and giving it to the store. Another one, or a new size, must wait:
+    /// an older size given later would cut off what was stored since. Read and written under `state`.
+    pub(super) putting: AtomicBool,
     /// Signalled when chunks end being sealed.
     pub(super) settled: Condvar,
 }
@@ -71,6 +74,7 @@ impl FileNode {
             retry_at_ns: AtomicI64::new(0),
             retry_pause_ns: AtomicI64::new(RETRY_FIRST_NS),
             state: Mutex::new(None),
+            putting: AtomicBool::new(false),
             settled: Condvar::new(),
         }
     }
