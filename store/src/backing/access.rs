@@ -66,6 +66,15 @@ impl Member {
         }
     }
 
+    /// A segment takes no more appends: give back what is preallocated past its end. Best effort.
+    pub fn finish_segment(self: &Arc<Self>, id: SegmentId) {
+        if let Ok(backing) = self.writable()
+            && let Err(error) = backing.finish_segment(id)
+        {
+            log::warn!("{}: segment {id}: {error}", self.path().display());
+        }
+    }
+
     /// All segments with the lengths of their files, by number.
     pub fn list_segments(self: &Arc<Self>) -> io::Result<Vec<(SegmentId, u64)>> {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.list_segments()

@@ -6,13 +6,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::open::write_copies;
-use super::probe::default_state_dir;
-use crate::backing::{Backing, DirBacking, is_network_fs};
+use super::probe::{default_state_dir, discover};
+use super::{OpenOptions, Volume};
+use crate::backing::{Backing, DirBacking, Hedge, is_network_fs};
+use crate::commit::NothingDirty;
+use crate::commit_log::{HEAD_KEY, Head};
+use crate::record::ChainHash;
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, MemberId, SegmentId, Term, VolumeId};
-use crate::keyslot::{KdfCost, KeySlot, NewSecret, WrappedConvergence};
+use crate::keyslot::{KdfCost, KeySlot, NewSecret, Unlock, WrappedConvergence};
 use crate::meta::rows::{FileKind, NewNode};
 use crate::meta::{Meta, Setup};
 use crate::seal::{Codec, Sealer, SecretKey, VolumeKeys};
@@ -139,7 +143,7 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     };
     let meta = Meta::create(&state_dir, keys.database_key(), &setup, &root, options.chunk_bits)?;
     meta.commit_generation()?;
-    meta.sync()?;
+    meta.with(|txn| txn.put_local(HEAD_KEY, &Head { generation: meta_generation(txn), chain: ChainHash::START }.encode()))?;
     meta.close()?;
     for (path, (member, backing)) in directories.iter().zip(superblock.members.iter().zip(&backings)) {
         let own = Superblock { member: member.id, ..superblock.clone() };
@@ -150,7 +154,31 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
                 source,
             })?;
     }
+    // The first checkpoint: from now on the backing directories alone are enough.
+    let options = OpenOptions {
+        sources: directories.clone(),
+        unlock: Unlock::KeyFile(zeroize::Zeroizing::default()),
+        state_dir: Some(state_dir.clone()),
+        read_only: false,
+        hedge: Hedge::Adaptive,
+        min_ack: None,
+        cache_bytes: 0,
+        copies: None,
+        epoch: None,
+        domain: None,
+        codec: None,
+        use_member: Vec::new(),
+        report: None,
+    };
+    let made = Volume::open_unlocked(options, discover(&directories)?, keys)?;
+    made.checkpoint()?;
+    made.close(&NothingDirty)?;
     Ok(Formatted { volume, geometry, directories, state_dir, recovery_key: recovery_key.to_text(), warnings })
+}
+
+/// The generation committed last, inside an operation.
+fn meta_generation(txn: &crate::meta::Txn<'_>) -> Generation {
+    Generation(txn.generation().0 - 1)
 }
 
 fn choose_geometry(options: &FormatOptions) -> Result<Geometry> {

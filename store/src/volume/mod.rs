@@ -5,6 +5,7 @@
 
 mod data;
 mod format;
+mod image;
 mod open;
 mod prefetch;
 mod probe;
@@ -33,7 +34,7 @@ pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use format::{FormatOptions, Formatted, format};
-pub use open::OpenOptions;
+pub use open::{OpenOptions, ReportFn};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use replace::replace;
 pub use space::Reservation;
@@ -42,7 +43,8 @@ pub use status::{StatFs, VolumeStatus};
 use crate::backing::BackingSet;
 use crate::blocks::Blocks;
 use crate::clock::Clock;
-use crate::commit::Commit;
+use crate::commit::{Commit, Parts};
+use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::lock::LocalLock;
 use crate::geometry::Geometry;
@@ -82,6 +84,8 @@ pub struct Volume {
     space: Arc<Space>,
     prefetcher: Prefetcher,
     commit: Commit,
+    log: CommitLog,
+    last_image: Mutex<image::LastImage>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -298,7 +302,7 @@ impl Volume {
             return Ok(self.meta.committed());
         }
         self.writable()?;
-        let outcome = self.commit.run(&self.blocks, &self.meta, flusher);
+        let outcome = self.commit.run(&self.parts(), flusher);
         if let Err(error) = &outcome
             && !matches!(error, Error::NoSpace)
         {
@@ -310,6 +314,10 @@ impl Volume {
         outcome
     }
 
+    fn parts(&self) -> Parts<'_> {
+        Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log }
+    }
+
     /// Commit, record a clean end, and let go of everything.
     pub fn close(self: Arc<Self>, flusher: &dyn Flusher) -> Result<()> {
         let outcome = if self.asked_read_only { Ok(()) } else { self.commit(flusher).map(|_| ()) };
@@ -318,15 +326,8 @@ impl Volume {
         }
         outcome?;
         if !self.asked_read_only {
-            self.blocks.segments().close();
-            self.meta.with(|txn| {
-                for (id, tail) in self.blocks.segments().take_closed() {
-                    crate::blocks::close_segment(txn, id, tail)?;
-                }
-                Ok(())
-            })?;
-            self.meta.commit_generation()?;
-            self.meta.sync()?;
+            self.checkpoint_if_due()?;
+            self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }
         self.meta.close()
@@ -399,6 +400,7 @@ impl Volume {
         if self.writable().is_err() {
             return Ok(());
         }
+        self.checkpoint_if_due()?;
         while {
             let _held = self.gate();
             self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?

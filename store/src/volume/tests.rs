@@ -67,6 +67,7 @@ impl Scratch {
             domain: None,
             codec: None,
             use_member: Vec::new(),
+            report: None,
         }
     }
 
@@ -350,6 +351,111 @@ fn what_cannot_be_opened_says_why() {
     volume.close(&NothingDirty).unwrap();
     let nowhere = OpenOptions { sources: vec![scratch.0.clone()], ..scratch.options() };
     assert!(matches!(Volume::open(nowhere), Err(Error::NotAVolume(_))));
-    let stateless = OpenOptions { state_dir: Some(scratch.0.join("none")), ..scratch.options() };
-    assert!(matches!(Volume::open(stateless), Err(Error::Refused(_))));
+}
+
+#[test]
+fn the_database_is_rebuilt_from_the_directories_alone() {
+    let scratch = Scratch::new("rebuild");
+    scratch.format(6, 1);
+    let content = noise(20, 900_000);
+    let volume = scratch.open();
+    write(&volume, "before", &content);
+    volume.commit(&NothingDirty).unwrap();
+    volume.checkpoint().unwrap();
+    write(&volume, "after", &content[5..]);
+    volume.unlink(ROOT_INO, b"before").unwrap();
+    volume.commit(&NothingDirty).unwrap();
+    volume.create(ROOT_INO, b"unsynced", &new_file()).unwrap();
+    // The daemon dies: nothing is closed.
+    let digest = volume.meta().reader().unwrap().digest().unwrap();
+    drop(volume);
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    // And m directories with it.
+    std::fs::remove_dir_all(scratch.0.join("d4")).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("d1")).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("rebuilt")), "{:?}", volume.warnings());
+    assert_eq!(volume.meta().reader().unwrap().digest().unwrap(), digest);
+    assert_eq!(read(&volume, "after").unwrap(), &content[5..]);
+    assert!(matches!(read(&volume, "before"), Err(Error::NotFound)));
+    write(&volume, "more", &content[9..]);
+    volume.close(&NothingDirty).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "more").unwrap(), &content[9..]);
+    assert!(check(&volume, &CheckOptions::default(), &Silent).unwrap().tables.is_empty());
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn an_older_copy_of_the_database_is_brought_up_to_the_log() {
+    let scratch = Scratch::new("older");
+    scratch.format(6, 1);
+    let content = noise(21, 300_000);
+    let volume = scratch.open();
+    write(&volume, "first", &content);
+    volume.close(&NothingDirty).unwrap();
+    let copy = scratch.0.join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(scratch.0.join("state/meta.db"), copy.join("meta.db")).unwrap();
+    let volume = scratch.open();
+    write(&volume, "second", &content[1..]);
+    volume.close(&NothingDirty).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    std::fs::rename(&copy, scratch.0.join("state")).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "second").unwrap(), &content[1..]);
+    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn a_database_of_another_history_is_set_aside_and_rebuilt() {
+    let scratch = Scratch::new("diverged");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    volume.close(&NothingDirty).unwrap();
+    let copy = |from: &str, to: &str| {
+        let status = std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
+        assert!(status.unwrap().success());
+    };
+    for name in ["d0", "d1", "d2", "d3", "d4", "d5"] {
+        copy(name, &format!("old-{name}"));
+    }
+    let volume = scratch.open();
+    write(&volume, "one", &noise(22, 50_000));
+    volume.close(&NothingDirty).unwrap();
+    // The directories go back to their copies and take another way; the database stays.
+    for name in ["d0", "d1", "d2", "d3", "d4", "d5"] {
+        std::fs::remove_dir_all(scratch.0.join(name)).unwrap();
+        copy(&format!("old-{name}"), name);
+    }
+    copy("state", "state-of-one");
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    let volume = scratch.open();
+    write(&volume, "two", &noise(23, 50_000));
+    volume.close(&NothingDirty).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    std::fs::rename(scratch.0.join("state-of-one"), scratch.0.join("state")).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("not on the commit log")), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "two").unwrap(), noise(23, 50_000));
+    assert!(read(&volume, "one").is_err());
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn a_damaged_database_is_set_aside_and_rebuilt() {
+    let scratch = Scratch::new("corrupt");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    write(&volume, "file", &noise(24, 70_000));
+    volume.close(&NothingDirty).unwrap();
+    let path = scratch.0.join("state/meta.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("aside")), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "file").unwrap(), noise(24, 70_000));
+    volume.close(&NothingDirty).unwrap();
 }
