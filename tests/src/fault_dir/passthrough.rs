@@ -164,10 +164,10 @@ impl Passthrough {
             self.gate(Wants::Write)?;
             let file = match fh {
                 Some(fh) => self.handle(fh)?.0,
-                None => Arc::new(OpenOptions::new().write(true).open(&path)?),
+                None => Arc::new(OpenOptions::new().read(true).write(true).open(&path)?),
             };
             let len = file.metadata()?.len();
-            self.log(|log| log.will_change(ino.0, &path, &file, size.min(len), size.abs_diff(len)))?;
+            self.log(|log| log.will_change(ino.0, &file, size.min(len), size.abs_diff(len)))?;
             file.set_len(size)?;
         }
         if let Some(mode) = mode {
@@ -179,8 +179,7 @@ impl Passthrough {
     fn write_file(&self, fh: FileHandle, offset: u64, data: &[u8]) -> Result<u32, Errno> {
         self.gate(Wants::Write)?;
         let (file, ino) = self.handle(fh)?;
-        let path = self.path(INodeNo(ino))?;
-        self.log(|log| log.will_change(ino, &path, &file, offset, data.len() as u64))?;
+        self.log(|log| log.will_change(ino, &file, offset, data.len() as u64))?;
         file.write_all_at(data, offset)?;
         Ok(data.len() as u32)
     }
@@ -515,7 +514,7 @@ impl Filesystem for Passthrough {
             {
                 self.gate(Wants::Write)?;
                 let (file, _) = self.handle(fh)?;
-                let (path, flags) = (self.path(ino)?, FallocateFlags::from_bits_truncate(mode));
+                let flags = FallocateFlags::from_bits_truncate(mode);
                 let punches = flags.contains(FallocateFlags::FALLOC_FL_PUNCH_HOLE);
                 let keeps = flags.contains(FallocateFlags::FALLOC_FL_KEEP_SIZE);
                 // Space asked for without a change of length or content loses nothing in a power cut.
@@ -523,7 +522,7 @@ impl Filesystem for Passthrough {
                     let len = file.metadata()?.len();
                     let (at, len) =
                         if punches { (offset, length) } else { (len, (offset + length).saturating_sub(len)) };
-                    self.log(|log| log.will_change(ino.0, &path, &file, at, len))?;
+                    self.log(|log| log.will_change(ino.0, &file, at, len))?;
                 }
                 fallocate(&*file, flags, offset as i64, length as i64).map_err(|errno| Errno::from_i32(errno as i32))
             },

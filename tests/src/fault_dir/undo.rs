@@ -3,7 +3,7 @@
 //! Stricter than any one filesystem: a file synced by itself still loses its name with an unsynced directory.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,8 @@ enum NameChange {
 pub(super) struct UndoLog {
     aside: PathBuf,
     kept: u64,
-    data: HashMap<u64, (PathBuf, Vec<DataChange>)>,
+    /// By inode: the file, open for reading and writing, and its changes.
+    data: HashMap<u64, (File, Vec<DataChange>)>,
     names: Vec<(PathBuf, NameChange)>,
 }
 
@@ -41,18 +42,18 @@ impl UndoLog {
         Self { aside, kept: 0, data: HashMap::new(), names: Vec::new() }
     }
 
-    /// `len` bytes at `offset` of `file` (inode `ino`, at `path`) are about to change; `grows`: so may its length.
-    pub(super) fn will_change(&mut self, ino: u64, path: &Path, file: &File, offset: u64, len: u64) -> io::Result<()> {
+    /// `len` bytes at `offset` of `file` (inode `ino`), which is open for reading and writing, are about to change.
+    pub(super) fn will_change(&mut self, ino: u64, file: &File, offset: u64, len: u64) -> io::Result<()> {
         let old_len = file.metadata()?.len();
         let end = offset.saturating_add(len).min(old_len);
         let mut old = vec![0; end.saturating_sub(offset) as usize];
-        // A file open for writing only is read by another name for it.
-        match file.read_exact_at(&mut old, offset) {
-            Ok(()) => {}
-            Err(_) => File::open(path)?.read_exact_at(&mut old, offset)?,
-        }
+        file.read_exact_at(&mut old, offset)?;
         let change = DataChange { offset, old, old_len, new_end: offset.saturating_add(len) };
-        self.data.entry(ino).or_insert_with(|| (path.to_path_buf(), Vec::new())).1.push(change);
+        if let Some((_, changes)) = self.data.get_mut(&ino) {
+            changes.push(change);
+        } else {
+            self.data.insert(ino, (file.try_clone()?, vec![change]));
+        }
         Ok(())
     }
 
@@ -85,11 +86,6 @@ impl UndoLog {
     /// `from` is about to become `to`.
     pub(super) fn will_rename(&mut self, from: &Path, to: &Path) -> io::Result<()> {
         let kept = if to.is_file() { Some(self.keep(to)?) } else { None };
-        for (path, _) in self.data.values_mut() {
-            if path == from {
-                *path = to.to_path_buf();
-            }
-        }
         self.names.push((parent(to), NameChange::Renamed { from: from.to_path_buf(), to: to.to_path_buf(), kept }));
         Ok(())
     }
@@ -103,9 +99,7 @@ impl UndoLog {
 
     /// Takes back what was not synced: names all, newest first; of data each change wholly, in part or not at all.
     pub(super) fn undo(self, random: &mut Random) -> io::Result<()> {
-        for (path, changes) in self.data.into_values() {
-            // Removed meanwhile: nobody will read it, or a name of it comes back with whatever it holds.
-            let Ok(file) = OpenOptions::new().read(true).write(true).open(&path) else { continue };
+        for (file, changes) in self.data.into_values() {
             for change in changes.into_iter().rev() {
                 undo_data(&file, &change, random)?;
             }
