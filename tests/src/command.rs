@@ -14,6 +14,24 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// Longest any program may run, unless a test says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Exit codes of `brine`, as docs/CLI.md has them.
+pub mod exit {
+    /// The command line is wrong.
+    pub const USAGE: i32 = 2;
+    /// Cannot be used as asked.
+    pub const REFUSED: i32 = 3;
+    /// No key slot opens.
+    pub const WRONG_SECRET: i32 = 4;
+    /// Does not exist, or holds no volume.
+    pub const NOT_FOUND: i32 = 5;
+    /// In use.
+    pub const BUSY: i32 = 6;
+    /// Damage was found.
+    pub const DAMAGED: i32 = 8;
+    /// Nothing is mounted there.
+    pub const NOT_MOUNTED: i32 = 12;
+}
+
 /// A program that has ended.
 #[derive(Debug, Clone)]
 pub struct Finished {
@@ -60,6 +78,13 @@ impl Finished {
         assert!(code != Some(0), "succeeded, a refusal was expected: {self}");
         assert!(code != Some(101) && !self.text().contains("panicked at"), "panicked: {self}");
         assert!(!self.stderr.trim().is_empty(), "failed without a message: {self}");
+        self
+    }
+
+    /// Panics unless it ended with this exit code.
+    #[track_caller]
+    pub fn with_code(self, code: i32) -> Self {
+        assert_eq!(self.code(), Some(code), "exit code {code} was expected: {self}");
         self
     }
 

@@ -92,11 +92,12 @@ pub struct Builder {
     secret: Secret,
     format_args: Vec<String>,
     options: Vec<String>,
+    supervised: bool,
     lifetime: Option<Duration>,
 }
 
 impl Builder {
-    /// Six directories, 4+2, a key file.
+    /// Six directories, 4+2, a key file, a daemon that stays dead when killed.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -106,6 +107,7 @@ impl Builder {
             secret: Secret::KeyFile,
             format_args: Vec::new(),
             options: Vec::new(),
+            supervised: false,
             lifetime: None,
         }
     }
@@ -153,6 +155,12 @@ impl Builder {
         self
     }
 
+    /// With a supervisor, as by default: a daemon that dies is replaced.
+    pub fn supervised(mut self) -> Self {
+        self.supervised = true;
+        self
+    }
+
     /// How long the test may take before its daemon is ended.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
@@ -161,8 +169,11 @@ impl Builder {
 
     /// Makes directories and secrets; formats and mounts nothing.
     #[track_caller]
-    pub fn prepare(self) -> TestVolume {
+    pub fn prepare(mut self) -> TestVolume {
         require_fuse();
+        if !self.supervised {
+            self.options.insert(0, "nosupervise".into());
+        }
         let root = temp_dir(&self.name);
         let dirs = self.at.unwrap_or_else(|| (0..self.directories).map(|i| root.join(format!("d{i}"))).collect());
         let (mountpoint, key_file) = (root.join("mnt"), root.join("key"));
@@ -349,7 +360,7 @@ impl TestVolume {
 
     /// Finds the daemon behind the mountpoint.
     #[track_caller]
-    fn adopt(&mut self) {
+    pub fn adopt(&mut self) {
         let pid = self.status()["pid"].as_i64().expect("status has the daemon's pid") as i32;
         assert!(pid > 1 && pid != std::process::id() as i32, "status names process {pid} as the daemon");
         self.daemon = Daemon::of(pid);
@@ -386,6 +397,12 @@ impl TestVolume {
         self.watchdog.set_daemon(None);
         daemon.kill();
         assert!(daemon.wait_gone(Duration::from_secs(20)), "daemon {} survived SIGKILL for 20 s", daemon.pid);
+    }
+
+    /// Notes that it was unmounted by other means.
+    pub fn forget_daemon(&mut self) {
+        self.daemon = None;
+        self.watchdog.set_daemon(None);
     }
 
     /// Takes a dead daemon's mountpoint away.

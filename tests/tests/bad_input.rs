@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use brine_tests::command::exit;
 use brine_tests::damage::{copy_tree, empty_dir, superblock_files};
 use brine_tests::scenario::loss::Kept;
 use brine_tests::scenario::{refusals, space};
@@ -255,8 +256,8 @@ fn foreign_files_in_a_backing_directory_are_left_alone() {
 #[test]
 fn unknown_commands_options_and_missing_arguments_are_named() {
     let volume = Builder::new("cli").directories(3).geometry(2, 1).format();
-    volume.brine(&["frobnicate"]).expect_refusal().says(&["frobnicate"]);
-    volume.brine(&["format", "--frobnicate"]).expect_refusal().says(&["frobnicate"]);
+    volume.brine(&["frobnicate"]).expect_refusal().says(&["frobnicate"]).with_code(exit::USAGE);
+    volume.brine(&["format", "--frobnicate"]).expect_refusal().says(&["frobnicate"]).with_code(exit::USAGE);
     volume.brine(&["format"]).expect_refusal();
     volume.brine(&["mount"]).expect_refusal();
     volume.brine(&["umount", "/nowhere/at/all"]).expect_refusal().says(&["/nowhere/at/all"]);
@@ -264,7 +265,11 @@ fn unknown_commands_options_and_missing_arguments_are_named() {
     volume.brine(&["check", "/nowhere/at/all"]).expect_refusal().says(&["/nowhere/at/all"]);
     let (source, mnt) = (volume.source().display().to_string(), volume.mnt().display().to_string());
     let with = |option: &str| format!("{},{option}", volume.base_options().join(","));
-    volume.brine(&["mount", &source, &mnt, "-o", &with("frobnicate=1")]).expect_refusal().says(&["frobnicate"]);
+    volume
+        .brine(&["mount", &source, &mnt, "-o", &with("frobnicate=1")])
+        .expect_refusal()
+        .says(&["frobnicate"])
+        .with_code(exit::USAGE);
     for option in ["cache=many", "hedge=sometimes", "epoch=x", "copies=0"] {
         volume
             .brine(&["mount", &source, &mnt, "-o", &with(option)])

@@ -16,3 +16,8 @@ fn whatever_was_synced_survives_power_cuts_under_load() {
 fn whatever_was_synced_survives_a_kill_with_two_directories_lost_at_once() {
     println!("{}", crash::kill_and_lose(3));
 }
+
+#[test]
+fn a_daemon_that_dies_is_replaced_by_its_supervisor() {
+    println!("{}", crash::supervised());
+}

@@ -90,6 +90,21 @@ fn failing_directories_reach_nobody() {
 }
 
 #[test]
+fn when_too_many_directories_fail_the_writer_is_told() {
+    println!("{}", damage::too_many_failing());
+}
+
+#[test]
+fn healing_that_meets_a_failure_ends_well_later() {
+    println!("{}", damage::failing_while_healing());
+}
+
+#[test]
+fn healing_goes_on_after_a_kill() {
+    println!("{}", damage::killed_while_healing(6));
+}
+
+#[test]
 fn a_duplicate_write_heals_the_damaged_block_it_meets() {
     let mut volume = Builder::new("heal-by-write").mount();
     let bytes = content(1, 2 << 20);

@@ -245,3 +245,27 @@ pub fn kill_and_lose(rounds: u64) -> String {
     }
     format!("{rounds} kills with two directories lost at once; seed {seed}")
 }
+
+/// The supervisor mounts again when the daemon dies, and goes away with a clean unmount.
+#[track_caller]
+pub fn supervised() -> String {
+    let mut volume = Builder::new("supervised").supervised().mount();
+    fs::write(volume.path("file"), content(1, 500_000)).expect("write");
+    volume.sync();
+    for kill in 0..2 {
+        volume.kill_daemon();
+        let started = std::time::Instant::now();
+        let back = wait_until(Duration::from_secs(20), || {
+            fs::read(volume.path("file")).is_ok_and(|bytes| bytes == content(1, 500_000))
+        });
+        assert!(back, "kill {kill}: not mounted again within 20 s");
+        println!("kill {kill}: usable again after {:.1?}", started.elapsed());
+        volume.adopt();
+        fs::write(volume.path(&format!("after-{kill}")), b"text").expect("write after the daemon was replaced");
+    }
+    volume.umount();
+    assert!(!is_mounted(volume.mnt()), "mounted again after a clean unmount");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!is_mounted(volume.mnt()), "mounted again after a clean unmount");
+    "two kills, each time usable again by itself, gone after umount".into()
+}

@@ -1,6 +1,7 @@
 //! Wrong and slow bytes: reads stay right and bounded in time, damage is counted, named and healed.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -284,7 +285,7 @@ pub fn faulty(name: &str, count: usize, options: &[&str]) -> Faulty {
 /// m directories stop answering: reads go on, none takes long; writes and fsync go on too.
 #[track_caller]
 pub fn hanging_directories(count: usize, files: u64) -> String {
-    let mut set = faulty("hanging", count, &["cache=1M"]);
+    let mut set = faulty("hanging", count, &["cache=8M"]);
     for i in 0..files {
         fs::write(set.volume.path(&format!("file-{i}")), content(i, 700_000)).expect("write");
     }
@@ -316,7 +317,7 @@ pub fn hanging_directories(count: usize, files: u64) -> String {
 /// m directories answer reads late: parity is asked instead.
 #[track_caller]
 pub fn slow_directories(delay: Duration) -> String {
-    let mut set = faulty("slow", 2, &["cache=1M"]);
+    let mut set = faulty("slow", 2, &["cache=8M"]);
     let files = 24;
     for i in 0..files {
         fs::write(set.volume.path(&format!("file-{i}")), content(i, 131_072)).expect("write");
@@ -344,7 +345,7 @@ pub fn slow_directories(delay: Duration) -> String {
 /// m directories fail every read, then every write, then every sync, then are without room: no error, no wrong byte.
 #[track_caller]
 pub fn failing_directories() -> String {
-    let mut set = faulty("failing", 2, &["cache=1M"]);
+    let mut set = faulty("failing", 2, &["cache=8M"]);
     let faults = [Fault::ReadErrors, Fault::WriteErrors, Fault::SyncErrors, Fault::NoSpace, Fault::AllErrors];
     for (number, fault) in (0u64..).zip(faults) {
         println!("{fault:?}");
@@ -367,4 +368,100 @@ pub fn failing_directories() -> String {
     let report = set.volume.check();
     assert_eq!(report["healthy"], true, "not healthy after all faults are gone and healed: {report:#}");
     "reads, writes, syncs, room failing in two directories: no error reaches anyone".into()
+}
+
+/// More directories fail than parity can make up for: the writer is told, nothing synced before is harmed, and when
+/// the directories are well again the volume is, at the latest after mounting anew.
+#[track_caller]
+pub fn too_many_failing() -> String {
+    let mut set = faulty("too-many", 4, &[]);
+    let synced = content(1, 800_000);
+    let mut file = fs::File::create(set.volume.path("synced")).expect("create");
+    file.write_all(&synced).and_then(|()| file.sync_all()).expect("write");
+    drop(file);
+    set.faults.iter().for_each(|dir| dir.set(Fault::SyncErrors));
+    let told = fs::File::create(set.volume.path("unsynced")).and_then(|mut file| {
+        file.write_all(&content(2, 800_000))?;
+        file.sync_all()
+    });
+    let error = told.expect_err("fsync succeeded though four of six directories cannot sync");
+    assert!(matches!(error.raw_os_error(), Some(libc::EIO | libc::EROFS)), "{error}");
+    let status = set.volume.status();
+    assert_ne!(status["health"], "healthy", "{status:#}");
+    assert!(fs::read(set.volume.path("synced")).expect("read") == synced, "what was synced before is wrong");
+    set.faults.iter().for_each(|dir| dir.set(Fault::None));
+    let _ = crate::run(crate::volume::brine_command(&["umount"]).arg(set.volume.mnt()));
+    if crate::environment::is_mounted(set.volume.mnt()) || set.volume.daemon().is_some_and(|daemon| daemon.alive()) {
+        set.volume.kill_daemon();
+        set.volume.detach();
+    } else {
+        set.volume.forget_daemon();
+    }
+    set.volume.mount();
+    assert!(fs::read(set.volume.path("synced")).expect("read") == synced, "what was synced before is wrong");
+    fs::write(set.volume.path("after"), content(3, 800_000)).expect("write when all is well again");
+    fs::File::open(set.volume.path("after")).and_then(|file| file.sync_all()).expect("fsync when all is well again");
+    heal(&set.volume);
+    set.volume.expect_clean();
+    "fsync says so; what was synced before is right; all is well after mounting anew".into()
+}
+
+/// A directory fails while it is healed and recovers: healing ends without mounting anew.
+#[track_caller]
+pub fn failing_while_healing() -> String {
+    let mut set = faulty("mid-heal", 1, &[]);
+    let expected = fill(&set.volume, 6);
+    set.volume.umount();
+    let mut random = Random::new(seed("failing while healing"));
+    flip_bits(set.faults[0].below(), 4096, &mut random);
+    set.volume.mount();
+    set.faults[0].set(Fault::WriteErrors);
+    let mut command = crate::volume::brine_command(&["heal"]);
+    let finished = crate::command::run_for(command.arg(set.volume.mnt()), Duration::from_secs(90));
+    assert!(!finished.success(), "healing onto a directory that cannot be written is said to have worked: {finished}");
+    finished.expect_refusal();
+    set.faults[0].set(Fault::None);
+    let healed = wait_until(Duration::from_secs(60), || {
+        let mut command = crate::volume::brine_command(&["heal"]);
+        let finished = crate::command::run_for(command.arg(set.volume.mnt()), Duration::from_secs(90));
+        finished.success() && set.volume.check()["healthy"] == true
+    });
+    assert!(healed, "not healed 60 s after the directory recovered: {:#}", set.volume.check());
+    verify(&set.volume, &expected, "healed after a failure");
+    "fails with a message, then ends well without mounting anew".into()
+}
+
+/// Healing is killed in the middle and goes on after mounting again.
+#[track_caller]
+pub fn killed_while_healing(mebibytes: u64) -> String {
+    let mut volume = Builder::new("kill-heal").mount();
+    let expected = fill(&volume, mebibytes);
+    volume.umount();
+    let mut random = Random::new(seed("killed while healing"));
+    for i in [1, 2] {
+        flip_bits(volume.dir(i), 4096, &mut random);
+    }
+    for millis in [20, 150] {
+        volume.mount();
+        let daemon = volume.daemon().expect("it is mounted").clone();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(millis));
+                daemon.kill();
+            });
+            let mut command = crate::volume::brine_command(&["heal"]);
+            let _ = crate::command::run_for(command.arg(volume.mnt()), Duration::from_secs(60));
+        });
+        volume.kill_daemon();
+        volume.detach();
+    }
+    volume.mount();
+    heal(&volume);
+    volume.expect_clean();
+    for i in [3, 4] {
+        fs::remove_dir_all(volume.dir(i)).expect("remove a backing directory");
+    }
+    volume.remount();
+    verify(&volume, &expected, "healed after two kills, then two other directories lost");
+    "killed twice while healing, then healed, then two others lost".into()
 }

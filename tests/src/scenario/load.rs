@@ -34,7 +34,7 @@ pub fn random_operations(rounds: u64, steps: u64) -> String {
 #[track_caller]
 pub fn random_operations_degraded(steps: u64) -> String {
     let seed = seed("random operations, degraded");
-    let mut volume = Builder::new("model-degraded").option("cache=1M").mount();
+    let mut volume = Builder::new("model-degraded").option("cache=8M").mount();
     let mut model = Model::new(volume.mnt(), 3, seed);
     model.run(steps);
     model.close();

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::command::Finished;
+use crate::command::{Finished, exit};
 use crate::damage::{copy_tree, empty_dir, superblock_files};
 use crate::manifest::Manifest;
 use crate::scenario::loss::Kept;
@@ -121,15 +121,15 @@ pub fn wrong_secrets() {
         let untouched: Vec<&Path> = untouched.iter().map(PathBuf::as_path).collect();
         fs::write(volume.key_file(), b"another secret, long enough for anyone\n").expect("write");
         let word = if secret == Secret::Passphrase { "passphrase" } else { "key" };
-        twice(&untouched, || volume.try_mount(&[]), &[word]);
+        twice(&untouched, || volume.try_mount(&[]), &[word]).with_code(exit::WRONG_SECRET);
         assert!(!crate::environment::is_mounted(volume.mnt()), "refused, and mounted");
         let (state, source) = (volume.state_dir().display().to_string(), volume.source());
         let other = if secret == Secret::Passphrase { "keyfile" } else { "passfile" };
         let options = [format!("{other}={}", volume.key_file().display()), format!("state={state}")];
-        twice(&untouched, || volume.try_mount_of(&source, &options), &[]);
+        twice(&untouched, || volume.try_mount_of(&source, &options), &[]).with_code(exit::WRONG_SECRET);
         fs::remove_file(volume.key_file()).expect("unlink");
         let key_file = volume.key_file().display().to_string();
-        twice(&untouched, || volume.try_mount(&[]), &[&key_file]);
+        twice(&untouched, || volume.try_mount(&[]), &[&key_file]).with_code(exit::NOT_FOUND);
         fs::write(volume.key_file(), right).expect("write");
         volume.mount();
     }
@@ -176,7 +176,8 @@ pub fn foreign_directories() {
     // No volume at all.
     let nowhere = volume.root().join("nowhere");
     let options = volume.base_options();
-    twice(&[], || volume.try_mount_of(&nowhere, &options), &[&nowhere.display().to_string()]);
+    twice(&[], || volume.try_mount_of(&nowhere, &options), &[&nowhere.display().to_string()])
+        .with_code(exit::NOT_FOUND);
     let empty = volume.root().join("empty");
     fs::create_dir(&empty).expect("mkdir");
     twice(&[&empty.clone()], || volume.try_mount_of(&empty, &options), &[&empty.display().to_string()]);
@@ -206,7 +207,7 @@ pub fn second_mount() {
                 crate::volume::detach(&second);
                 panic!("one volume was mounted twice: {finished}");
             }
-            finished.expect_refusal().says_one_of(&["mounted", "in use", "locked", "another"]);
+            finished.expect_refusal().says_one_of(&["mounted", "in use", "locked", "another"]).with_code(exit::BUSY);
         }
     }
     assert!(fs::read(volume.path("file")).expect("read") == content(1, 200_000), "the first mount was harmed");
