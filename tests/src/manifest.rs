@@ -54,6 +54,12 @@ impl Manifest {
         Self(entries)
     }
 
+    /// Without the times of symlinks, which not every program keeps.
+    pub fn without_link_times(mut self) -> Self {
+        self.0.values_mut().filter(|entry| entry.kind == "symlink").for_each(|entry| entry.mtime_ns = 0);
+        self
+    }
+
     /// Paths whose content cannot be read.
     pub fn unreadable(&self) -> Vec<&Path> {
         self.0.iter().filter(|(_, entry)| entry.hash.is_err()).map(|(path, _)| path.as_path()).collect()
