@@ -1,16 +1,17 @@
 //! Healing: the missing and wrong shards of a stripe are rebuilt from the good ones and written back where they
 //! belong. "Healed" is said only after the shards were read and counted again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::time::Duration;
 
-use super::get::{GoodShard, Survey};
-use super::{Blocks, SegmentInfo};
+use super::Blocks;
+use super::get::place_of;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::meta::BlockRow;
+use crate::meta::rows::BlockRow;
 use crate::shard::{RECORD_ALIGN, RecordHeader, SegmentHeader};
+use crate::stripes::{GoodShard, SegmentInfo};
 
 /// How long syncing a healed file may take.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
@@ -47,14 +48,14 @@ impl Blocks {
         unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
     ) -> Result<StripeHealth> {
         let info = self.segment_info(row.segment)?;
-        let survey = self.survey(row, &info);
+        let survey = self.stripes.survey(place_of(row), &info);
         let mut health = StripeHealth {
             shards: survey.good.len() + survey.bad.len(),
             bad: survey.bad.len(),
             ..StripeHealth::default()
         };
         let k = info.geometry.data();
-        let group = largest_group(&survey);
+        let group = survey.largest_group();
         // Well-formed shards of another stripe tag are old or foreign: as bad as missing.
         let strays: Vec<usize> = survey
             .good
@@ -85,7 +86,7 @@ impl Blocks {
             if let Err(source) = outcome {
                 let operation = format!("sync segment {segment}");
                 self.set.report_write_error(&member, &operation, &source);
-                let directory = self.set.get(&member).map(|m| m.path().to_owned()).unwrap_or_default();
+                let directory = self.set.get(&member).map(|m| m.path().to_path_buf()).unwrap_or_default();
                 return Err(Error::Backing { directory, operation, source });
             }
         }
@@ -107,10 +108,10 @@ impl Blocks {
             return Ok(false);
         }
         let payloads: Vec<(ShardIndex, &[u8])> =
-            group.iter().map(|shard| (shard.index, &shard.bytes[shard.payload.clone()])).collect();
+            group.iter().map(|shard| (shard.index, shard.payload())).collect();
         let model = &group[0].header;
         let mut shard = vec![0; model.shard_len as usize];
-        self.coder(info.geometry)
+        self.stripes.coder(info.geometry)
             .reconstruct(&payloads, &[ShardIndex(slot as u8)], &mut [&mut shard[..]])
             .map_err(|_| Error::BlockLost {
                 block: row.id,
@@ -130,7 +131,7 @@ impl Blocks {
         let parts = [IoSlice::new(&header), IoSlice::new(&shard), IoSlice::new(&padding[..pad])];
         let wrote = self
             .ensure_file(row.segment, info, slot, identity)
-            .and_then(|()| member.write_record(row.segment, row.offset, &parts));
+            .and_then(|()| member.write_segment(row.segment, row.offset, &parts));
         match wrote {
             Ok(()) => {
                 unsynced.insert((member.id, row.segment));
@@ -159,12 +160,12 @@ impl Blocks {
             geometry: info.geometry,
             slot: ShardIndex(slot as u8),
             placement: info.slots.clone(),
-            capacity: 0,
+            capacity: info.capacity,
             term: identity.term,
             created_generation: Generation(0),
         }
         .encode(&self.header_mac);
-        match member.create_segment(segment, 0) {
+        match member.create_segment(segment, info.capacity) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut present = [0u8; 16];
@@ -175,14 +176,6 @@ impl Blocks {
             }
             Err(error) => return Err(error),
         }
-        member.write_record(segment, 0, &[IoSlice::new(&header)])
+        member.write_segment(segment, 0, &[IoSlice::new(&header)])
     }
-}
-
-fn largest_group(survey: &Survey) -> Vec<&GoodShard> {
-    let mut groups: HashMap<[u8; 32], Vec<&GoodShard>> = HashMap::new();
-    for shard in &survey.good {
-        groups.entry(shard.header.stripe_tag).or_default().push(shard);
-    }
-    groups.into_values().max_by_key(Vec::len).unwrap_or_default()
 }

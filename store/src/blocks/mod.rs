@@ -8,6 +8,7 @@ mod cache;
 mod damage;
 mod get;
 mod heal;
+mod log;
 mod pack;
 mod put;
 
@@ -20,16 +21,18 @@ use parking_lot::{Condvar, Mutex, RwLock};
 pub use cache::{Cache, CacheFigures};
 pub use damage::{Damage, DamageEvent, DamageFigures};
 pub use heal::{Identity, StripeHealth};
+pub(crate) use put::close_segment;
 pub use put::{Put, Stored};
 
 use crate::backing::{BackingSet, Hedge};
-use crate::erasure::Coder;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ids::{BlockId, Incarnation, MemberId, SegmentId};
-use crate::meta::{Meta, SegmentRow};
+use crate::ids::{BlockId, SegmentId, VolumeId};
+use crate::meta::Meta;
+use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
 use crate::segment::Segments;
+use crate::stripes::{SegmentInfo, Stripes};
 
 /// One chunk's plaintext, read or about to be.
 #[derive(Debug)]
@@ -60,17 +63,6 @@ impl std::ops::Deref for Chunk {
     }
 }
 
-/// What a reader must know of a segment.
-#[derive(Clone, Debug)]
-pub struct SegmentInfo {
-    /// Its life.
-    pub incarnation: Incarnation,
-    /// Its shards.
-    pub geometry: Geometry,
-    /// The member of each slot; `None`: vacant.
-    pub slots: Vec<Option<MemberId>>,
-}
-
 /// Counters since the volume was opened.
 #[derive(Debug, Default)]
 pub struct BlockFigures {
@@ -88,12 +80,15 @@ pub struct Blocks {
     segments: Segments,
     sealer: Arc<Sealer>,
     header_mac: [u8; 32],
+    volume: VolumeId,
     meta: Arc<Meta>,
     codec: Codec,
     hedge: Hedge,
     geometry: Geometry,
-    coders: Mutex<HashMap<(usize, usize), Arc<Coder>>>,
+    stripes: Stripes,
     infos: RwLock<HashMap<SegmentId, Arc<SegmentInfo>>>,
+    /// Rows of segments opened by what is no operation of the metadata: commit records and images.
+    unrecorded: Mutex<Vec<SegmentRow>>,
     claimed: Mutex<HashSet<BlockId>>,
     unclaimed: Condvar,
     cache: Cache,
@@ -124,22 +119,27 @@ pub struct BlocksConfig {
     pub cache_bytes: u64,
     /// Key of header MACs.
     pub header_mac: [u8; 32],
+    /// The volume, for record headers.
+    pub volume: VolumeId,
 }
 
 impl Blocks {
     /// Over open segments and the metadata database.
     pub fn new(segments: Segments, sealer: Arc<Sealer>, meta: Arc<Meta>, config: BlocksConfig) -> Self {
+        let stripes = Stripes::new(segments.set().clone(), config.volume, config.header_mac);
         Self {
             set: segments.set().clone(),
             segments,
             sealer,
             header_mac: config.header_mac,
+            volume: config.volume,
             meta,
             codec: config.codec,
             hedge: config.hedge,
             geometry: config.geometry,
-            coders: Mutex::default(),
+            stripes,
             infos: RwLock::default(),
+            unrecorded: Mutex::default(),
             claimed: Mutex::default(),
             unclaimed: Condvar::new(),
             cache: Cache::new(config.cache_bytes),
@@ -164,17 +164,14 @@ impl Blocks {
         &self.damage
     }
 
+    /// Whole stripes.
+    pub fn stripes(&self) -> &Stripes {
+        &self.stripes
+    }
+
     /// Counters.
     pub fn figures(&self) -> &BlockFigures {
         &self.figures
-    }
-
-    fn coder(&self, geometry: Geometry) -> Arc<Coder> {
-        let mut coders = self.coders.lock();
-        coders
-            .entry((geometry.data(), geometry.parity()))
-            .or_insert_with(|| Arc::new(Coder::new(geometry)))
-            .clone()
     }
 
     /// What a reader must know of `segment`; its row is read once.
@@ -182,13 +179,13 @@ impl Blocks {
         if let Some(info) = self.infos.read().get(&segment) {
             return Ok(info.clone());
         }
-        let row = self.meta.read(|txn| txn.segment(segment))?.ok_or_else(|| {
+        let row = self.meta.with(|txn| txn.segment(segment))?.ok_or_else(|| {
             Error::format(
                 format!("segment {segment}"),
                 "blocks name it but the metadata has no row for it; run `brine check` on the volume",
             )
         })?;
-        let info = Arc::new(SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots });
+        let info = Arc::new(info_of(row)?);
         self.infos.write().insert(segment, info.clone());
         Ok(info)
     }
@@ -198,10 +195,8 @@ impl Blocks {
         self.infos.write().remove(&segment);
     }
 
-    fn know_segment(&self, row: &SegmentRow) {
-        let info =
-            SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots.clone() };
-        self.infos.write().insert(row.id, Arc::new(info));
+    fn know_segment(&self, segment: SegmentId, info: SegmentInfo) {
+        self.infos.write().insert(segment, Arc::new(info));
     }
 
     fn arena(&self) -> Vec<u8> {
@@ -219,4 +214,14 @@ impl Blocks {
     fn count(counter: &AtomicU64, by: usize) {
         counter.fetch_add(by as u64, Ordering::Relaxed);
     }
+}
+
+fn info_of(row: SegmentRow) -> Result<SegmentInfo> {
+    let geometry = Geometry::new(row.data, row.parity).filter(|g| g.total() == row.slots.len()).ok_or_else(|| {
+        Error::format(
+            format!("segment {}", row.id),
+            format!("its row says {}+{} shards in {} slots", row.data, row.parity, row.slots.len()),
+        )
+    })?;
+    Ok(SegmentInfo { incarnation: row.incarnation, geometry, slots: row.slots, capacity: row.capacity })
 }

@@ -1,0 +1,502 @@
+//! The FUSE adapter: unpacks a request, calls one [`Vfs`] method, packs the answer. Nothing is decided here but on which
+//! thread a request runs: what may wait for a disk goes to a worker, with its reply.
+//!
+//! The kernel may cache everything for long: all changes come through it, as the daemon is the volume's only writer.
+
+mod convert;
+mod session;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use brine_store::ids::Ino;
+use brine_store::volume::{Attr, FileKind};
+use fuser::{
+    AccessFlags, BsdFileFlags, Errno as Code, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    TimeOrNow, WriteFlags,
+};
+
+use crate::errno::{Errno, Outcome};
+use crate::vfs::{AttrChange, Caller, ReadStart, Room, Vfs};
+use convert::{attr_ttl, file_attr, file_type, kind_of_mode, negative_entry, rename_flags, stamp};
+pub use session::{FuseConfig, Unmounter, serve, serve_with};
+
+/// Largest write request, bytes: what the kernel allows by default.
+const WRITE_MAX: u32 = 1 << 20;
+/// Background requests (read-ahead, release) the kernel may have in flight.
+const BACKGROUND_MAX: u16 = 64;
+/// How long the kernel may believe a name, and attributes.
+pub(crate) const TTL: Duration = Duration::from_secs(3600);
+
+/// What we use of what the kernel offers; what it does not offer is done without.
+///
+/// HANDLE_KILLPRIV_V2: we clear set-id bits on write, truncate and chown. It also lets the kernel remember that a file
+/// has no capabilities; without it, every write would first ask for `security.capability`. The kernel does not forget
+/// the mode it has cached when a write makes us clear bits: see [`convert::attr_ttl`].
+/// EXPLICIT_INVAL_DATA: pages are never dropped because attributes changed; our own changes all came through the kernel.
+const CAPABILITIES: [InitFlags; 8] = [
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+];
+
+/// Serves the kernel's requests from a [`Vfs`].
+struct Adapter {
+    vfs: Arc<Vfs>,
+}
+
+fn code(errno: Errno) -> Code {
+    Code::from_i32(errno.0)
+}
+
+fn caller(request: &Request) -> Caller {
+    Caller { uid: request.uid(), gid: request.gid() }
+}
+
+fn ino(number: INodeNo) -> Ino {
+    Ino(number.0)
+}
+
+fn answer_empty(outcome: Outcome<()>, reply: ReplyEmpty) {
+    match outcome {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(code(errno)),
+    }
+}
+
+fn answer_entry(outcome: Outcome<Attr>, reply: ReplyEntry) {
+    match outcome {
+        Ok(attr) => {
+            let generation = Generation(attr.ino_generation.into());
+            reply.entry_with_ttls(&attr_ttl(&attr), &TTL, &file_attr(&attr), generation);
+        }
+        Err(errno) => reply.error(code(errno)),
+    }
+}
+
+fn answer_attr(outcome: Outcome<Attr>, reply: ReplyAttr) {
+    match outcome {
+        Ok(attr) => reply.attr(&attr_ttl(&attr), &file_attr(&attr)),
+        Err(errno) => reply.error(code(errno)),
+    }
+}
+
+fn answer_open(outcome: Outcome<u64>, flags: i32, reply: ReplyOpen) {
+    match outcome {
+        Ok(handle) => reply.opened(FileHandle(handle), open_answer(flags)),
+        Err(errno) => reply.error(code(errno)),
+    }
+}
+
+fn answer_written(outcome: Outcome<u32>, reply: ReplyWrite) {
+    match outcome {
+        Ok(len) => reply.written(len),
+        Err(errno) => reply.error(code(errno)),
+    }
+}
+
+/// The page cache stays. A reader has no error to be told of when it closes; a writer may, so it is asked to flush.
+fn open_answer(flags: i32) -> FopenFlags {
+    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+        FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+    } else {
+        FopenFlags::FOPEN_KEEP_CACHE
+    }
+}
+
+/// An attribute or list of attributes, or its size if the caller's buffer is of size 0.
+fn answer_xattr(outcome: Outcome<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    match outcome {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() <= size as usize => reply.data(&value),
+        Ok(_) => reply.error(code(Errno::TOO_SMALL)),
+        Err(errno) => reply.error(code(errno)),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            // What an older kernel lacks costs speed, or is done by it.
+            let _ = config.add_capabilities(capability);
+        }
+        // Both are within the bounds fuser checks.
+        let _ = config.set_max_write(WRITE_MAX);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.vfs.lookup(ino(parent), name.as_bytes()) {
+            Err(Errno::NOT_FOUND) => reply.entry_with_ttls(&Duration::ZERO, &TTL, &negative_entry(), Generation(0)),
+            outcome => answer_entry(outcome, reply),
+        }
+    }
+
+    fn forget(&self, _request: &Request, node: INodeNo, count: u64) {
+        self.vfs.forget(ino(node), count);
+    }
+
+    fn getattr(&self, _request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        answer_attr(self.vfs.attr(ino(node)), reply);
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let perm = mode.map(|mode| (mode & 0o7777) as u16);
+        let change = AttrChange { perm, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
+        let (caller, node) = (caller(request), ino(node));
+        if self.vfs.set_attr_waits(node, &change) {
+            let vfs = Arc::clone(&self.vfs);
+            self.vfs.io().run(move || answer_attr(vfs.set_attr(caller, node, &change), reply));
+        } else {
+            answer_attr(self.vfs.set_attr(caller, node, &change), reply);
+        }
+    }
+
+    fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
+        match self.vfs.read_link(ino(node)) {
+            Ok(target) => reply.data(&target),
+            Err(errno) => reply.error(code(errno)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = kind_of_mode(mode) else { return reply.error(code(Errno::INVALID)) };
+        let perm = (mode & 0o7777) as u16;
+        answer_entry(self.vfs.make(caller(request), ino(parent), name.as_bytes(), kind, perm, rdev, None), reply);
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (kind, perm) = (FileKind::Directory, (mode & 0o7777) as u16);
+        answer_entry(self.vfs.make(caller(request), ino(parent), name.as_bytes(), kind, perm, 0, None), reply);
+    }
+
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer_empty(self.vfs.unlink(ino(parent), name.as_bytes()), reply);
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer_empty(self.vfs.rmdir(ino(parent), name.as_bytes()), reply);
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = Some(target.as_os_str().as_bytes());
+        let (kind, name) = (FileKind::Symlink, name.as_bytes());
+        answer_entry(self.vfs.make(caller(request), ino(parent), name, kind, 0o777, 0, target), reply);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (parent, new_parent, flags) = (ino(parent), ino(new_parent), rename_flags(flags));
+        answer_empty(self.vfs.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), flags), reply);
+    }
+
+    fn link(&self, _request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        answer_entry(self.vfs.link(ino(node), ino(parent), name.as_bytes()), reply);
+    }
+
+    fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (caller, node, flags) = (caller(request), ino(node), flags.0);
+        if self.vfs.open_waits(node, flags) {
+            let vfs = Arc::clone(&self.vfs);
+            self.vfs.io().run(move || answer_open(vfs.open(caller, node, flags), flags, reply));
+        } else {
+            answer_open(self.vfs.open(caller, node, flags), flags, reply);
+        }
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let perm = (mode & 0o7777) as u16;
+        match self.vfs.create(caller(request), ino(parent), name.as_bytes(), perm, flags) {
+            Ok(opened) => {
+                let generation = Generation(opened.attr.ino_generation.into());
+                let ttl = attr_ttl(&opened.attr);
+                let handle = FileHandle(opened.handle);
+                reply.created(&ttl, &file_attr(&opened.attr), generation, handle, open_answer(flags));
+            }
+            Err(errno) => reply.error(code(errno)),
+        }
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.vfs.read(handle.0, offset, size as usize) {
+            Ok(ReadStart::Done(bytes)) => reply.data(bytes.as_slice()),
+            Ok(ReadStart::Waits(pending)) => {
+                let vfs = Arc::clone(&self.vfs);
+                self.vfs.io().run(move || match pending.finish(&vfs) {
+                    Ok(bytes) => reply.data(bytes.as_slice()),
+                    Err(errno) => reply.error(code(errno)),
+                });
+            }
+            Err(errno) => reply.error(code(errno)),
+        }
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.vfs.room_for(data.len()) {
+            Room::Now => answer_written(self.vfs.write(handle.0, offset, data, drop_set_id), reply),
+            Room::Later => {
+                let (vfs, data) = (Arc::clone(&self.vfs), data.to_vec());
+                self.vfs.writers().run(move || {
+                    answer_written(vfs.write_when_room(handle.0, offset, &data, drop_set_id), reply);
+                });
+            }
+        }
+    }
+
+    fn flush(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        answer_empty(self.vfs.flush(handle.0), reply);
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.vfs.close_file(handle.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.vfs.sync_file(handle.0, move |outcome| answer_empty(outcome, reply));
+    }
+
+    fn fsyncdir(&self, _request: &Request, _node: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        self.vfs.sync_all(move |outcome| answer_empty(outcome, reply));
+    }
+
+    fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let handle = FileHandle(self.vfs.open_dir(ino(node)));
+        reply.opened(handle, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn readdir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let vfs = Arc::clone(&self.vfs);
+        let job = move || {
+            let outcome = vfs.read_dir(handle.0, offset, false, &mut |item| {
+                reply.add(INodeNo(item.ino.0), item.offset, file_type(item.kind), OsStr::from_bytes(item.name))
+            });
+            match outcome {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(code(errno)),
+            }
+        };
+        if self.vfs.read_dir_waits(handle.0, offset) { self.vfs.io().run(job) } else { job() }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let vfs = Arc::clone(&self.vfs);
+        let job = move || {
+            let outcome = vfs.read_dir(handle.0, offset, true, &mut |item| {
+                let Some(attr) = item.attr else { return false };
+                let (name, generation) = (OsStr::from_bytes(item.name), Generation(attr.ino_generation.into()));
+                reply.add(INodeNo(item.ino.0), item.offset, name, &attr_ttl(attr), &file_attr(attr), generation)
+            });
+            match outcome {
+                Ok(()) => reply.ok(),
+                Err(errno) => reply.error(code(errno)),
+            }
+        };
+        if self.vfs.read_dir_waits(handle.0, offset) { self.vfs.io().run(job) } else { job() }
+    }
+
+    fn releasedir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.vfs.close_dir(handle.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
+        match self.vfs.stat_fs() {
+            Ok(stat) => reply.statfs(
+                stat.blocks,
+                stat.free,
+                stat.available,
+                stat.files,
+                stat.files_free,
+                stat.block_size,
+                convert::NAME_MAX,
+                stat.block_size,
+            ),
+            Err(errno) => reply.error(code(errno)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        answer_empty(self.vfs.set_xattr(ino(node), name.as_bytes(), value, flags), reply);
+    }
+
+    fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        answer_xattr(self.vfs.get_xattr(ino(node), name.as_bytes()), size, reply);
+    }
+
+    fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        answer_xattr(self.vfs.list_xattrs(ino(node)), size, reply);
+    }
+
+    fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer_empty(self.vfs.remove_xattr(ino(node), name.as_bytes()), reply);
+    }
+
+    /// Asked only without `default_permissions`; the kernel takes ENOSYS for yes, and asks no more.
+    fn access(&self, _request: &Request, _node: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Code::ENOSYS);
+    }
+
+    fn fallocate(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let vfs = Arc::clone(&self.vfs);
+        self.vfs.io().run(move || answer_empty(vfs.allocate(handle.0, offset, length, mode), reply));
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.vfs.seek(handle.0, offset, whence) {
+            Ok(found) => reply.offset(found),
+            Err(errno) => reply.error(code(errno)),
+        }
+    }
+
+    /// Not offered yet: at ENOSYS the kernel copies by reading and writing, and asks no more.
+    fn copy_file_range(
+        &self,
+        _request: &Request,
+        _ino_in: INodeNo,
+        _handle_in: FileHandle,
+        _offset_in: u64,
+        _ino_out: INodeNo,
+        _handle_out: FileHandle,
+        _offset_out: u64,
+        _len: u64,
+        _flags: fuser::CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(Code::ENOSYS);
+    }
+
+    /// No device answers here: what tells terminals and the like from files.
+    fn ioctl(
+        &self,
+        _request: &Request,
+        _node: INodeNo,
+        _handle: FileHandle,
+        _flags: fuser::IoctlFlags,
+        _command: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: fuser::ReplyIoctl,
+    ) {
+        reply.error(Code::ENOTTY);
+    }
+}

@@ -1,0 +1,270 @@
+//! What the kernel asks of a filesystem, without the kernel: every operation is a method that takes values and returns
+//! values, so that all of it runs and is tested without a mount.
+//!
+//! The kernel checks permissions (`default_permissions`), the sticky bit, and keeps append offsets and locks. Done here:
+//! group inheritance, clearing of set-id bits, which operation sets which time, files without a name, deferred errors.
+//! Methods that may wait for a disk say so; the adapter does not call those on its event thread.
+//!
+//! Times: a write, truncate or fallocate sets mtime and ctime; chmod, chown, utimes, link, unlink, rename and xattr
+//! changes set ctime; entries made or removed set the directory's mtime and ctime (in the store). A read sets atime only
+//! if it would not be later than mtime and ctime otherwise, or is a day old; reads answered by the kernel's page cache
+//! are not seen.
+
+mod attr;
+mod dir;
+mod lookup;
+mod open;
+mod read;
+mod rename;
+mod seek;
+mod statfs;
+mod sync;
+mod write;
+mod xattr;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brine_store::clock::{Clock, SystemClock};
+use brine_store::ids::Ino;
+use brine_store::volume::{Attr, Flusher, Volume};
+use brine_store::{Error, Result as StoreResult};
+
+pub use attr::{AttrChange, Stamp};
+pub use dir::DirItem;
+pub use open::Opened;
+pub use read::{PendingRead, ReadBytes, ReadStart};
+pub use write::Room;
+
+use crate::errno::{Errno, Outcome};
+use crate::handle::{Handles, OpenDir, OpenFile};
+use crate::inode_table::{Gone, InodeTable};
+use crate::workers::{Pool, processors};
+use crate::write_buffer::{ErrorMark, Report, WriteBuffer};
+use read::Scratch;
+use sync::Committer;
+
+/// When reading sets the access time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Atime {
+    /// When it is not later than mtime or ctime, or a day old.
+    Relative,
+    /// Never.
+    Off,
+}
+
+/// How a [`Vfs`] behaves.
+#[derive(Clone)]
+pub struct VfsOptions {
+    /// Most memory for writes not sealed yet, bytes.
+    pub dirty_limit_bytes: usize,
+    /// Longest time an accepted change stays unsynced.
+    pub commit_interval: Duration,
+    /// Threads for requests that wait for a disk.
+    pub io_threads: usize,
+    /// Threads that seal chunks.
+    pub seal_threads: usize,
+    /// Furthest a sequential reader is read ahead, bytes; 0: not at all.
+    pub readahead_bytes: u64,
+    /// When reading sets the access time.
+    pub atime: Atime,
+    /// Where failures are told to the operator.
+    pub report: Report,
+}
+
+impl Default for VfsOptions {
+    fn default() -> Self {
+        Self {
+            dirty_limit_bytes: 64 << 20,
+            commit_interval: Duration::from_secs(1),
+            io_threads: (2 * processors()).max(4),
+            seal_threads: processors(),
+            readahead_bytes: 8 << 20,
+            atime: Atime::Relative,
+            report: Arc::new(|line| eprintln!("brine: {line}")),
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// Counts for `status`.
+#[derive(Clone, Copy, Debug)]
+pub struct VfsCounts {
+    /// Inodes the kernel knows, or that are dirty.
+    pub inodes: usize,
+    /// Open files.
+    pub open_files: usize,
+    /// Files with something to flush.
+    pub dirty_files: usize,
+    /// Memory of dirty chunks, bytes.
+    pub dirty_bytes: usize,
+}
+
+/// A mounted volume's operations.
+pub struct Vfs {
+    volume: Arc<Volume>,
+    options: VfsOptions,
+    inodes: InodeTable,
+    files: Handles<OpenFile>,
+    dirs: Handles<OpenDir>,
+    buffer: Arc<WriteBuffer>,
+    /// For requests that wait for a disk.
+    io: Pool,
+    /// One thread, for writes that wait for room: first come, first served.
+    writers: Pool,
+    committer: Committer,
+    /// Commits that failed after the writes they held were answered.
+    commit_errors: ErrorMark,
+    scratch: Arc<Scratch>,
+}
+
+impl Vfs {
+    /// Operations on `volume`; starts the threads. [`Self::close`] ends them.
+    ///
+    /// # Errors
+    /// What the system says when it cannot start a thread.
+    pub fn new(volume: Arc<Volume>, options: VfsOptions) -> io::Result<Arc<Self>> {
+        let buffer = WriteBuffer::new(
+            Arc::clone(&volume),
+            options.dirty_limit_bytes,
+            options.seal_threads,
+            Arc::clone(&options.report),
+        )?;
+        let vfs = Arc::new(Self {
+            volume,
+            inodes: InodeTable::new(),
+            files: Handles::default(),
+            dirs: Handles::default(),
+            buffer: Arc::new(buffer),
+            io: Pool::new("brine-io", options.io_threads)?,
+            writers: Pool::new("brine-write", 1)?,
+            committer: Committer::default(),
+            commit_errors: ErrorMark::default(),
+            scratch: Arc::new(Scratch::default()),
+            options,
+        });
+        sync::start(&vfs)?;
+        Ok(vfs)
+    }
+
+    /// The volume under it.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// How it behaves.
+    pub fn options(&self) -> &VfsOptions {
+        &self.options
+    }
+
+    /// The threads for requests that wait for a disk.
+    pub fn io(&self) -> &Pool {
+        &self.io
+    }
+
+    /// The thread for writes that wait for room.
+    pub fn writers(&self) -> &Pool {
+        &self.writers
+    }
+
+    /// Counts for `status`.
+    pub fn counts(&self) -> VfsCounts {
+        VfsCounts {
+            inodes: self.inodes.len(),
+            open_files: self.files.len(),
+            dirty_files: self.buffer.dirty_files(),
+            dirty_bytes: self.buffer.held(),
+        }
+    }
+
+    /// After the last request: finish what was begun, give files without a name back, make everything durable, close
+    /// the volume.
+    ///
+    /// # Errors
+    /// What kept the last changes from becoming durable.
+    pub fn close(&self) -> StoreResult<()> {
+        self.writers.finish();
+        self.io.finish();
+        self.committer.stop();
+        for gone in self.inodes.drain_orphans() {
+            self.give_back(&gone);
+        }
+        self.buffer.finish();
+        Arc::clone(&self.volume).close(&*self.buffer)?;
+        match self.buffer.dirty_files() {
+            0 => Ok(()),
+            files => Err(Error::Refused(format!(
+                "{files} files could not be stored and their last writes are lost; the reasons were reported above"
+            ))),
+        }
+    }
+
+    fn now_ns(&self) -> i64 {
+        SystemClock.now_ns()
+    }
+
+    /// The answer to an error of the store; failures are reported, here and only here.
+    fn fail(&self, doing: &str, ino: Ino, error: &Error) -> Errno {
+        let errno = Errno::from(error);
+        if errno.is_failure() {
+            (self.options.report)(&format!("{doing} inode {ino}: {error}"));
+        }
+        errno
+    }
+
+    /// Refuse changes while the volume is read-only; the store's own operations refuse by themselves.
+    fn check_writable(&self) -> Outcome<()> {
+        if self.volume.is_read_only().is_some() { Err(Errno(libc::EROFS)) } else { Ok(()) }
+    }
+
+    /// An inode as the kernel is told of it: counted, and with what is buffered.
+    fn entry(&self, mut attr: Attr) -> Attr {
+        if let Some(node) = self.inodes.remember(attr.ino) {
+            self.buffer.overlay(&node, &mut attr);
+        }
+        attr
+    }
+
+    /// Give an inode without a name back to the store; on a worker, if that would wait for sealing.
+    fn release(self: &Arc<Self>, gone: Option<Gone>) {
+        let Some(gone) = gone else { return };
+        if gone.file.as_ref().is_some_and(|file| file.is_sealing()) {
+            let vfs = Arc::clone(self);
+            self.io.run(move || vfs.give_back(&gone));
+        } else {
+            self.give_back(&gone);
+        }
+    }
+
+    fn give_back(&self, gone: &Gone) {
+        let _gate = self.buffer.change();
+        if let Some(file) = &gone.file {
+            self.buffer.discard(file);
+        }
+        if let Err(error) = self.volume.release_orphan(gone.ino) {
+            self.fail("giving back", gone.ino, &error);
+        }
+    }
+}
+
+impl Flusher for WriteBuffer {
+    /// Never fails as a whole: what the store refuses of one file stays dirty and is told to that file's handles, and
+    /// must not keep the others from becoming durable.
+    fn flush(&self, exclusive: bool) -> StoreResult<()> {
+        Self::flush(self, exclusive);
+        Ok(())
+    }
+
+    fn has_dirty(&self) -> bool {
+        Self::has_dirty(self)
+    }
+}

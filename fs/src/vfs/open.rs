@@ -1,0 +1,108 @@
+//! Opening, making and closing files.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use brine_store::ids::Ino;
+use brine_store::volume::{Attr, FileKind};
+use parking_lot::Mutex;
+
+use super::{Caller, Vfs};
+use crate::errno::{Errno, Outcome};
+use crate::handle::OpenFile;
+use crate::readahead::Readahead;
+use crate::write_buffer::FileNode;
+
+/// A file that was made or found, and opened.
+pub struct Opened {
+    /// Its attributes.
+    pub attr: Attr,
+    /// The handle.
+    pub handle: u64,
+}
+
+impl Vfs {
+    /// Whether [`Self::open`] may have to wait for chunks being sealed.
+    pub fn open_waits(&self, ino: Ino, flags: i32) -> bool {
+        flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
+    }
+
+    /// Open a file; with O_TRUNC empty it, which may wait for chunks being sealed.
+    pub fn open(self: &Arc<Self>, caller: Caller, ino: Ino, flags: i32) -> Outcome<u64> {
+        let node = self.inodes.open(ino, false);
+        if flags & libc::O_TRUNC != 0
+            && let Err(errno) = self.truncate(caller, ino, 0)
+        {
+            let gone = self.inodes.close(ino);
+            self.release(gone);
+            return Err(errno);
+        }
+        Ok(self.handle_for(node))
+    }
+
+    /// Make a file, unless it is there by now and O_EXCL was not asked for, and open it.
+    pub fn create(self: &Arc<Self>, caller: Caller, parent: Ino, name: &[u8], perm: u16, flags: i32) -> Outcome<Opened> {
+        let made = {
+            let _gate = self.buffer.change();
+            self.make_under_gate(caller, parent, name, FileKind::File, perm, 0, None)
+        };
+        match made {
+            Ok(attr) => {
+                let node = self.inodes.open(attr.ino, true);
+                node.no_xattrs.store(true, Ordering::Relaxed);
+                Ok(Opened { attr, handle: self.handle_for(node) })
+            }
+            Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
+                let attr = self.volume.lookup(parent, name).map_err(|error| self.fail("lookup in", parent, &error))?;
+                let handle = self.open(caller, attr.ino, flags)?;
+                let mut attr = self.attr(attr.ino)?;
+                if let Some(node) = self.inodes.remember(attr.ino) {
+                    self.buffer.overlay(&node, &mut attr);
+                }
+                Ok(Opened { attr, handle })
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn handle_for(&self, node: Arc<FileNode>) -> u64 {
+        let (seen, seen_commit) = (node.errors.position(), self.commit_errors.position());
+        self.files.insert(OpenFile {
+            node,
+            readahead: Mutex::new(Readahead::default()),
+            seen: AtomicU32::new(seen),
+            seen_commit: AtomicU32::new(seen_commit),
+            wrote: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn file(&self, handle: u64) -> Outcome<Arc<OpenFile>> {
+        self.files.get(handle).ok_or(Errno::BAD_HANDLE)
+    }
+
+    /// An error of an earlier write through this handle, told once (R10).
+    pub(super) fn deferred_error(&self, file: &OpenFile) -> Outcome<()> {
+        if let Some(errno) = file.node.errors.since(&file.seen) {
+            return Err(errno);
+        }
+        if file.wrote.load(Ordering::Relaxed)
+            && let Some(errno) = self.commit_errors.since(&file.seen_commit)
+        {
+            return Err(errno);
+        }
+        Ok(())
+    }
+
+    /// A descriptor is closed: the last chance to tell of an error. Nothing is written; the commit timer does that.
+    pub fn flush(&self, handle: u64) -> Outcome<()> {
+        self.deferred_error(&*self.file(handle)?)
+    }
+
+    /// The last descriptor is closed.
+    pub fn close_file(self: &Arc<Self>, handle: u64) {
+        if let Some(file) = self.files.remove(handle) {
+            let gone = self.inodes.close(file.node.ino);
+            self.release(gone);
+        }
+    }
+}

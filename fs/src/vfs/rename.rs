@@ -1,0 +1,38 @@
+//! Renaming.
+
+use std::sync::Arc;
+
+use brine_store::ids::Ino;
+use brine_store::volume::RenameFlags;
+
+use super::Vfs;
+use crate::control_dir::is_reserved;
+use crate::errno::{Errno, Outcome};
+
+impl Vfs {
+    /// Give what has one name another, replacing, exchanging or not, as the flags say.
+    pub fn rename(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &[u8],
+        new_parent: Ino,
+        new_name: &[u8],
+        flags: RenameFlags,
+    ) -> Outcome<()> {
+        if is_reserved(new_parent, new_name) {
+            return Err(Errno::NOT_PERMITTED);
+        }
+        if flags.exchange && (flags.no_replace || flags.whiteout) {
+            return Err(Errno::INVALID);
+        }
+        let replaced = {
+            let _gate = self.buffer.change();
+            self.volume.rename(parent, name, new_parent, new_name, flags)
+        };
+        let replaced = replaced.map_err(|error| self.fail("rename in", parent, &error))?;
+        if let Some(unlinked) = replaced {
+            self.removed(unlinked);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! Making changes durable: every second, and at once for who asks.
+//!
+//! One thread commits. Whoever asks while it does is answered by the next commit, all together: with one log to sync,
+//! two commits at a time would only wait for each other.
+
+use std::io;
+use std::sync::{Arc, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Vfs;
+use crate::errno::{Errno, Outcome};
+
+type Waiter = Box<dyn FnOnce(Outcome<()>) + Send>;
+
+/// Who waits for a commit, and the thread that does it.
+#[derive(Default)]
+pub struct Committer {
+    asked: Mutex<Asked>,
+    wake: Condvar,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Asked {
+    waiters: Vec<Waiter>,
+    stop: bool,
+}
+
+impl Committer {
+    /// Answer who waits, and end the thread.
+    pub fn stop(&self) {
+        self.asked.lock().stop = true;
+        self.wake.notify_all();
+        if let Some(thread) = self.thread.lock().take() {
+            // It panics only with a bug in the store, which said so; what is dirty is put once more on closing.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Start the thread that commits. It ends with its `Vfs`.
+pub(super) fn start(vfs: &Arc<Vfs>) -> io::Result<()> {
+    let weak = Arc::downgrade(vfs);
+    let thread = thread::Builder::new().name("brine-commit".into()).spawn(move || run(&weak))?;
+    *vfs.committer.thread.lock() = Some(thread);
+    Ok(())
+}
+
+fn run(vfs: &Weak<Vfs>) {
+    let mut last = Instant::now();
+    while let Some(vfs) = vfs.upgrade() {
+        let interval = vfs.options.commit_interval;
+        let (waiters, stop) = {
+            let mut asked = vfs.committer.asked.lock();
+            if asked.waiters.is_empty() && !asked.stop {
+                // A wake-up too early or too late does no harm: at most an interval passes with nothing committed.
+                vfs.committer.wake.wait_for(&mut asked, interval.saturating_sub(last.elapsed()));
+            }
+            (std::mem::take(&mut asked.waiters), asked.stop)
+        };
+        if !waiters.is_empty() || last.elapsed() >= interval {
+            let outcome = vfs.commit();
+            last = Instant::now();
+            waiters.into_iter().for_each(|waiter| waiter(outcome));
+        }
+        if stop {
+            return;
+        }
+    }
+}
+
+impl Vfs {
+    /// Make everything accepted so far durable, if anything is new since the last commit. Waits for disks.
+    fn commit(&self) -> Outcome<()> {
+        if !self.buffer.take_changed() {
+            return Ok(());
+        }
+        let outcome = self.volume.commit(&*self.buffer);
+        self.inodes.sweep();
+        outcome.map(|_generation| ()).map_err(|error| {
+            // Still to be made durable, and owed to every handle that wrote and asks for nothing.
+            self.buffer.set_changed();
+            let errno = Errno::from(&error);
+            self.commit_errors.record(errno);
+            (self.options.report)(&format!("commit: {error}"));
+            errno
+        })
+    }
+
+    fn when_committed(&self, waiter: Waiter) {
+        self.committer.asked.lock().waiters.push(waiter);
+        self.committer.wake.notify_one();
+    }
+
+    /// Answer when a file is durable, and with it everything accepted before: `answer` is called from another thread.
+    pub fn sync_file(self: &Arc<Self>, handle: u64, answer: impl FnOnce(Outcome<()>) + Send + 'static) {
+        let file = match self.file(handle) {
+            Ok(file) => file,
+            Err(errno) => return answer(Err(errno)),
+        };
+        file.node.retry_now();
+        let vfs = Arc::clone(self);
+        self.when_committed(Box::new(move |outcome| {
+            // A failed commit is told here and need not be told again; an error of the file itself comes first.
+            let deferred = vfs.deferred_error(&file);
+            answer(deferred.and(outcome));
+        }));
+    }
+
+    /// Answer when everything accepted so far is durable.
+    pub fn sync_all(&self, answer: impl FnOnce(Outcome<()>) + Send + 'static) {
+        self.when_committed(Box::new(answer));
+    }
+}

@@ -1,0 +1,69 @@
+//! Writing, and making or freeing room inside files.
+
+use std::sync::atomic::Ordering;
+
+use super::Vfs;
+use crate::errno::{Errno, Outcome};
+
+/// Whether a write can be accepted at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It can.
+    Now,
+    /// [`Vfs::write_when_room`] must be called for it: its turn is kept.
+    Later,
+}
+
+impl Vfs {
+    /// Whether a write of `len` bytes can be accepted at once; if not, later writers queue behind it.
+    pub fn room_for(&self, len: usize) -> Room {
+        if self.buffer.has_room(len) {
+            return Room::Now;
+        }
+        self.buffer.announce_waiting();
+        Room::Later
+    }
+
+    /// Write what [`Self::room_for`] said must wait. Waits for room.
+    pub fn write_when_room(&self, handle: u64, offset: u64, data: &[u8], drop_set_id: bool) -> Outcome<u32> {
+        self.buffer.wait_for_room(data.len())?;
+        self.write(handle, offset, data, drop_set_id)
+    }
+
+    /// Accept a write. With `drop_set_id` the writer may not keep set-user-id and set-group-id bits.
+    pub fn write(&self, handle: u64, offset: u64, data: &[u8], drop_set_id: bool) -> Outcome<u32> {
+        let file = self.file(handle)?;
+        self.deferred_error(&file)?;
+        self.check_writable()?;
+        self.buffer
+            .write(&file.node, offset, data, self.now_ns(), drop_set_id)
+            .map_err(|error| self.fail("write to", file.node.ino, &error))?;
+        file.wrote.store(true, Ordering::Relaxed);
+        Ok(data.len() as u32)
+    }
+
+    /// fallocate(2): extend, free or zero a range. Collapsing and inserting ranges is not offered. May wait for chunks
+    /// being sealed.
+    ///
+    /// Preallocation checks that there is space now, and promises nothing for later: a block's size is known only when
+    /// its content is, and equal content takes no space at all.
+    pub fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Outcome<()> {
+        let file = self.file(handle)?;
+        self.deferred_error(&file)?;
+        self.check_writable()?;
+        let end = offset.checked_add(len).filter(|end| *end <= i64::MAX as u64).ok_or(Errno(libc::EFBIG))?;
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        let (node, now_ns) = (&file.node, self.now_ns());
+        let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => self.volume.reserve(len).and_then(|reservation| {
+                drop(reservation);
+                if keep_size { Ok(()) } else { self.buffer.extend(node, end, now_ns) }
+            }),
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => self.buffer.zero(node, offset, end, true, now_ns),
+            libc::FALLOC_FL_ZERO_RANGE => self.buffer.zero(node, offset, end, keep_size, now_ns),
+            _ => return Err(Errno::NOT_SUPPORTED),
+        };
+        file.wrote.store(true, Ordering::Relaxed);
+        done.map_err(|error| self.fail("fallocate of", node.ino, &error))
+    }
+}
