@@ -7,11 +7,14 @@
 use std::fmt::Write;
 use std::hint::black_box;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use brine_store::erasure::{Coder, Kernel, kernel_name};
 use brine_store::geometry::Geometry;
-use brine_store::ids::ShardIndex;
+use brine_store::ids::{Incarnation, SegmentId, ShardIndex, VolumeId};
+use brine_store::seal::{BlockKind, Codec, Salt, Sealer, SecretKey, VolumeKeys};
+use brine_store::shard::{BlockEntry, RecordHeader, RecordKind, payload_checksum};
 use nix::time::{ClockId, clock_gettime};
 use reed_solomon_erasure::galois_8::ReedSolomon;
 
@@ -77,6 +80,12 @@ struct Stage {
     run: Box<dyn FnMut()>,
 }
 
+impl Stage {
+    fn new(name: impl Into<String>, run: impl FnMut() + 'static) -> Self {
+        Self { name: name.into(), run: Box::new(run) }
+    }
+}
+
 /// GB/s of one stage.
 struct Speed {
     name: String,
@@ -85,83 +94,159 @@ struct Speed {
     worst: f64,
 }
 
-/// All stages, in the order of the data's way.
+/// All stages, in the order of the data's way. A stage owns what it works on and does one chunk a call.
 fn stages(options: &Options) -> Vec<Stage> {
-    let mut stages = Vec::new();
-    let mut add = |name: String, run: Box<dyn FnMut()>| stages.push(Stage { name, run });
-    let geometry = options.geometry;
-    let (data, parity) = (geometry.data(), geometry.parity());
-
     let chunk = noise(options.chunk_len);
-    add("hash, blake3".into(), {
-        let chunk = chunk.clone();
-        Box::new(move || {
-            black_box(blake3::hash(black_box(&chunk)));
-        })
+    let shards = stripe(&chunk, options.geometry);
+    let hash = Stage::new("hash, blake3", move || {
+        black_box(blake3::hash(black_box(&chunk)));
+    });
+    let mut stages = vec![hash];
+    stages.extend(seal_stages(options));
+    stages.extend(encode_stages(options.geometry, &shards));
+    stages.extend(reconstruct_stages(options.geometry, &shards));
+    stages
+}
+
+/// What a chunk goes through when it is written (with coding, checksums and headers, too), known already, or read.
+fn seal_stages(options: &Options) -> Vec<Stage> {
+    let keys = VolumeKeys::new(
+        VolumeId([1; 16]),
+        SecretKey::from_bytes([2; 32]),
+        SecretKey::from_bytes([3; 32]),
+    );
+    let header_mac = *keys.header_mac();
+    let sealer = Arc::new(Sealer::new(&keys));
+    let salt = Salt { domain: 0, epoch: 0, index: 0 };
+    let chunk = Arc::new(noise(options.chunk_len));
+    let geometry = options.geometry;
+
+    let (known_sealer, known_chunk) = (sealer.clone(), chunk.clone());
+    let known = Stage::new("duplicate (digest, key, id)", move || {
+        let digest = known_sealer.content_digest(BlockKind::FileData, black_box(&known_chunk));
+        black_box(Sealer::block_id(&known_sealer.block_key(&salt, &digest)));
     });
 
-    // The chunk cut into k data shards, the last one padded, and m parity shards.
-    let shard_len = options.chunk_len.div_ceil(data);
+    let (seal_sealer, seal_chunk) = (sealer.clone(), chunk.clone());
+    let mut sealed = Vec::new();
+    let seal = Stage::new("seal (digest, key, AES-256-GCM-SIV)", move || {
+        sealed.clear();
+        let digest = seal_sealer.content_digest(BlockKind::FileData, black_box(&seal_chunk));
+        let key = seal_sealer.block_key(&salt, &digest);
+        seal_sealer.seal(BlockKind::FileData, &key, Codec::None, &seal_chunk, &mut sealed);
+        black_box(&sealed);
+    });
+
+    let (write_sealer, write_chunk) = (sealer.clone(), chunk.clone());
+    let coder = Coder::new(geometry);
+    let mut shards = Vec::new();
+    let write = Stage::new("write (seal, code, shard checksums, headers)", move || {
+        shards.clear();
+        let digest = write_sealer.content_digest(BlockKind::FileData, black_box(&write_chunk));
+        let key = write_sealer.block_key(&salt, &digest);
+        write_sealer.seal(BlockKind::FileData, &key, Codec::None, &write_chunk, &mut shards);
+        let sealed_len = shards.len();
+        let shard_len = sealed_len.div_ceil(geometry.data()).next_multiple_of(64);
+        shards.resize(shard_len * geometry.total(), 0);
+        let (data, parity) = shards.split_at_mut(shard_len * geometry.data());
+        let data: Vec<&[u8]> = data.chunks_exact(shard_len).collect();
+        let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(shard_len).collect();
+        coder.encode(&data, &mut parity);
+        for (index, shard) in shards.chunks_exact(shard_len).enumerate() {
+            let header = RecordHeader {
+                kind: RecordKind::Stripe,
+                volume: VolumeId([1; 16]),
+                segment: SegmentId(1),
+                incarnation: Incarnation([4; 16]),
+                offset: 4096,
+                shard: ShardIndex(index as u8),
+                geometry,
+                message_len: sealed_len as u32,
+                shard_len: shard_len as u32,
+                stripe_tag: [5; 32],
+                payload_checksum: payload_checksum(shard),
+                blocks: vec![BlockEntry { id: Sealer::block_id(&key), offset: 0, len: sealed_len as u32 }],
+                commit: None,
+            };
+            black_box(header.encode(&header_mac));
+        }
+    });
+
+    let digest = sealer.content_digest(BlockKind::FileData, &chunk);
+    let key = sealer.block_key(&salt, &digest);
+    let mut stored = Vec::new();
+    sealer.seal(BlockKind::FileData, &key, Codec::None, &chunk, &mut stored);
+    let mut buffer = Vec::new();
+    let open = Stage::new("open (copy, AES-256-GCM-SIV)", move || {
+        buffer.clear();
+        buffer.extend_from_slice(black_box(&stored));
+        black_box(sealer.open(BlockKind::FileData, &key, &mut buffer).expect("what was sealed opens").plain.len());
+    });
+    vec![known, seal, write, open]
+}
+
+fn encode_stages(geometry: Geometry, shards: &[Vec<u8>]) -> Vec<Stage> {
+    let k = geometry.data();
+    let mut stages = Vec::new();
+    // The crate refuses m=0, for which there is nothing to compute.
+    let Ok(reference) = ReedSolomon::new(k, geometry.parity()) else { return stages };
+    for kernel in Kernel::ALL {
+        let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
+        let mut shards = shards.to_vec();
+        stages.push(Stage::new(format!("encode, {}", kernel.name()), move || {
+            with_split(black_box(&mut shards), k, |data, parity| coder.encode(data, parity));
+        }));
+    }
+    let mut shards = shards.to_vec();
+    stages.push(Stage::new("encode, reed-solomon-erasure", move || {
+        with_split(black_box(&mut shards), k, |data, parity| {
+            reference.encode_sep(data, parity).expect("shards of this geometry");
+        });
+    }));
+    stages
+}
+
+/// The first one and the first two data shards, from the k shards after them.
+fn reconstruct_stages(geometry: Geometry, shards: &[Vec<u8>]) -> Vec<Stage> {
+    let k = geometry.data();
+    let mut stages = Vec::new();
+    for lost in 1..=geometry.parity().min(k).min(2) {
+        let mut kernels = vec![Kernel::best(), Kernel::Scalar];
+        kernels.dedup();
+        for kernel in kernels {
+            let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
+            let shards = shards.to_vec();
+            let mut out = vec![vec![0; shards[0].len()]; lost];
+            let want: Vec<ShardIndex> = (0..lost).map(|index| ShardIndex(index as u8)).collect();
+            stages.push(Stage::new(format!("reconstruct {lost} data, {}", kernel.name()), move || {
+                let given = black_box(&shards).iter().enumerate().skip(lost).take(k);
+                let given: Vec<(ShardIndex, &[u8])> =
+                    given.map(|(index, shard)| (ShardIndex(index as u8), shard.as_slice())).collect();
+                let mut out: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
+                coder.reconstruct(&given, &want, &mut out).expect("k shards are given");
+                black_box(out);
+            }));
+        }
+        let Ok(reference) = ReedSolomon::new(k, geometry.parity()) else { continue };
+        let mut shards = shards.to_vec();
+        stages.push(Stage::new(format!("reconstruct {lost} data, reed-solomon-erasure"), move || {
+            let shards = black_box(&mut shards).iter_mut().enumerate();
+            let mut shards: Vec<(&mut [u8], bool)> =
+                shards.map(|(index, shard)| (shard.as_mut_slice(), index >= lost)).collect();
+            reference.reconstruct_data(&mut shards).expect("k shards are given");
+        }));
+    }
+    stages
+}
+
+/// The chunk cut into k data shards, the last ones padded, and their m parity shards.
+fn stripe(chunk: &[u8], geometry: Geometry) -> Vec<Vec<u8>> {
+    let shard_len = chunk.len().div_ceil(geometry.data());
     let mut shards: Vec<Vec<u8>> = chunk.chunks(shard_len).map(<[u8]>::to_vec).collect();
     shards.resize(geometry.total(), Vec::new());
     shards.iter_mut().for_each(|shard| shard.resize(shard_len, 0));
-
-    for kernel in Kernel::ALL {
-        let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
-        let mut shards = shards.clone();
-        let name = format!("encode, {}", kernel.name());
-        add(
-            name,
-            Box::new(move || with_split(black_box(&mut shards), data, |data, parity| coder.encode(data, parity))),
-        );
-    }
-    let reference = ReedSolomon::new(data, parity).ok();
-    if let Some(reference) = reference {
-        let mut shards = shards.clone();
-        add(
-            "encode, reed-solomon-erasure".into(),
-            Box::new(move || {
-                with_split(black_box(&mut shards), data, |data, parity| {
-                    reference.encode_sep(data, parity).expect("shards of this geometry");
-                });
-            }),
-        );
-    }
-
-    let coder = Coder::new(geometry);
-    with_split(&mut shards, data, |data, parity| coder.encode(data, parity));
-    for lost in 1..=parity.min(data).min(2) {
-        for kernel in [Kernel::best(), Kernel::Scalar] {
-            let Some(coder) = Coder::with_kernel(geometry, kernel) else { continue };
-            let shards = shards.clone();
-            let mut out = vec![vec![0; shard_len]; lost];
-            let want: Vec<ShardIndex> = (0..lost).map(|index| ShardIndex(index as u8)).collect();
-            add(
-                format!("reconstruct {lost} data, {}", kernel.name()),
-                Box::new(move || {
-                    let given = black_box(&shards).iter().enumerate().skip(want.len()).take(data);
-                    let given: Vec<(ShardIndex, &[u8])> =
-                        given.map(|(index, shard)| (ShardIndex(index as u8), shard.as_slice())).collect();
-                    let mut out: Vec<&mut [u8]> = out.iter_mut().map(Vec::as_mut_slice).collect();
-                    coder.reconstruct(&given, &want, &mut out).expect("k shards are given");
-                    black_box(out);
-                }),
-            );
-        }
-        if let Ok(reference) = ReedSolomon::new(data, parity) {
-            let mut shards = shards.clone();
-            add(
-                format!("reconstruct {lost} data, reed-solomon-erasure"),
-                Box::new(move || {
-                    let shards = black_box(&mut shards).iter_mut().enumerate();
-                    let mut shards: Vec<(&mut [u8], bool)> =
-                        shards.map(|(index, shard)| (shard.as_mut_slice(), index >= lost)).collect();
-                    reference.reconstruct_data(&mut shards).expect("k shards are given");
-                }),
-            );
-        }
-    }
-    stages
+    with_split(&mut shards, geometry.data(), |data, parity| Coder::new(geometry).encode(data, parity));
+    shards
 }
 
 /// Calls `f` with data and parity shards as slices.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, ChunkNo, Ino, ROOT_INO, SegmentId};
-use crate::meta::{Attr, BlockRow, FileKind};
+use crate::meta::rows::{Attr, BlockRow, FileKind};
 use crate::seal::Sealer;
 use crate::volume::Volume;
 
@@ -173,7 +173,7 @@ pub fn check(volume: &Volume, options: &CheckOptions, progress: &dyn CheckProgre
                 break;
             }
             let to = end.min(first.saturating_add(EXTENTS_PAGE));
-            let page = volume.meta().read(|txn| txn.extents(attr.data, ChunkNo(first), ChunkNo(to)))?;
+            let page = volume.meta().with(|txn| txn.extents(attr.data, ChunkNo(first), ChunkNo(to)))?;
             for (_, key) in &page {
                 let id = Sealer::block_id(key);
                 keys.insert(id, *key);
@@ -183,7 +183,7 @@ pub fn check(volume: &Volume, options: &CheckOptions, progress: &dyn CheckProgre
                 }
             }
             // Holes may be very long: go on at the next extent.
-            first = match volume.meta().read(|txn| txn.next_extent(attr.data, ChunkNo(to)))? {
+            first = match volume.meta().with(|txn| txn.seek_data(attr.data, ChunkNo(to)))? {
                 Some(chunk) => chunk.0,
                 None => break,
             };
@@ -209,7 +209,7 @@ fn check_blocks(
     let mut stripes: BTreeMap<(SegmentId, u64), Vec<BlockRow>> = BTreeMap::new();
     let mut total = 0;
     for id in keys.keys() {
-        match volume.meta().read(|txn| txn.block(id))? {
+        match volume.meta().with(|txn| txn.block(id))? {
             Some(row) => {
                 total += u64::from(row.plain_len);
                 stripes.entry((row.segment, row.offset)).or_default().push(row);
@@ -291,10 +291,31 @@ pub struct HealReport {
     pub healed: bool,
 }
 
+/// One block of every stripe, in the order they lie on disk.
+fn all_stripes(volume: &Volume) -> Result<Vec<BlockRow>> {
+    let segments = volume.meta().with(|txn| txn.segments())?;
+    let mut stripes: Vec<BlockRow> = Vec::new();
+    for segment in segments {
+        let mut from = 0;
+        loop {
+            let page = volume.meta().with(|txn| txn.blocks_of_segment(segment.id, from, PAGE))?;
+            let Some(last) = page.last() else { break };
+            // A page may end within a stripe; asking from the next byte on skips only what was seen.
+            from = last.offset + 1;
+            for row in page {
+                if stripes.last().is_none_or(|seen| (seen.segment, seen.offset) != (row.segment, row.offset)) {
+                    stripes.push(row);
+                }
+            }
+        }
+    }
+    Ok(stripes)
+}
+
 /// Rebuild missing and wrong shards of every stripe onto the directories that can take them. Counts again at the end.
 pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport> {
     let mut report = HealReport::default();
-    let stripes = volume.meta().read(|txn| txn.stripes())?;
+    let stripes = all_stripes(volume)?;
     let total: u64 = stripes.iter().map(|row| u64::from(row.record_len)).sum();
     let mut done = 0;
     let mut repaired = Vec::new();

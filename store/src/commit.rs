@@ -115,7 +115,7 @@ impl Commit {
         queue.outcome = Some(match &outcome {
             Ok(generation) => Ok(*generation),
             Err(error) => Err(Failure {
-                generation: meta.open_generation(),
+                generation: Generation(meta.committed().0 + 1),
                 reason: error.to_string(),
                 no_space: matches!(error, Error::NoSpace),
             }),

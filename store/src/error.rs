@@ -110,6 +110,12 @@ pub enum Error {
     /// No key slot opens with what was given.
     #[error("{0}")]
     Unlock(String),
+    /// Nothing that is named is a brine volume.
+    #[error("{0}")]
+    NotAVolume(String),
+    /// Another process has the volume open.
+    #[error("{0}")]
+    InUse(String),
     /// A volume that cannot be used as asked; the text names the object and the next step.
     #[error("{0}")]
     Refused(String),

@@ -10,6 +10,7 @@ mod wire; // little-endian fields, and the checksum and MAC that end every struc
 pub mod seal; // chunk -> sealed block: keys, salts, compression, padding, AEAD
 pub mod erasure; // Reed-Solomon over GF(2^8), kernels chosen at run time
 pub mod shard; // record headers: the bytes around every shard
+pub mod record; // commit records: the row changes of one generation, and the root of a checkpoint image
 pub mod backing; // directories that hold segment files; faults are injected here
 pub mod meta; // the metadata database: rows, transactions, conditional writes
 pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery key
@@ -17,9 +18,9 @@ pub mod superblock; // a volume's identity in each backing directory
 pub mod placement; // which members a segment is placed on
 pub mod segment; // append-only files in which stripes lie
 pub mod blocks; // put and get of sealed blocks: dedup, cache, degraded reads
-pub mod record; // commit records: the row changes of one generation
 pub mod commit; // how a generation becomes durable
-pub mod fence; // one writer: terms and local locks
+pub mod fence; // one writer: terms
+pub mod lock; // one daemon a volume on one host
 pub mod volume; // all that the crates above see
 pub mod check; // verify everything, by path
 

@@ -17,7 +17,7 @@ use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Incarnation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::placement::{self, Candidate};
+use crate::placement::{self, Candidate, Placement};
 use crate::shard::{RECORD_ALIGN, SEGMENT_HEADER_LEN, SegmentHeader};
 
 /// Longest a file of a segment grows, bytes. Six such files hold half a gigabyte of data at 4+2.
@@ -67,7 +67,7 @@ struct State {
     /// Segments closed since the last [`Segments::take_closed`], with their tails.
     closed: Vec<(SegmentId, u64)>,
     next: u64,
-    hint: u64,
+    previous: Option<Placement>,
 }
 
 /// What identifies the writer in the headers of new segments.
@@ -88,6 +88,8 @@ pub struct Segments {
     writer: Writer,
     entropy: Arc<dyn Entropy>,
     min_slots: usize,
+    /// Members known lost do not lower `min_slots`.
+    fixed: bool,
     state: Mutex<State>,
 }
 
@@ -99,17 +101,17 @@ impl std::fmt::Debug for Segments {
 
 impl Segments {
     /// Over the members of `set`; `next` is a segment number that was never used. No segment is opened with fewer
-    /// than `min_slots` occupied slots, where members known lost lower the number, never below k.
+    /// than `min_slots` occupied slots; members known lost lower the number, never below k, unless it is `fixed`.
     pub fn new(
         set: Arc<BackingSet>,
         geometry: Geometry,
         writer: Writer,
         entropy: Arc<dyn Entropy>,
-        min_slots: usize,
+        (min_slots, fixed): (usize, bool),
         next: SegmentId,
     ) -> Self {
         let state = State { next: next.0, ..State::default() };
-        Self { set, geometry, writer, entropy, min_slots, state: Mutex::new(state) }
+        Self { set, geometry, writer, entropy, min_slots, fixed, state: Mutex::new(state) }
     }
 
     /// The members the segments lie on.
@@ -119,6 +121,9 @@ impl Segments {
 
     /// Slots a generation needs synced now: `min_slots`, lowered by members known lost, never below k.
     pub fn min_ack(&self) -> usize {
+        if self.fixed {
+            return self.min_slots;
+        }
         let present = self.set.members().iter().filter(|member| !member.is_lost()).count();
         self.min_slots.min(present.max(self.geometry.data()))
     }
@@ -178,9 +183,8 @@ impl Segments {
                 }
                 return Err(Error::TooFewMembers { healthy, needed });
             }
-            let placed = placement::choose(&candidates, self.geometry, state.hint, needed)
+            let placed = placement::choose(&candidates, self.geometry, needed, state.previous.as_ref(), state.next)
                 .map_err(|_| Error::TooFewMembers { healthy, needed })?;
-            state.hint += 1;
             let id = SegmentId(state.next);
             state.next += 1;
             let mut incarnation = Incarnation::default();
@@ -192,7 +196,11 @@ impl Segments {
                     id,
                     incarnation,
                     geometry: self.geometry,
-                    slots: placed.slots,
+                    slots: {
+                        let slots = placed.slots.clone();
+                        state.previous = Some(placed);
+                        slots
+                    },
                     capacity,
                     unwritten: AtomicU64::new(0),
                 });
@@ -207,11 +215,11 @@ impl Segments {
             .iter()
             .map(|member| {
                 let space = member.space();
-                let free_bytes = space.as_ref().map_or(0, |space| space.available);
+                let free_bytes = space.as_ref().map_or(0, |space| space.available_bytes);
                 Candidate {
                     id: member.id,
                     free_bytes,
-                    domain: member.domain().to_owned(),
+                    domain: None,
                     device: space.map_or(0, |space| space.device),
                     healthy: matches!(member.health(), Health::Healthy) && free_bytes >= MEMBER_FREE_MIN,
                 }
@@ -246,7 +254,7 @@ impl Segments {
             .encode(&self.writer.header_mac);
             let created = member
                 .create_segment(id, capacity)
-                .and_then(|()| member.write_record(id, 0, &[IoSlice::new(&header)]));
+                .and_then(|()| self.set.write_record(&member.id, id, 0, &[IoSlice::new(&header)]));
             match created {
                 Ok(()) => files.push((member.id, id)),
                 Err(error) => {
@@ -268,10 +276,10 @@ impl Segments {
     pub fn write(&self, extent: &Extent, slot: usize, parts: &[IoSlice<'_>]) -> Result<()> {
         let Some(member_id) = extent.segment.slots[slot] else { return Ok(()) };
         let Some(member) = self.set.get(&member_id) else { return Ok(()) };
-        member.write_record(extent.segment.id, extent.offset, parts).map_err(|source| {
+        self.set.write_record(&member_id, extent.segment.id, extent.offset, parts).map_err(|source| {
             let operation = format!("write segment {} at {}", extent.segment.id, extent.offset);
             self.set.report_write_error(&member_id, &operation, &source);
-            Error::Backing { directory: member.path().to_owned(), operation, source }
+            Error::Backing { directory: member.path().to_path_buf(), operation, source }
         })
     }
 

@@ -1,1 +1,143 @@
-//! (being written)
+//! Directories that hold segment files: the seam below which bytes leave this program.
+//!
+//! Promises: a write is whole or an error; a sync that returns success found the file and the directory's marker
+//! still in place (R9); names never lead outside the directory; a directory that hangs costs a reader time, never
+//! its thread. Knows nothing of keys, records or superblocks: bytes at offsets of numbered files.
+//!
+//! [`DirBacking`] is the real thing, [`MemBacking`] the same in memory with exact power-cut semantics,
+//! [`FaultyBacking`] wraps either and injects faults from a script. [`BackingSet`] puts members together.
+
+mod access;
+mod dir;
+mod member;
+mod pool;
+mod read;
+mod set;
+mod space;
+mod stats;
+mod sys;
+
+use std::io::{self, IoSlice};
+use std::path::PathBuf;
+
+use crate::ids::SegmentId;
+
+pub use dir::DirBacking;
+pub use member::{Health, Limits, Member};
+pub use read::{Hedge, ReadFault, ReadOutcome, ReadPlan, ShardRead};
+pub use set::{BackingSet, ShardWrite, SyncResult};
+pub use space::{Space, is_network_fs};
+pub use stats::MemberStats;
+
+/// Most bytes of a small file (superblock, fence): what a hostile directory can make a reader allocate.
+pub const SMALL_FILE_LEN_MAX: usize = 1 << 20;
+
+/// Names of the two alternating superblock copies. One of them must be there for a directory to count as a member's.
+pub const MARKER_NAMES: [&str; 2] = ["superblock.0", "superblock.1"];
+
+/// One member directory.
+///
+/// Errors are the system's own (`raw_os_error` is kept where there is one), so the caller names directory and
+/// operation around them. `NotFound` always means that the segment or file is not there.
+pub trait Backing: Send + Sync {
+    /// The directory's path, for messages only.
+    fn describe(&self) -> PathBuf;
+
+    /// Make the file of a new segment, durable by name when this returns (its content is not: that is
+    /// [`Backing::sync_segment`]). `capacity` is the most bytes it will hold; space is preallocated in steps up to
+    /// it, without changing the file's length. `AlreadyExists` if there is one: segment ids are never reused.
+    fn create_segment(&self, id: SegmentId, capacity: u64) -> io::Result<()>;
+
+    /// Write all of `bufs`, one after the other, at `offset`, or fail. After a failure any part may be written.
+    fn write_at(&self, id: SegmentId, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()>;
+
+    /// Read at `offset`; returns fewer bytes than asked only at the end of the file. Holes read as zeros.
+    fn read_at(&self, id: SegmentId, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// As [`Backing::read_at`], but never waits for a device: `WouldBlock` when the bytes are not in memory, or when
+    /// that cannot be told.
+    fn read_cached(&self, id: SegmentId, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Ask for `len` bytes at `offset` to be read ahead. Best effort.
+    fn will_need(&self, id: SegmentId, offset: u64, len: u64);
+
+    /// Start writing `len` bytes at `offset` to the device, without waiting and without durability. Best effort.
+    fn start_writeback(&self, id: SegmentId, offset: u64, len: u64);
+
+    /// Make everything written to the segment durable. After a failure (R9) everything past the last good sync is
+    /// to be treated as missing, and further writes and syncs of this segment fail until [`Backing::reset_segment`].
+    /// A segment or directory that was deleted, or a directory without its marker, is a failure.
+    fn sync_segment(&self, id: SegmentId) -> io::Result<()>;
+
+    /// Forget a failed sync: the segment may be written again, and reads see what the device holds rather than what
+    /// memory pretends, as far as the system can tell. For healing, which treats all past the last good sync as
+    /// missing.
+    fn reset_segment(&self, id: SegmentId) -> io::Result<()>;
+
+    /// The segment takes no more appends: give back what is preallocated past its end.
+    fn finish_segment(&self, id: SegmentId) -> io::Result<()>;
+
+    /// Free the whole filesystem blocks inside the range; it reads as zeros there. `Unsupported` if the filesystem
+    /// cannot. The length of the file does not change.
+    fn punch(&self, id: SegmentId, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Remove the segment's file. Not synced: a power cut may bring it back, which its never reused id makes harmless.
+    fn remove_segment(&self, id: SegmentId) -> io::Result<()>;
+
+    /// All segments with the lengths of their files in bytes, by id. Foreign files are passed over.
+    fn list_segments(&self) -> io::Result<Vec<(SegmentId, u64)>>;
+
+    /// A small file's bytes, `None` if there is none. `InvalidData` if it is longer than [`SMALL_FILE_LEN_MAX`].
+    fn read_file(&self, name: &str) -> io::Result<Option<Vec<u8>>>;
+
+    /// Replace a small file: after a crash it has either its old or its new content, after success the new.
+    fn write_file(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// Make a small file, durable with its name on success; `AlreadyExists` if there is one. After a crash or an
+    /// error inside the call it may exist with any part of its content.
+    fn create_file_exclusive(&self, name: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// Names of the small files in a directory (`""`: the member directory itself), sorted. None if it is missing.
+    fn list_files(&self, dir: &str) -> io::Result<Vec<String>>;
+
+    /// Remove a small file durably.
+    fn remove_file(&self, name: &str) -> io::Result<()>;
+
+    /// How much room there is, and on what.
+    fn space(&self) -> io::Result<Space>;
+
+    /// Take the directory for this handle alone until it is dropped. Fails at once, with a message that says "in
+    /// use", when another process or handle holds it. Idempotent.
+    fn lock(&self) -> io::Result<()>;
+}
+
+/// A small file's name split into its directory (`""` for none) and base name, or `InvalidInput`: names are one or
+/// two plain components, and a leading dot is reserved for temporary files.
+fn split_name(name: &str) -> io::Result<(&str, &str)> {
+    let (dir, base) = name.rsplit_once('/').unwrap_or(("", name));
+    let plain = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.contains(['/', '\0']);
+    let reserved = base == "segments" || dir == "segments";
+    if plain(base) && (dir.is_empty() && !name.starts_with('/') || plain(dir)) && !reserved {
+        Ok((dir, base))
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is not a name of a small file")))
+    }
+}
+
+/// The error of a write to, or sync of, a segment whose last sync failed.
+fn failed_before() -> io::Error {
+    io::Error::other("an earlier sync of this segment failed: what it held since is lost; heal it")
+}
+
+/// The error of a sync that found its file or directory gone.
+fn gone(what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("{what} was deleted or unmounted while in use; put the directory back or replace the member"),
+    )
+}
+
+/// The error of [`Backing::lock`] when someone else has it.
+fn in_use() -> io::Error {
+    io::Error::new(io::ErrorKind::WouldBlock, "in use by another brine process; unmount it there first")
+}

@@ -10,7 +10,7 @@ use super::{Blocks, Chunk, SegmentInfo};
 use crate::backing::{Hedge, ReadFault, ReadPlan, ShardRead};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Ino, ShardIndex};
-use crate::meta::BlockRow;
+use crate::meta::rows::BlockRow;
 use crate::seal::{BlockKind, Sealer};
 use crate::shard::{RecordHeader, quick_check};
 
@@ -56,7 +56,7 @@ impl Blocks {
         let missing: Vec<usize> = (0..keys.len()).filter(|&i| found[i].is_none()).collect();
         if !missing.is_empty() {
             let rows: Vec<Option<BlockRow>> =
-                self.meta.read(|txn| missing.iter().map(|&i| txn.block(&ids[i])).collect::<Result<Vec<_>>>())?;
+                self.meta.with(|txn| missing.iter().map(|&i| txn.block(&ids[i])).collect::<Result<Vec<_>>>())?;
             let mut wanted: HashMap<BlockId, Wanted> = HashMap::new();
             for (&i, row) in missing.iter().zip(rows) {
                 match row {

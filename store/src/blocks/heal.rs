@@ -9,7 +9,7 @@ use super::get::{GoodShard, Survey};
 use super::{Blocks, SegmentInfo};
 use crate::error::{Error, Result};
 use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::meta::BlockRow;
+use crate::meta::rows::BlockRow;
 use crate::shard::{RECORD_ALIGN, RecordHeader, SegmentHeader};
 
 /// How long syncing a healed file may take.
@@ -85,7 +85,7 @@ impl Blocks {
             if let Err(source) = outcome {
                 let operation = format!("sync segment {segment}");
                 self.set.report_write_error(&member, &operation, &source);
-                let directory = self.set.get(&member).map(|m| m.path().to_owned()).unwrap_or_default();
+                let directory = self.set.get(&member).map(|m| m.path().to_path_buf()).unwrap_or_default();
                 return Err(Error::Backing { directory, operation, source });
             }
         }
@@ -130,7 +130,7 @@ impl Blocks {
         let parts = [IoSlice::new(&header), IoSlice::new(&shard), IoSlice::new(&padding[..pad])];
         let wrote = self
             .ensure_file(row.segment, info, slot, identity)
-            .and_then(|()| member.write_record(row.segment, row.offset, &parts));
+            .and_then(|()| member.write_segment(row.segment, row.offset, &parts));
         match wrote {
             Ok(()) => {
                 unsynced.insert((member.id, row.segment));
@@ -159,12 +159,12 @@ impl Blocks {
             geometry: info.geometry,
             slot: ShardIndex(slot as u8),
             placement: info.slots.clone(),
-            capacity: 0,
+            capacity: info.capacity,
             term: identity.term,
             created_generation: Generation(0),
         }
         .encode(&self.header_mac);
-        match member.create_segment(segment, 0) {
+        match member.create_segment(segment, info.capacity) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
                 let mut present = [0u8; 16];
@@ -175,7 +175,7 @@ impl Blocks {
             }
             Err(error) => return Err(error),
         }
-        member.write_record(segment, 0, &[IoSlice::new(&header)])
+        member.write_segment(segment, 0, &[IoSlice::new(&header)])
     }
 }
 

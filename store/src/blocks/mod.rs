@@ -20,14 +20,16 @@ use parking_lot::{Condvar, Mutex, RwLock};
 pub use cache::{Cache, CacheFigures};
 pub use damage::{Damage, DamageEvent, DamageFigures};
 pub use heal::{Identity, StripeHealth};
+pub(crate) use put::close_segment;
 pub use put::{Put, Stored};
 
 use crate::backing::{BackingSet, Hedge};
 use crate::erasure::Coder;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ids::{BlockId, Incarnation, MemberId, SegmentId};
-use crate::meta::{Meta, SegmentRow};
+use crate::ids::{BlockId, Incarnation, MemberId, SegmentId, VolumeId};
+use crate::meta::Meta;
+use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
 use crate::segment::Segments;
 
@@ -69,6 +71,8 @@ pub struct SegmentInfo {
     pub geometry: Geometry,
     /// The member of each slot; `None`: vacant.
     pub slots: Vec<Option<MemberId>>,
+    /// Length each file may reach, bytes.
+    pub capacity: u64,
 }
 
 /// Counters since the volume was opened.
@@ -88,6 +92,7 @@ pub struct Blocks {
     segments: Segments,
     sealer: Arc<Sealer>,
     header_mac: [u8; 32],
+    volume: VolumeId,
     meta: Arc<Meta>,
     codec: Codec,
     hedge: Hedge,
@@ -124,6 +129,8 @@ pub struct BlocksConfig {
     pub cache_bytes: u64,
     /// Key of header MACs.
     pub header_mac: [u8; 32],
+    /// The volume, for record headers.
+    pub volume: VolumeId,
 }
 
 impl Blocks {
@@ -134,6 +141,7 @@ impl Blocks {
             segments,
             sealer,
             header_mac: config.header_mac,
+            volume: config.volume,
             meta,
             codec: config.codec,
             hedge: config.hedge,
@@ -182,13 +190,13 @@ impl Blocks {
         if let Some(info) = self.infos.read().get(&segment) {
             return Ok(info.clone());
         }
-        let row = self.meta.read(|txn| txn.segment(segment))?.ok_or_else(|| {
+        let row = self.meta.with(|txn| txn.segment(segment))?.ok_or_else(|| {
             Error::format(
                 format!("segment {segment}"),
                 "blocks name it but the metadata has no row for it; run `brine check` on the volume",
             )
         })?;
-        let info = Arc::new(SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots });
+        let info = Arc::new(info_of(row)?);
         self.infos.write().insert(segment, info.clone());
         Ok(info)
     }
@@ -198,10 +206,8 @@ impl Blocks {
         self.infos.write().remove(&segment);
     }
 
-    fn know_segment(&self, row: &SegmentRow) {
-        let info =
-            SegmentInfo { incarnation: row.incarnation, geometry: row.geometry, slots: row.slots.clone() };
-        self.infos.write().insert(row.id, Arc::new(info));
+    fn know_segment(&self, segment: SegmentId, info: SegmentInfo) {
+        self.infos.write().insert(segment, Arc::new(info));
     }
 
     fn arena(&self) -> Vec<u8> {
@@ -219,4 +225,14 @@ impl Blocks {
     fn count(counter: &AtomicU64, by: usize) {
         counter.fetch_add(by as u64, Ordering::Relaxed);
     }
+}
+
+fn info_of(row: SegmentRow) -> Result<SegmentInfo> {
+    let geometry = Geometry::new(row.data, row.parity).filter(|g| g.total() == row.slots.len()).ok_or_else(|| {
+        Error::format(
+            format!("segment {}", row.id),
+            format!("its row says {}+{} shards in {} slots", row.data, row.parity, row.slots.len()),
+        )
+    })?;
+    Ok(SegmentInfo { incarnation: row.incarnation, geometry, slots: row.slots, capacity: row.capacity })
 }

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 
 use super::pack::{self, Plan};
-use super::{Blocks, Chunk};
+use super::{Blocks, Chunk, SegmentInfo};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
-use crate::meta::{BlockRow, BlockState, SegmentRow, SegmentState, Txn};
+use crate::meta::Txn;
+use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
 use crate::segment::Extent;
 use crate::shard::{BlockEntry, RECORD_ALIGN, RecordHeader, RecordKind, record_len};
@@ -82,7 +83,7 @@ impl Blocks {
             })
             .collect();
         let claims = self.claim(candidates.iter().map(|c| c.id));
-        let known = self.meta.read(|txn| {
+        let known = self.meta.with(|txn| {
             claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>()
         })?;
 
@@ -91,7 +92,7 @@ impl Blocks {
         let mut fresh = Vec::new();
         let mut stored = Vec::with_capacity(puts.len());
         for (index, candidate) in candidates.iter().enumerate() {
-            let usable = known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state.is_usable());
+            let usable = known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state != BlockState::Condemned);
             let duplicate = usable || fresh_ids.contains_key(&candidate.id);
             if !duplicate {
                 fresh_ids.insert(candidate.id, index);
@@ -102,14 +103,14 @@ impl Blocks {
         Self::count(&self.figures.dedup_hits, puts.len() - fresh.len());
         Self::count(&self.figures.dedup_misses, fresh.len());
 
-        let generation = self.meta.open_generation();
+        let generation = Generation(self.meta.committed().0 + 1);
         let (new_blocks, new_segment) = self.append(puts, &candidates, &fresh, generation)?;
         let outcome = self.meta.with(|txn| {
             if let Some(segment) = &new_segment {
                 txn.put_segment(segment)?;
             }
             for (id, tail) in self.segments.take_closed() {
-                txn.close_segment(id, tail)?;
+                close_segment(txn, id, tail)?;
             }
             for row in &new_blocks {
                 txn.put_block(row)?;
@@ -241,9 +242,15 @@ impl Blocks {
         for _ in 0..APPEND_ATTEMPTS_MAX {
             let extent = self.segments.allocate(total, generation)?;
             if extent.fresh {
-                let row = segment_row(&extent, generation);
-                self.know_segment(&row);
-                opened.push(row);
+                let segment = &extent.segment;
+                let info = SegmentInfo {
+                    incarnation: segment.incarnation,
+                    geometry: segment.geometry,
+                    slots: segment.slots.clone(),
+                    capacity: segment.capacity,
+                };
+                self.know_segment(segment.id, info);
+                opened.push(segment_row(&extent, generation));
             }
             let outcome = (0..self.geometry.total()).try_for_each(|slot| self.write_slot(&extent, slot, stripes));
             match outcome {
@@ -281,6 +288,7 @@ impl Blocks {
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
         RecordHeader {
             kind: RecordKind::Stripe,
+            volume: self.volume,
             segment: extent.segment.id,
             incarnation: extent.segment.incarnation,
             offset: extent.offset + stripe.at,
@@ -318,17 +326,27 @@ struct Stripe {
     at: u64,
 }
 
+/// Note in its row that a segment takes no more records.
+pub(crate) fn close_segment(txn: &mut Txn<'_>, id: SegmentId, tail: u64) -> Result<()> {
+    match txn.segment(id)? {
+        Some(row) => txn.put_segment(&SegmentRow { tail, state: SegmentState::Closed, ..row }),
+        // Abandoned before anything in it was named.
+        None => Ok(()),
+    }
+}
+
 fn segment_row(extent: &Extent, generation: Generation) -> SegmentRow {
     let segment = &extent.segment;
     SegmentRow {
         id: segment.id,
         incarnation: segment.incarnation,
-        geometry: segment.geometry,
+        data: segment.geometry.data() as u8,
+        parity: segment.geometry.parity() as u8,
         slots: segment.slots.clone(),
         capacity: segment.capacity,
         tail: extent.offset,
         state: SegmentState::Open,
-        generation,
+        since: generation,
     }
 }
 
@@ -350,7 +368,9 @@ fn block_rows(
                 BlockRow {
                     id: entry.id,
                     digest: candidates[put].digest,
-                    salt: puts[put].salt,
+                    domain: puts[put].salt.domain,
+                    epoch: puts[put].salt.epoch,
+                    index: puts[put].salt.index,
                     segment,
                     offset: extent.offset + stripe.at,
                     record_len: stripe.record_len as u32,
@@ -360,10 +380,10 @@ fn block_rows(
                     plain_len: puts[put].plain.len() as u32,
                     refs: 0,
                     state: BlockState::Zero,
-                    state_generation: generation,
+                    state_since: generation,
                     verified: false,
-                    codec,
-                    generation,
+                    codec: codec as u8,
+                    since: generation,
                 }
             })
         })

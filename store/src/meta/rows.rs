@@ -19,6 +19,10 @@ pub const INLINE_MAX: usize = 2048;
 pub const XATTR_SIZE_MAX: usize = 64 * 1024;
 /// Largest file, bytes: sizes are stored as 64-bit signed numbers.
 pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
+/// Beyond every chunk: numbers of chunks are stored as 64-bit signed numbers.
+pub const CHUNK_END: ChunkNo = ChunkNo(i64::MAX as u64);
+/// Log2 of the chunk lengths there are: 4 KiB to 1 MiB.
+pub const CHUNK_BITS: std::ops::RangeInclusive<u8> = 12..=20;
 /// Smallest directory-listing cookie of an entry; those below are the adapter's ("." and "..").
 pub const COOKIE_MIN: u64 = 16;
 
@@ -297,8 +301,8 @@ pub struct ExtentRow {
     pub since: Generation,
 }
 
-/// Extents of `data` at `chunk` and beyond that have a lower sequence are gone: they read as holes at once and their
-/// rows are deleted in batches behind.
+/// Extents of `data` in `from..to` that have a lower sequence are gone: they read as holes at once and their rows are
+/// deleted in batches behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutRow {
     /// Whose extents.
@@ -306,7 +310,9 @@ pub struct CutRow {
     /// Number of this cut in the volume.
     pub sequence: u64,
     /// First chunk cut off.
-    pub chunk: ChunkNo,
+    pub from: ChunkNo,
+    /// Chunk after the last; [`CHUNK_END`] when everything beyond is cut off.
+    pub to: ChunkNo,
     /// The inode whose allocated bytes shrink as rows are deleted (it may be gone).
     pub ino: Ino,
     /// Generation of the cut: where the history of what it hides ends.

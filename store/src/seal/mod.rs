@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::ids::{BlockId, BlockKey, ContentDigest, VolumeId};
 use crate::wire::{Purpose, Put, associated};
 
-use aead::NONCE_ZERO;
+pub(crate) use aead::{NONCE_ZERO, decrypt, encrypt};
 pub use aead::TAG_LEN;
 pub use compress::Codec;
 pub(crate) use key::derive;

@@ -7,8 +7,8 @@ use super::{DomainPolicy, Volume};
 use crate::blocks::{Chunk, Put};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Ino};
-use crate::meta::{Attr, FileChange, FileKind, INLINE_MAX};
-use crate::seal::{Salt, Sealer};
+use crate::meta::rows::{Attr, BlockRow, FileChange, FileKind, INLINE_MAX};
+use crate::seal::{BlockKind, Salt, Sealer};
 
 /// Dirty chunks of one file: number and plaintext, not longer than the file needs.
 pub type FileChunks<'a> = (Ino, Vec<(ChunkNo, &'a [u8])>);
@@ -66,7 +66,7 @@ impl Volume {
         let (Some(first), Some(last)) = (chunks.iter().min(), chunks.iter().max()) else {
             return Ok(Place::Extents(Vec::new()));
         };
-        self.meta.read(|txn| {
+        self.meta.with(|txn| {
             if attr.size <= INLINE_MAX as u64
                 && let Some(bytes) = txn.inline_data(attr.ino)?
             {
@@ -96,7 +96,7 @@ impl Volume {
     /// the open generation. All-zero chunks become holes. Not a change of version: [`Self::set_file`] is.
     pub fn write_files(&self, files: &[FileChunks<'_>]) -> Result<()> {
         self.writable()?;
-        let owners = self.meta.read(|txn| {
+        let owners = self.meta.with(|txn| {
             files
                 .iter()
                 .map(|(ino, _)| Ok(txn.attr(*ino).ok().map(|attr| (attr.data, attr.uid))))
@@ -119,15 +119,30 @@ impl Volume {
         }
         let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();
         self.blocks.put(&puts, |txn, stored| {
-            for (ino, chunk, put) in &places {
-                match put {
-                    Some(put) => txn.put_extent(*ino, *chunk, stored[*put].key, stored[*put].id)?,
-                    None => txn.punch(*ino, *chunk, 1)?,
+            for run in places.chunk_by(|a, b| a.0 == b.0) {
+                let chunks: Vec<(ChunkNo, Option<BlockKey>)> =
+                    run.iter().map(|(_, chunk, put)| (*chunk, put.map(|put| stored[put].key))).collect();
+                match txn.put_extents(run[0].0, &chunks) {
+                    // Removed meanwhile: nothing refers to what was stored for it.
+                    Err(Error::Stale(_)) => {}
+                    other => other?,
                 }
             }
             Ok(())
         })?;
         self.space.wrote(bytes);
+        Ok(())
+    }
+
+    /// Read a block past the cache and check that its key follows from its content (R2).
+    pub(crate) fn verify_block(&self, key: &BlockKey, row: &BlockRow) -> Result<()> {
+        let chunk = self.blocks.get_uncached(key, row, None)?;
+        let digest = self.sealer.content_digest(BlockKind::FileData, &chunk);
+        let salt = Salt { domain: row.domain, epoch: row.epoch, index: row.index };
+        if digest != row.digest || self.sealer.block_key(&salt, &digest) != *key {
+            let reason = "its content is not what its key was derived from; restore the file from a copy";
+            return Err(Error::format(format!("block {}", row.id), reason));
+        }
         Ok(())
     }
 
@@ -152,7 +167,7 @@ impl Volume {
 
     /// Content of a file that is kept in its inode row.
     pub fn inline_data(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
-        Ok(self.meta.read(|txn| txn.inline_data(ino))?.map(|bytes| bytes.to_vec()))
+        Ok(self.meta.with(|txn| txn.inline_data(ino))?.map(|bytes| bytes.to_vec()))
     }
 
     /// Make whole chunks holes.
@@ -165,12 +180,12 @@ impl Volume {
         if attr.kind != FileKind::File || from >= attr.size {
             return Ok(None);
         }
-        self.meta.read(|txn| {
+        self.meta.with(|txn| {
             if txn.inline_data(attr.ino)?.is_some() {
                 return Ok(Some(from));
             }
             let first = ChunkNo(from >> attr.chunk_bits);
-            let found = txn.next_extent(attr.data, first)?;
+            let found = txn.seek_data(attr.data, first)?;
             Ok(found.map(|chunk| from.max(chunk.0 << attr.chunk_bits)).filter(|at| *at < attr.size))
         })
     }
@@ -180,12 +195,12 @@ impl Volume {
         if attr.kind != FileKind::File || from >= attr.size {
             return Ok(attr.size);
         }
-        self.meta.read(|txn| {
+        self.meta.with(|txn| {
             if txn.inline_data(attr.ino)?.is_some() {
                 return Ok(attr.size);
             }
             let first = ChunkNo(from >> attr.chunk_bits);
-            let hole = txn.next_hole(attr.data, first)?;
+            let hole = txn.seek_hole(attr.data, first)?;
             Ok(from.max(hole.0 << attr.chunk_bits).min(attr.size))
         })
     }

@@ -26,7 +26,7 @@ pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
-pub use crate::meta::{
+pub use crate::meta::rows::{
     Attr, DirEntry, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::seal::Codec;
@@ -44,11 +44,11 @@ use crate::blocks::Blocks;
 use crate::clock::Clock;
 use crate::commit::Commit;
 use crate::error::{Error, Result};
-use crate::fence::LocalLock;
+use crate::lock::LocalLock;
 use crate::geometry::Geometry;
-use crate::ids::{Generation, Ino, Term, VolumeId};
+use crate::ids::{Generation, Ino, ROOT_INO, Term, VolumeId};
 use crate::meta::{Meta, Txn};
-use crate::seal::VolumeKeys;
+use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::Superblock;
 use prefetch::Prefetcher;
 use space::Space;
@@ -78,6 +78,7 @@ pub struct Volume {
     set: Arc<BackingSet>,
     meta: Arc<Meta>,
     blocks: Arc<Blocks>,
+    sealer: Arc<Sealer>,
     space: Arc<Space>,
     prefetcher: Prefetcher,
     commit: Commit,
@@ -162,36 +163,32 @@ impl Volume {
 
     /// Attributes of an inode. [`Error::Stale`] if it is gone.
     pub fn attr(&self, ino: Ino) -> Result<Attr> {
-        self.meta.read(|txn| txn.attr(ino))
+        self.meta.with(|txn| txn.attr(ino))
     }
 
     /// The inode that `name` in `parent` leads to.
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
-        self.meta.read(|txn| txn.lookup(parent, name))
+        self.meta.with(|txn| txn.lookup(parent, name))
     }
 
     /// Make a file, directory, symbolic link or special file.
     pub fn create(&self, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.create(parent, name, node, now))
+        self.change(|txn| txn.create(parent, name, node))
     }
 
     /// Another name for a file.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.link(ino, parent, name, now))
+        self.change(|txn| txn.link(ino, parent, name))
     }
 
     /// Remove a name of anything but a directory.
     pub fn unlink(&self, parent: Ino, name: &[u8]) -> Result<Unlinked> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.unlink(parent, name, now))
+        self.change(|txn| txn.unlink(parent, name))
     }
 
     /// Remove an empty directory.
     pub fn rmdir(&self, parent: Ino, name: &[u8]) -> Result<Unlinked> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.rmdir(parent, name, now))
+        self.change(|txn| txn.rmdir(parent, name))
     }
 
     /// Rename; tells what was replaced.
@@ -203,64 +200,80 @@ impl Volume {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Result<Option<Unlinked>> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.rename(parent, name, new_parent, new_name, flags, now))
+        self.change(|txn| txn.rename(parent, name, new_parent, new_name, flags))
     }
 
     /// Target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Result<Vec<u8>> {
-        self.meta.read(|txn| txn.read_link(ino))
+        self.meta.with(|txn| txn.read_link(ino))
     }
 
     /// Change attributes: one change.
     pub fn set_attr(&self, ino: Ino, change: &SetAttr) -> Result<Attr> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.set_attr(ino, change, now))
+        self.change(|txn| txn.set_attr(ino, change))
     }
 
     /// Note an access. No version, written lazily; errors do not matter.
     pub fn touch_atime(&self, ino: Ino, atime_ns: i64) {
         if self.writable().is_ok() {
-            let _ = self.meta.with(|txn| txn.touch_atime(ino, atime_ns));
+            let _ = self.meta.with(|txn| {
+                txn.touch_atime(ino, atime_ns);
+                Ok(())
+            });
         }
     }
 
     /// Entries after `cookie` (0: from the start), at most `max`, without "." and "..", with attributes if `plus`.
     pub fn read_dir(&self, ino: Ino, cookie: u64, max: usize, plus: bool) -> Result<Vec<DirEntry>> {
-        self.meta.read(|txn| txn.read_dir(ino, cookie, max, plus))
+        self.meta.with(|txn| txn.read_dir(ino, cookie, max, plus))
     }
 
     /// The directory that holds a directory; the root holds itself.
     pub fn parent_of(&self, dir: Ino) -> Result<Ino> {
-        self.meta.read(|txn| txn.parent_of(dir))
+        self.meta.with(|txn| txn.parent_of(dir))
     }
 
     /// A path of an inode from the root, for messages.
     pub fn path_of(&self, ino: Ino) -> Result<String> {
-        let path = self.meta.read(|txn| txn.path_of_ino(ino))?;
-        Ok(String::from_utf8_lossy(&path).into_owned())
+        const PAGE: usize = 1000;
+        let mut names = Vec::new();
+        let mut at = ino;
+        while at != ROOT_INO {
+            let parent = self.meta.with(|txn| txn.inode(at))?.parent;
+            let mut cookie = 0;
+            let name = loop {
+                let page = self.read_dir(parent, cookie, PAGE, false)?;
+                let Some(last) = page.last() else { return Ok(format!("inode {ino} (no longer linked)")) };
+                cookie = last.cookie;
+                if let Some(entry) = page.iter().find(|entry| entry.ino == at) {
+                    break String::from_utf8_lossy(&entry.name).into_owned();
+                }
+            };
+            names.push(name);
+            at = parent;
+        }
+        names.reverse();
+        Ok(format!("/{}", names.join("/")))
     }
 
     /// Value of an extended attribute.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        self.meta.read(|txn| txn.get_xattr(ino, name))
+        self.meta.with(|txn| txn.get_xattr(ino, name))
     }
 
     /// Names of the extended attributes.
     pub fn list_xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        self.meta.read(|txn| txn.list_xattrs(ino))
+        self.meta.with(|txn| txn.list_xattrs(ino))
     }
 
     /// Set an extended attribute: one change.
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], create: bool, replace: bool) -> Result<()> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.set_xattr(ino, name, value, create, replace, now))
+        self.change(|txn| txn.set_xattr(ino, name, value, create, replace))
     }
 
     /// Remove an extended attribute: one change.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
-        let now = self.clock.now_ns();
-        self.change(|txn| txn.remove_xattr(ino, name, now))
+        self.change(|txn| txn.remove_xattr(ino, name))
     }
 
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
@@ -282,7 +295,7 @@ impl Volume {
     /// Make everything accepted so far durable.
     pub fn commit(&self, flusher: &dyn Flusher) -> Result<Generation> {
         if self.asked_read_only {
-            return Ok(self.meta.open_generation());
+            return Ok(self.meta.committed());
         }
         self.writable()?;
         let outcome = self.commit.run(&self.blocks, &self.meta, flusher);
@@ -308,13 +321,13 @@ impl Volume {
             self.blocks.segments().close();
             self.meta.with(|txn| {
                 for (id, tail) in self.blocks.segments().take_closed() {
-                    txn.close_segment(id, tail)?;
+                    crate::blocks::close_segment(txn, id, tail)?;
                 }
                 Ok(())
             })?;
             self.meta.commit_generation()?;
             self.meta.sync()?;
-            self.write_superblocks(|superblock| superblock.generation = self.meta.committed_generation())?;
+            self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }
         self.meta.close()
     }
@@ -398,7 +411,7 @@ impl Volume {
         let queue = self.blocks.damage().take_queue();
         let mut unsynced = std::collections::BTreeSet::new();
         for (segment, offset) in queue {
-            let Some(row) = self.meta.read(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
+            let Some(row) = self.meta.with(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
                 continue;
             };
             self.blocks.heal_stripe(&row, Some(self.identity()), &mut unsynced)?;

@@ -125,11 +125,11 @@ impl Space {
         let (mut free, mut total) = (Vec::new(), Vec::new());
         for space in &spaces {
             let parts = sharing(space.device);
-            raw.total += space.total / parts;
-            raw.free += space.available / parts;
-            let reserve = (space.total / RESERVE_SHARE).min(RESERVE_MAX) / parts;
-            free.push((space.available / parts).saturating_sub(reserve));
-            total.push((space.total / parts).saturating_sub(reserve));
+            raw.total += space.total_bytes / parts;
+            raw.free += space.available_bytes / parts;
+            let reserve = (space.total_bytes / RESERVE_SHARE).min(RESERVE_MAX) / parts;
+            free.push((space.available_bytes / parts).saturating_sub(reserve));
+            total.push((space.total_bytes / parts).saturating_sub(reserve));
         }
         raw.usable_free = usable(free, self.geometry);
         raw.usable_total = usable(total, self.geometry);

@@ -134,7 +134,7 @@ pub struct SpaceStatus {
 /// Deduplication.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct DedupStatus {
-    /// Bytes referred to by one byte stored; 1 if nothing is shared.
+    /// Sum of file sizes over the plaintext stored for them; 1 if nothing is shared. Holes and inline files count as shared.
     pub ratio: f64,
     /// Chunks written that were stored already, since the volume was opened.
     pub hits: u64,
@@ -184,7 +184,7 @@ impl Volume {
     pub fn stat_fs(&self) -> Result<StatFs> {
         const BLOCK: u64 = 4096;
         let raw = self.space.raw();
-        let files = self.meta.figures()?.inodes;
+        let files = self.meta.counters().inodes;
         let free = raw.usable_free / BLOCK;
         Ok(StatFs {
             block_size: BLOCK as u32,
@@ -198,7 +198,7 @@ impl Volume {
 
     /// Everything `brine status` shows.
     pub fn status(&self) -> Result<VolumeStatus> {
-        let figures = self.meta.figures()?;
+        let figures = self.meta.counters();
         let raw = self.space.raw();
         let directories: Vec<DirectoryStatus> = self.set.members().iter().map(|m| directory(m)).collect();
         let absent = self.set.members().iter().filter(|member| !member.can_read()).count();
@@ -208,7 +208,7 @@ impl Volume {
         Ok(VolumeStatus {
             volume: self.id.to_string(),
             label: self.label.clone(),
-            generation: self.meta.committed_generation().0,
+            generation: self.meta.committed().0,
             health,
             health_reason,
             geometry: GeometryStatus { data: self.geometry.data(), parity: self.geometry.parity() },
@@ -218,7 +218,7 @@ impl Volume {
                 logical_bytes: figures.logical_bytes,
                 unique_bytes: figures.unique_bytes,
                 stored_bytes: figures.stored_bytes,
-                raw_bytes: figures.raw_bytes,
+                raw_bytes: ((figures.stored_bytes + figures.dead_bytes) as f64 * factor) as u64,
                 raw_total_bytes: raw.total,
                 raw_free_bytes: raw.free,
                 usable_free_bytes: raw.usable_free,
@@ -229,7 +229,7 @@ impl Volume {
                 ratio: if figures.unique_bytes == 0 {
                     1.0
                 } else {
-                    figures.referenced_bytes as f64 / figures.unique_bytes as f64
+                    figures.logical_bytes as f64 / figures.unique_bytes as f64
                 },
                 hits: self.blocks.figures().dedup_hits.load(std::sync::atomic::Ordering::Relaxed),
                 misses: self.blocks.figures().dedup_misses.load(std::sync::atomic::Ordering::Relaxed),
@@ -320,7 +320,7 @@ impl Volume {
     }
 }
 
-fn directory(member: &crate::backing::Member) -> DirectoryStatus {
+fn directory(member: &std::sync::Arc<crate::backing::Member>) -> DirectoryStatus {
     let (state, reason) = match member.health() {
         Health::Healthy => ("healthy", String::new()),
         Health::Missing { reason } => ("missing", reason),
@@ -329,14 +329,14 @@ fn directory(member: &crate::backing::Member) -> DirectoryStatus {
         Health::Duplicate => ("duplicate", "another directory claims to be the same; name the true one".into()),
     };
     let space = member.space();
-    let figures = member.figures();
+    let figures = member.stats();
     DirectoryStatus {
         id: member.id.to_string(),
         path: member.path().display().to_string(),
         state,
         reason,
-        total_bytes: space.as_ref().map_or(0, |s| s.total),
-        free_bytes: space.as_ref().map_or(0, |s| s.available),
+        total_bytes: space.as_ref().map_or(0, |s| s.total_bytes),
+        free_bytes: space.as_ref().map_or(0, |s| s.available_bytes),
         reads: figures.reads,
         read_errors: figures.read_errors,
         rejected_shards: figures.rejected,

@@ -1,0 +1,38 @@
+//! One request to run a function: argv, environment, working directory, caller.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use brine_store::ids::{Ino, Version};
+
+/// Who asked for a run. A run has exactly the caller's identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    /// Process that called.
+    pub pid: u32,
+    /// Its user.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Its supplementary groups.
+    pub groups: Vec<u32>,
+}
+
+/// A request to run one version of one function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invocation {
+    /// The function's inode.
+    pub function: Ino,
+    /// Its version, pinned from the exec open on.
+    pub version: Version,
+    /// Arguments, the first being the path it was called by.
+    pub argv: Vec<OsString>,
+    /// Environment after the allow list.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Working directory of the caller.
+    pub directory: PathBuf,
+    /// File mode creation mask of the caller.
+    pub umask: u32,
+    /// Who asked.
+    pub caller: Caller,
+}

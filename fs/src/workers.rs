@@ -1,0 +1,123 @@
+//! Threads that wait so that the event thread need not.
+//!
+//! A job owns all it needs, the reply to the kernel included. Queues are not bounded here: what fills them is bounded
+//! by the requests the kernel has in flight and by the write buffer's limit.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
+
+use crossbeam::channel::{Sender, unbounded};
+use parking_lot::Mutex;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A fixed number of threads fed from one queue, first come first served.
+pub struct Pool {
+    queue: Mutex<Option<Sender<Job>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pool {
+    /// Start `threads` threads (at least one), named `name-N`.
+    ///
+    /// # Errors
+    /// What the system says when it cannot start a thread.
+    pub fn new(name: &str, threads: usize) -> io::Result<Self> {
+        let (sender, receiver) = unbounded::<Job>();
+        let mut started = Vec::new();
+        for index in 0..threads.max(1) {
+            let receiver = receiver.clone();
+            let thread = thread::Builder::new().name(format!("{name}-{index}"));
+            started.push(thread.spawn(move || receiver.iter().for_each(|job| job()))?);
+        }
+        Ok(Self { queue: Mutex::new(Some(sender)), threads: Mutex::new(started) })
+    }
+
+    /// Run `job` on one of the threads; after [`Self::finish`], here and now.
+    pub fn run(&self, job: impl FnOnce() + Send + 'static) {
+        let sender = self.queue.lock().clone();
+        match sender {
+            // A send fails only when all threads are gone, that is, when they all panicked; the job still runs.
+            Some(sender) => {
+                if let Err(refused) = sender.send(Box::new(job)) {
+                    (refused.0)();
+                }
+            }
+            None => job(),
+        }
+    }
+
+    /// Take no more jobs, run those queued, and end the threads.
+    pub fn finish(&self) {
+        drop(self.queue.lock().take());
+        let threads = std::mem::take(&mut *self.threads.lock());
+        for thread in threads {
+            // A job that panicked has dropped its reply, which answers EIO; the pool goes on without that thread.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Number of processors this process may use, at least 1.
+pub fn processors() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Call `work` for each of `0..count` from up to one thread a processor, the caller's among them, and wait for all.
+pub fn for_each_parallel(count: usize, work: impl Fn(usize) + Sync) {
+    let next = AtomicUsize::new(0);
+    let drain = || {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            work(index);
+        }
+    };
+    let helpers = processors().min(count).saturating_sub(1);
+    if helpers == 0 {
+        return drain();
+    }
+    thread::scope(|scope| {
+        for _ in 0..helpers {
+            scope.spawn(drain);
+        }
+        drain();
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU64;
+
+    #[test]
+    fn every_job_runs_before_finish_returns_and_later_ones_run_in_place() {
+        let sum = Arc::new(AtomicU64::new(0));
+        let pool = Pool::new("test", 3).unwrap();
+        for value in 0..100 {
+            let sum = Arc::clone(&sum);
+            pool.run(move || {
+                sum.fetch_add(value, Ordering::Relaxed);
+            });
+        }
+        pool.finish();
+        assert_eq!(sum.load(Ordering::Relaxed), 4950);
+        let later = Arc::clone(&sum);
+        pool.run(move || later.store(1, Ordering::Relaxed));
+        assert_eq!(sum.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn parallel_visits_each_index_once() {
+        let seen: Vec<AtomicU64> = (0..57).map(|_| AtomicU64::new(0)).collect();
+        for_each_parallel(seen.len(), |index| {
+            seen[index].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(seen.iter().all(|count| count.load(Ordering::Relaxed) == 1));
+        for_each_parallel(0, |_| panic!("nothing to visit"));
+    }
+}

@@ -1,0 +1,315 @@
+//! From the buffer into the store.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use brine_store::Error;
+use brine_store::clock::{Clock, SystemClock};
+use brine_store::ids::{ChunkNo, Ino};
+use brine_store::volume::{FileChange, INLINE_MAX, Reservation};
+
+use super::file::Taken;
+use super::node::FileNode;
+use super::{SEAL_BATCH, WriteBuffer, stored};
+use crate::errno::Errno;
+use crate::workers::for_each_parallel;
+
+/// Up to this many files and bytes are left to the flush that excludes all writers: it takes a few milliseconds, and
+/// putting them earlier would often put them twice.
+const LIGHT_FILES: usize = 32;
+const LIGHT_BYTES: usize = 1 << 20;
+/// Files and bytes put under one hold of the gate, which a commit may be waiting for.
+const GROUP_FILES: usize = 256;
+const GROUP_BYTES: usize = 8 << 20;
+/// Bytes in one call to the store: one sealing thread's share.
+const BATCH_BYTES: usize = 1 << 20;
+/// Rounds of flushing while writers go on; each leaves less than the one before, as long as we are faster than they.
+const ROUNDS: usize = 6;
+
+/// What is to be put of one file.
+struct Plan {
+    node: Arc<FileNode>,
+    taken: Vec<Taken<Reservation>>,
+    change: FileChange,
+    /// State of [`super::node::Dirty::changes`] that `change` covers.
+    changes: u64,
+    failed: AtomicBool,
+}
+
+/// Chunks for one call to the store: (index of the plan, range of its chunks).
+type Batch = Vec<(usize, std::ops::Range<usize>)>;
+
+impl WriteBuffer {
+    /// Put what is dirty. With `exclusive` the caller has excluded all writers and everything is put; without, writers
+    /// go on and a little may be left.
+    pub fn flush(&self, exclusive: bool) {
+        if exclusive {
+            let nodes = self.due(false);
+            return self.put_group(&nodes, true);
+        }
+        for _ in 0..ROUNDS {
+            let nodes = self.due(false);
+            let light = nodes.len() <= LIGHT_FILES && self.held_by(&nodes) <= LIGHT_BYTES;
+            if light {
+                // Reading old content may wait for a disk; that must not happen with all writers excluded.
+                nodes.iter().for_each(|node| self.complete(node));
+                return;
+            }
+            self.put_groups(&nodes);
+        }
+    }
+
+    /// Put everything, files without a name too, to make room.
+    pub(super) fn flush_for_room(&self) {
+        let nodes = self.due(true);
+        self.put_groups(&nodes);
+    }
+
+    /// Whether a file that has a name has something to put.
+    pub fn has_dirty(&self) -> bool {
+        self.list.lock().values().any(|node| !node.orphan.load(Ordering::Relaxed))
+    }
+
+    /// Number of files that have something to put.
+    pub fn dirty_files(&self) -> usize {
+        self.list.lock().len()
+    }
+
+    /// Files to put now. They stay on the list until they are put.
+    fn due(&self, orphans: bool) -> Vec<Arc<FileNode>> {
+        let now_ns = SystemClock.now_ns();
+        let wanted = |node: &&Arc<FileNode>| (orphans || !node.orphan.load(Ordering::Relaxed)) && node.is_due(now_ns);
+        self.list.lock().values().filter(wanted).cloned().collect()
+    }
+
+    fn held_by(&self, nodes: &[Arc<FileNode>]) -> usize {
+        nodes.iter().map(|node| node.state.lock().as_ref().map_or(0, |dirty| dirty.buffer.held())).sum()
+    }
+
+    fn put_groups(&self, nodes: &[Arc<FileNode>]) {
+        let mut rest = nodes;
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let count = rest
+                .iter()
+                .take(GROUP_FILES)
+                .take_while(|node| {
+                    let fits = bytes < GROUP_BYTES;
+                    bytes += self.held_by(std::slice::from_ref(node));
+                    fits
+                })
+                .count();
+            let (group, later) = rest.split_at(count.max(1));
+            self.put_group(group, false);
+            rest = later;
+        }
+    }
+
+    fn put_group(&self, nodes: &[Arc<FileNode>], exclusive: bool) {
+        nodes.iter().for_each(|node| self.complete(node));
+        let _gate = (!exclusive).then(|| self.volume.gate());
+        let plans: Vec<Plan> = nodes.iter().filter_map(|node| self.plan(node)).collect();
+        let batches = batches(&plans);
+        for_each_parallel(batches.len(), |index| self.put_batch(&plans, &batches[index]));
+        for plan in plans {
+            self.conclude(plan);
+        }
+    }
+
+    /// Bring in the old content of chunks that were written in part.
+    fn complete(&self, node: &Arc<FileNode>) {
+        let Some((attr, wanted, inline)) = node.state.lock().as_ref().and_then(|dirty| {
+            let wanted = dirty.buffer.incomplete();
+            let mut attr = dirty.base.clone();
+            attr.size = attr.size.max(dirty.buffer.stored_end());
+            (!wanted.is_empty()).then_some((attr, wanted, dirty.stored_inline))
+        }) else {
+            return;
+        };
+        for part in wanted.chunks(SEAL_BATCH as usize * 8) {
+            let chunks: Vec<ChunkNo> = part.iter().map(|(chunk, _)| ChunkNo(*chunk)).collect();
+            let found = match stored::read(&self.volume, &attr, &chunks, Some(inline)) {
+                Ok(found) => found,
+                Err(error) => return self.refused(node, "reading what a write covers in part", &error),
+            };
+            let mut state = node.state.lock();
+            let Some(dirty) = state.as_mut() else { return };
+            let before = dirty.buffer.held();
+            for ((chunk, id), old) in part.iter().zip(&found) {
+                dirty.buffer.fill(*chunk, *id, Some(old));
+            }
+            self.account(before, dirty.buffer.held());
+        }
+    }
+
+    /// Take what can be put of a file, under the gate.
+    fn plan(&self, node: &Arc<FileNode>) -> Option<Plan> {
+        let mut state = node.state.lock();
+        while state.as_ref().is_some_and(|dirty| dirty.buffer.is_contended()) {
+            node.settled.wait(&mut state);
+        }
+        let dirty = state.as_mut()?;
+        if let Err(error) = self.refresh(dirty, node.ino) {
+            drop(state);
+            self.refused(node, "reading its attributes", &error);
+            return None;
+        }
+        dirty.listed = false;
+        self.list.lock().remove(&node.ino);
+        let inline = dirty.buffer.fits_inline(INLINE_MAX as u64);
+        let taken = dirty.buffer.begin_seal(0..u64::MAX, false);
+        if taken.is_empty() && dirty.changes == dirty.put {
+            self.settle(node, &mut state);
+            return None;
+        }
+        let size = dirty.buffer.size();
+        let inline = inline.then(|| {
+            let mut data = taken.first().map(|taken| taken.bytes().to_vec()).unwrap_or_default();
+            data.resize(size as usize, 0);
+            data
+        });
+        let change = FileChange { size, mtime_ns: dirty.mtime_ns, ctime_ns: dirty.ctime_ns, inline, clear_suid: false };
+        Some(Plan { node: Arc::clone(node), taken, change, changes: dirty.changes, failed: AtomicBool::new(false) })
+    }
+
+    /// Look at what the store knows now: another operation may have moved the change time on, and inline content that
+    /// is not in the buffer would be lost.
+    fn refresh(&self, dirty: &mut super::node::Dirty, ino: Ino) -> Result<(), Error> {
+        dirty.base = self.volume.attr(ino)?;
+        dirty.ctime_ns = dirty.ctime_ns.max(dirty.base.ctime_ns);
+        if dirty.stored_inline
+            && let Some(data) = self.volume.inline_data(ino)?
+        {
+            let before = dirty.buffer.held();
+            dirty.buffer.load_inline(&data);
+            self.account(before, dirty.buffer.held());
+        }
+        Ok(())
+    }
+
+    fn put_batch(&self, plans: &[Plan], batch: &Batch) {
+        let of_file = |(plan, range): &(usize, std::ops::Range<usize>)| {
+            let chunks: Vec<(ChunkNo, &[u8])> =
+                plans[*plan].taken[range.clone()].iter().map(|taken| (ChunkNo(taken.chunk), taken.bytes())).collect();
+            (plans[*plan].node.ino, chunks)
+        };
+        if batch.len() > 1 {
+            let files: Vec<_> = batch.iter().map(of_file).collect();
+            if self.volume.write_files(&files).is_ok() {
+                return;
+            }
+            // Which of them it was is found by putting each alone.
+        }
+        for part in batch {
+            let (ino, chunks) = of_file(part);
+            if let Err(error) = self.volume.write_chunks(ino, &chunks) {
+                plans[part.0].failed.store(true, Ordering::Relaxed);
+                self.refused(&plans[part.0].node, "storing its content", &error);
+            }
+        }
+    }
+
+    /// Give the file its new size and times, if its content was stored, and let go of the chunks.
+    fn conclude(&self, plan: Plan) {
+        let Plan { node, taken, change, changes, failed } = plan;
+        let stored = !failed.into_inner();
+        let put = stored.then(|| self.volume.set_file(node.ino, &change));
+        let kept_inline = change.inline.is_some();
+        let mut state = node.state.lock();
+        if let Some(dirty) = state.as_mut() {
+            let before = dirty.buffer.held();
+            let first_chunk = taken.iter().any(|taken| taken.chunk == 0);
+            // Inline content goes by the change itself.
+            let chunks_stored = if kept_inline { matches!(put, Some(Ok(_))) } else { stored };
+            for chunk in taken {
+                dirty.buffer.end_seal(chunk, chunks_stored);
+            }
+            if chunks_stored && first_chunk {
+                dirty.stored_inline = kept_inline;
+            }
+            if let Some(Ok(attr)) = &put {
+                dirty.base = attr.clone();
+                dirty.put = changes;
+                if !kept_inline {
+                    dirty.stored_inline = false;
+                }
+                node.succeeded();
+            }
+            self.account(before, dirty.buffer.held());
+            self.settle(&node, &mut state);
+        }
+        node.settled.notify_all();
+        drop(state);
+        if let Some(Err(error)) = put {
+            self.refused(&node, "storing its size and times", &error);
+        }
+    }
+
+    /// Seal a run of full chunks of a file that is being streamed to.
+    pub(super) fn seal_run(&self, node: &Arc<FileNode>, first: u64, count: u64) {
+        let _gate = self.volume.gate();
+        let taken = match node.state.lock().as_mut() {
+            Some(dirty) => dirty.buffer.begin_seal(first..first + count, true),
+            None => return,
+        };
+        if taken.is_empty() {
+            return;
+        }
+        let chunks: Vec<(ChunkNo, &[u8])> =
+            taken.iter().map(|taken| (ChunkNo(taken.chunk), taken.bytes())).collect();
+        let result = self.volume.write_chunks(node.ino, &chunks);
+        drop(chunks);
+        let mut state = node.state.lock();
+        if let Some(dirty) = state.as_mut() {
+            let before = dirty.buffer.held();
+            for chunk in taken {
+                dirty.stored_inline &= chunk.chunk != 0 || result.is_err();
+                dirty.buffer.end_seal(chunk, result.is_ok());
+            }
+            self.account(before, dirty.buffer.held());
+            self.settle(node, &mut state);
+        }
+        node.settled.notify_all();
+        drop(state);
+        if let Err(error) = result {
+            self.refused(node, "storing its content", &error);
+        }
+    }
+
+    /// The store refused something of a file: remembered for its handles, told to the operator.
+    fn refused(&self, node: &FileNode, doing: &str, error: &Error) {
+        let orphan = node.orphan.load(Ordering::Relaxed);
+        if orphan && matches!(error, Error::Stale(_)) {
+            return;
+        }
+        node.failed(Errno::from(error), SystemClock.now_ns());
+        (self.report)(&format!("inode {}: {doing}: {error}; kept in memory and tried again", node.ino));
+    }
+}
+
+/// Cut what is to be put into calls: chunks of one file together, small files gathered, so that the store can pack them
+/// into shared stripes.
+fn batches(plans: &[Plan]) -> Vec<Batch> {
+    let (mut all, mut open, mut bytes) = (Vec::new(), Batch::new(), 0);
+    for (index, plan) in plans.iter().enumerate() {
+        if plan.change.inline.is_some() {
+            continue;
+        }
+        let mut start = 0;
+        for (at, taken) in plan.taken.iter().enumerate() {
+            bytes += taken.bytes().len();
+            if bytes >= BATCH_BYTES {
+                open.push((index, start..at + 1));
+                all.push(std::mem::take(&mut open));
+                (start, bytes) = (at + 1, 0);
+            }
+        }
+        if start < plan.taken.len() {
+            open.push((index, start..plan.taken.len()));
+        }
+    }
+    if !open.is_empty() {
+        all.push(open);
+    }
+    all
+}

@@ -1,0 +1,113 @@
+//! Calls on one member that are neither shard reads nor appends: small files, new segments, room, and what a failed
+//! write says about the directory.
+
+use std::io::{self, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{BackingSet, Health, MARKER_NAMES, Member, Space};
+use crate::ids::{MemberId, SegmentId};
+
+/// How old a member's figures of room may be.
+const SPACE_AGE_MAX: Duration = Duration::from_millis(500);
+
+impl Member {
+    /// True if it may be read: it is there, though perhaps slow or not to be written.
+    pub fn can_read(self: &Arc<Self>) -> bool {
+        self.readable().is_some()
+    }
+
+    /// True if it may be written.
+    pub fn can_write(self: &Arc<Self>) -> bool {
+        self.is_healthy()
+    }
+
+    /// True if it is known lost: absent, its marker gone, or failed; not merely slow.
+    pub fn is_lost(self: &Arc<Self>) -> bool {
+        !matches!(self.health(), Health::Healthy | Health::Sick)
+    }
+
+    /// Its room, not older than half a second; `None` if it is not there or does not say.
+    pub fn space(self: &Arc<Self>) -> Option<Space> {
+        let mut cached = self.space.lock();
+        if let Some((taken, space)) = &*cached
+            && taken.elapsed() < SPACE_AGE_MAX
+        {
+            return Some(space.clone());
+        }
+        if !self.is_healthy() {
+            return None;
+        }
+        let space = self.backing()?.space().ok()?;
+        *cached = Some((Instant::now(), space.clone()));
+        Some(space)
+    }
+
+    /// Make the file of a new segment.
+    pub fn create_segment(self: &Arc<Self>, id: SegmentId, capacity: u64) -> io::Result<()> {
+        self.writable()?.create_segment(id, capacity)
+    }
+
+    /// Write at an offset of a segment's file, on the calling thread.
+    pub fn write_segment(self: &Arc<Self>, id: SegmentId, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
+        self.writable()?.write_at(id, offset, bufs)
+    }
+
+    /// Read at an offset of a segment's file, on the calling thread.
+    pub fn read_segment(self: &Arc<Self>, id: SegmentId, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.readable().ok_or(io::ErrorKind::NotFound)?.0.read_at(id, offset, buf)
+    }
+
+    /// Start writing a range to the device. Best effort.
+    pub fn start_writeback(self: &Arc<Self>, id: SegmentId, offset: u64, len: u64) {
+        if let Ok(backing) = self.writable() {
+            backing.start_writeback(id, offset, len);
+        }
+    }
+
+    /// All segments with the lengths of their files, by number.
+    pub fn list_segments(self: &Arc<Self>) -> io::Result<Vec<(SegmentId, u64)>> {
+        self.readable().ok_or(io::ErrorKind::NotFound)?.0.list_segments()
+    }
+
+    /// Replace a small file durably.
+    pub fn write_file(self: &Arc<Self>, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.writable()?.write_file(name, bytes)
+    }
+
+    /// Lock the directory against other processes.
+    pub fn lock(self: &Arc<Self>) -> io::Result<()> {
+        self.readable().ok_or(io::ErrorKind::NotFound)?.0.lock()
+    }
+
+    /// Count a shard whose bytes were refused after they were read.
+    pub fn count_rejected(&self) {
+        self.counters.rejected.add(1);
+    }
+
+    /// True if the path still leads to a directory with a superblock.
+    pub fn verify_marker(&self) -> bool {
+        let path = self.path();
+        MARKER_NAMES.iter().any(|name| Path::new(&*path).join(name).is_file())
+    }
+}
+
+impl BackingSet {
+    /// A write or sync failed. Decide what that says about the directory: gone (its marker is), full (nothing), or
+    /// failed (not written any more until it is restored). Slow ones are marked where the wait ended.
+    pub fn report_write_error(&self, id: &MemberId, operation: &str, error: &io::Error) {
+        let Some(member) = self.get(id) else { return };
+        if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::TimedOut) || !member.is_healthy() {
+            log::warn!("{}: {operation}: {error}", member.path().display());
+            return;
+        }
+        if member.verify_marker() {
+            log::error!("{}: {operation}: {error}; it is not written any more", member.path().display());
+            member.mark_failed(format!("{operation}: {error}"));
+        } else {
+            log::error!("{}: {operation}: {error}; its superblock is gone, it counts as missing", member.path().display());
+            member.mark_missing(format!("its superblock is gone ({operation}: {error})"));
+        }
+    }
+}

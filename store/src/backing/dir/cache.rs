@@ -1,0 +1,155 @@
+//! Open segment files, a bounded number of them, and how far each is preallocated.
+//!
+//! A file with unsynced writes stays open: closing it could lose the one report of a failed write-back that the
+//! kernel gives to those who had the file open. The bound is exceeded rather than broken that way; the store keeps
+//! the number of unsynced segments small.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use parking_lot::Mutex;
+
+use crate::ids::SegmentId;
+
+/// Clean segment files kept open. A reader of a large volume touches segments at random; 64 files and six members
+/// stay far below the usual limit of 1024 descriptors.
+const OPEN_FILES_MAX: usize = 64;
+
+/// Bytes preallocated at a time. Large enough that a streaming writer asks a few times a second at most, small enough
+/// that an abandoned tail does not matter.
+pub(super) const PREALLOCATE_STEP: u64 = 16 << 20;
+
+/// An open segment file.
+pub(super) struct SegmentFile {
+    pub(super) file: File,
+    pub(super) writable: bool,
+    /// Written to since the last sync.
+    pub(super) dirty: AtomicBool,
+}
+
+#[derive(Default)]
+pub(super) struct Cache {
+    open: HashMap<SegmentId, (u64, Arc<SegmentFile>)>,
+    tick: u64,
+    /// Segments whose last sync failed.
+    failed: HashSet<SegmentId>,
+    /// Segments made by this handle and not finished.
+    rooms: HashMap<SegmentId, Arc<Mutex<Room>>>,
+}
+
+impl Cache {
+    /// The open file, if it is here and may be written when that is wanted.
+    pub(super) fn get(&mut self, id: SegmentId, writable: bool) -> Option<Arc<SegmentFile>> {
+        self.tick += 1;
+        let (used, file) = self.open.get_mut(&id)?;
+        *used = self.tick;
+        (file.writable || !writable).then(|| file.clone())
+    }
+
+    /// Add a file just opened. Another thread may have opened it meanwhile: the result is the one to use. What falls
+    /// out of the cache is pushed to `evicted`, for the caller to drop once it has let go of the lock, as close() can
+    /// wait for a server.
+    pub(super) fn insert(
+        &mut self,
+        id: SegmentId,
+        file: SegmentFile,
+        evicted: &mut Vec<Arc<SegmentFile>>,
+    ) -> Arc<SegmentFile> {
+        if let Some(present) = self.get(id, file.writable) {
+            evicted.push(Arc::new(file));
+            return present;
+        }
+        let file = Arc::new(file);
+        evicted.extend(self.open.insert(id, (self.tick, file.clone())).map(|(_, old)| old));
+        while self.open.len() > OPEN_FILES_MAX {
+            // Nobody can clone or dirty a file that only the cache holds while we hold the cache.
+            let idle = |file: &Arc<SegmentFile>| Arc::strong_count(file) == 1 && !file.dirty.load(Ordering::Acquire);
+            let oldest = self.open.iter().filter(|(_, (_, file))| idle(file)).min_by_key(|(_, (used, _))| *used);
+            let Some(oldest) = oldest.map(|(id, _)| *id) else { break };
+            evicted.extend(self.open.remove(&oldest).map(|(_, old)| old));
+        }
+        file
+    }
+
+    /// Forget everything about a segment; the file is for the caller to drop outside the lock.
+    pub(super) fn remove(&mut self, id: SegmentId) -> Option<Arc<SegmentFile>> {
+        self.failed.remove(&id);
+        self.rooms.remove(&id);
+        self.open.remove(&id).map(|(_, file)| file)
+    }
+
+    pub(super) fn has_failed(&self, id: SegmentId) -> bool {
+        self.failed.contains(&id)
+    }
+
+    pub(super) fn set_failed(&mut self, id: SegmentId) {
+        self.failed.insert(id);
+    }
+
+    /// Drop the memory of a failed sync, and the handle that may still have its error pending.
+    pub(super) fn clear_failed(&mut self, id: SegmentId) -> Option<Arc<SegmentFile>> {
+        self.failed.remove(&id);
+        self.open.remove(&id).map(|(_, file)| file)
+    }
+
+    pub(super) fn set_room(&mut self, id: SegmentId, room: Room) {
+        self.rooms.insert(id, Arc::new(Mutex::new(room)));
+    }
+
+    pub(super) fn room(&self, id: SegmentId) -> Option<Arc<Mutex<Room>>> {
+        self.rooms.get(&id).cloned()
+    }
+
+    pub(super) fn take_room(&mut self, id: SegmentId) {
+        self.rooms.remove(&id);
+    }
+
+    #[cfg(test)]
+    pub(super) fn open_files(&self) -> usize {
+        self.open.len()
+    }
+}
+
+/// How far a growing segment file is preallocated.
+pub(super) struct Room {
+    allocated: u64,
+    capacity: u64,
+}
+
+impl Room {
+    /// A segment that will hold at most `capacity` bytes and has none yet.
+    pub(super) fn new(capacity: u64) -> Self {
+        Self { allocated: 0, capacity }
+    }
+
+    /// Have room for a write that ends at `end`, and half a step beyond it. An fdatasync that need not allocate is
+    /// the cheaper one. Only a lack of room for the write itself is an error; filesystems that cannot preallocate
+    /// are left alone from then on.
+    pub(super) fn reserve(&mut self, file: &File, end: u64) -> nix::Result<()> {
+        let wanted = end.saturating_add(PREALLOCATE_STEP / 2).min(self.capacity);
+        if wanted <= self.allocated {
+            return Ok(());
+        }
+        let target = wanted.next_multiple_of(PREALLOCATE_STEP).min(self.capacity);
+        let (from, len) = (self.allocated as i64, (target - self.allocated) as i64);
+        let result = loop {
+            match fallocate(file.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, from, len) {
+                Err(Errno::EINTR) => {}
+                result => break result,
+            }
+        };
+        match result {
+            Ok(()) => self.allocated = target,
+            Err(errno @ (Errno::ENOSPC | Errno::EDQUOT)) if end > self.allocated => return Err(errno),
+            // Not again for the rest of this segment: the filesystem cannot, or room is short and the writes
+            // themselves will tell.
+            Err(_) => self.capacity = self.allocated,
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,269 @@
+use std::fs;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::sync::atomic::AtomicU64;
+
+use super::*;
+
+/// A fresh directory, removed on drop.
+pub(crate) struct TempDir(PathBuf);
+
+impl TempDir {
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("brine-backing-{}-{number}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+const ID: SegmentId = SegmentId(0x1234_5678_9abc_def0);
+
+fn opened() -> (TempDir, DirBacking) {
+    let temp = TempDir::new();
+    let backing = DirBacking::open(temp.path()).unwrap();
+    backing.write_file("superblock.0", b"marker").unwrap();
+    (temp, backing)
+}
+
+fn with_segment() -> (TempDir, DirBacking, PathBuf) {
+    let (temp, backing) = opened();
+    backing.create_segment(ID, 64 << 20).unwrap();
+    write(&backing, 0, &[7; 8192]).unwrap();
+    backing.sync_segment(ID).unwrap();
+    let path = temp.path().join("segments/f0/123456789abcdef0.seg");
+    (temp, backing, path)
+}
+
+fn write(backing: &DirBacking, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    backing.write_at(ID, offset, &[IoSlice::new(bytes)])
+}
+
+#[test]
+fn segment_files_lie_where_the_format_says() {
+    let (_temp, backing, path) = with_segment();
+    assert_eq!(fs::read(&path).unwrap(), [7; 8192]);
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+    assert_eq!(backing.list_segments().unwrap(), [(ID, 8192)]);
+}
+
+#[test]
+fn foreign_files_are_no_segments() {
+    let (temp, backing, path) = with_segment();
+    let fan_out = path.parent().unwrap();
+    for name in ["123456789abcdef1.seg", "123456789ABCDEF0.seg", "f0.seg", "+23456789abcdef0.seg", "x"] {
+        fs::write(fan_out.join(name), "x").unwrap();
+    }
+    fs::create_dir(fan_out.join("00000000000000f0.seg")).unwrap();
+    symlink(&path, fan_out.join("11111111111111f0.seg")).unwrap();
+    fs::create_dir(temp.path().join("segments/zz")).unwrap();
+    assert_eq!(backing.list_segments().unwrap(), [(ID, 8192)]);
+}
+
+#[test]
+fn symbolic_links_are_refused() {
+    let (temp, backing, path) = with_segment();
+    let outside = TempDir::new();
+    fs::write(outside.path().join("secret"), "secret").unwrap();
+
+    // The last component, for small files and segments.
+    symlink(outside.path().join("secret"), temp.path().join("superblock.1")).unwrap();
+    assert_eq!(backing.read_file("superblock.1").unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    let other = SegmentId(0x1f0);
+    symlink(outside.path().join("secret"), path.with_file_name("00000000000001f0.seg")).unwrap();
+    assert_eq!(backing.read_at(other, 0, &mut [0; 8]).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    assert_eq!(backing.write_at(other, 0, &[IoSlice::new(b"x")]).unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    assert_eq!(backing.create_segment(other, 4096).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+
+    // A directory on the way.
+    symlink(outside.path(), temp.path().join("fence")).unwrap();
+    assert_eq!(backing.read_file("fence/secret").unwrap_err().raw_os_error(), Some(libc::ELOOP));
+    backing.create_file_exclusive("fence/1", b"x").unwrap_err();
+    backing.write_file("fence/1", b"x").unwrap_err();
+    backing.list_files("fence").unwrap_err();
+    symlink(outside.path(), temp.path().join("segments/05")).unwrap();
+    backing.create_segment(SegmentId(5), 4096).unwrap_err();
+
+    // Writing replaces a link, it does not write through it.
+    backing.write_file("superblock.1", b"new").unwrap();
+    assert_eq!(fs::read(outside.path().join("secret")).unwrap(), b"secret");
+    assert_eq!(backing.read_file("superblock.1").unwrap().unwrap(), b"new");
+    let names: Vec<_> = fs::read_dir(outside.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["secret"]);
+}
+
+#[test]
+fn a_fifo_under_a_name_of_ours_does_not_hang() {
+    let (temp, backing) = opened();
+    nix::unistd::mkfifo(&temp.path().join("superblock.1"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(backing.read_file("superblock.1").unwrap_err().kind(), io::ErrorKind::InvalidData);
+    assert_eq!(backing.list_files("").unwrap(), ["superblock.0"]);
+}
+
+#[test]
+fn a_sync_notices_that_the_segment_was_deleted() {
+    let (_temp, backing, path) = with_segment();
+    fs::remove_file(path).unwrap();
+    write(&backing, 8192, &[1; 512]).unwrap();
+    let err = backing.sync_segment(ID).unwrap_err();
+    assert!(err.to_string().contains("was deleted or unmounted"), "{err}");
+    // And remembers it: the kernel would report nothing the second time.
+    assert!(backing.sync_segment(ID).is_err());
+    assert!(write(&backing, 8704, &[1; 512]).is_err());
+}
+
+#[test]
+fn a_sync_notices_that_the_directory_was_deleted() {
+    let (temp, backing, path) = with_segment();
+    // A hard link keeps the segment's own link count up.
+    let elsewhere = TempDir::new();
+    fs::hard_link(&path, elsewhere.path().join("kept")).unwrap();
+    fs::remove_dir_all(temp.path()).unwrap();
+    write(&backing, 8192, &[1; 512]).unwrap();
+    let err = backing.sync_segment(ID).unwrap_err();
+    assert!(err.to_string().contains("the directory was deleted"), "{err}");
+    backing.create_segment(SegmentId(1), 4096).unwrap_err();
+    backing.write_file("superblock.0", b"x").unwrap_err();
+}
+
+#[test]
+fn a_sync_notices_that_the_marker_is_gone() {
+    let (temp, backing, _) = with_segment();
+    fs::rename(temp.path().join("superblock.0"), temp.path().join("superblock.1")).unwrap();
+    backing.sync_segment(ID).unwrap();
+    fs::remove_file(temp.path().join("superblock.1")).unwrap();
+    let err = backing.sync_segment(ID).unwrap_err();
+    assert!(err.to_string().contains("marker"), "{err}");
+    // Healing may go on once the marker is back.
+    backing.write_file("superblock.0", b"marker").unwrap();
+    assert!(backing.sync_segment(ID).is_err());
+    backing.reset_segment(ID).unwrap();
+    write(&backing, 8192, &[1; 512]).unwrap();
+    backing.sync_segment(ID).unwrap();
+}
+
+#[test]
+fn the_tail_is_preallocated_and_given_back() {
+    let (_temp, backing, path) = with_segment();
+    let allocated = |path: &Path| fs::metadata(path).unwrap().blocks() * 512;
+    let before = allocated(&path);
+    if before < cache::PREALLOCATE_STEP {
+        eprintln!("no preallocation here: {} bytes allocated", before);
+        return;
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 8192);
+    // Ahead of the writer, not behind it, and never beyond the capacity.
+    write(&backing, cache::PREALLOCATE_STEP - 512, &[1; 512]).unwrap();
+    assert!(allocated(&path) >= 2 * cache::PREALLOCATE_STEP);
+    write(&backing, (64 << 20) - 512, &[1; 512]).unwrap();
+    assert!(allocated(&path) <= (64 << 20) + (1 << 20));
+    backing.finish_segment(ID).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 64 << 20);
+
+    backing.create_segment(SegmentId(1), 1 << 30).unwrap();
+    backing.write_at(SegmentId(1), 0, &[IoSlice::new(&[1; 4096])]).unwrap();
+    backing.finish_segment(SegmentId(1)).unwrap();
+    let path = path.parent().unwrap().parent().unwrap().join("01/0000000000000001.seg");
+    assert!(allocated(&path) <= 64 << 10, "{} bytes are still allocated", allocated(&path));
+}
+
+#[test]
+fn punching_frees_blocks_and_keeps_the_length() {
+    let (_temp, backing, path) = with_segment();
+    write(&backing, 0, &vec![9; 1 << 20]).unwrap();
+    backing.finish_segment(ID).unwrap();
+    backing.sync_segment(ID).unwrap();
+    let before = fs::metadata(&path).unwrap().blocks();
+    match backing.punch(ID, 100, 512 << 10) {
+        Err(err) if err.kind() == io::ErrorKind::Unsupported => return,
+        result => result.unwrap(),
+    }
+    assert!(fs::metadata(&path).unwrap().blocks() < before);
+    let bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes.len(), 1 << 20);
+    assert_eq!(bytes[..100], [9; 100]);
+    assert_eq!(bytes[(512 << 10) + 100..][..100], [9; 100]);
+    assert_eq!(bytes[256 << 10..][..4096], [0; 4096]);
+}
+
+#[test]
+fn open_files_are_bounded_but_unsynced_ones_stay_open() {
+    let (_temp, backing) = opened();
+    for id in 0..100 {
+        backing.create_segment(SegmentId(id), 4096).unwrap();
+    }
+    assert_eq!(backing.cache.lock().open_files(), 64);
+    for id in 0..80 {
+        backing.write_at(SegmentId(id), 0, &[IoSlice::new(b"unsynced")]).unwrap();
+    }
+    assert_eq!(backing.cache.lock().open_files(), 80);
+    for id in 0..80 {
+        backing.sync_segment(SegmentId(id)).unwrap();
+    }
+    backing.read_at(SegmentId(99), 0, &mut [0]).unwrap();
+    assert_eq!(backing.cache.lock().open_files(), 64);
+}
+
+#[test]
+fn cached_reads_answer_from_memory_or_not_at_all() {
+    let (_temp, backing, _) = with_segment();
+    let mut buf = [0; 8192];
+    match backing.read_cached(ID, 0, &mut buf) {
+        Ok(got) => assert_eq!((got, buf), (8192, [7; 8192])),
+        Err(err) => assert_eq!(err.kind(), io::ErrorKind::WouldBlock),
+    }
+    // Not open yet: opening may wait.
+    let fresh = DirBacking::open(backing.path.as_path()).unwrap();
+    assert_eq!(fresh.read_cached(ID, 0, &mut buf).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(fresh.read_at(ID, 0, &mut buf).unwrap(), 8192);
+}
+
+#[test]
+fn two_handles_cannot_both_have_the_lock() {
+    let (temp, backing) = opened();
+    backing.lock().unwrap();
+    backing.lock().unwrap();
+    let other = DirBacking::open(temp.path()).unwrap();
+    let err = other.lock().unwrap_err();
+    assert!(err.to_string().contains("in use"), "{err}");
+    drop(backing);
+    other.lock().unwrap();
+}
+
+#[test]
+fn leftovers_of_a_crash_are_replaced_and_not_listed() {
+    let (temp, backing) = opened();
+    fs::write(temp.path().join(".superblock.1.tmp"), "half").unwrap();
+    assert_eq!(backing.list_files("").unwrap(), ["superblock.0"]);
+    backing.write_file("superblock.1", b"whole").unwrap();
+    assert_eq!(backing.read_file("superblock.1").unwrap().unwrap(), b"whole");
+    assert!(!temp.path().join(".superblock.1.tmp").exists());
+}
+
+#[test]
+fn oversized_small_files_are_refused_without_reading_them() {
+    let (temp, backing) = opened();
+    let file = File::create(temp.path().join("superblock.1")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    assert_eq!(backing.read_file("superblock.1").unwrap_err().kind(), io::ErrorKind::InvalidData);
+}
+
+#[test]
+fn open_names_the_path_it_could_not_open() {
+    let err = DirBacking::open(Path::new("/nonexistent/brine")).err().unwrap();
+    assert_eq!(err.kind(), io::ErrorKind::NotFound);
+    assert!(err.to_string().contains("/nonexistent/brine"), "{err}");
+    let temp = TempDir::new();
+    fs::write(temp.path().join("file"), "").unwrap();
+    DirBacking::open(&temp.path().join("file")).err().unwrap();
+}

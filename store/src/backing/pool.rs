@@ -1,0 +1,161 @@
+//! A member's I/O threads: few, started when needed, gone when idle, fed by a bounded queue.
+//!
+//! A directory that hangs keeps the threads it has and nobody else's. Nothing here waits for a thread: dropping the
+//! pool drops what is queued and lets hung threads end whenever their call returns.
+
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+/// An idle thread ends after this long.
+const IDLE_MAX: Duration = Duration::from_secs(30);
+
+/// I/O calls nest little; the default of 2 MiB for each of up to 4 threads a member would be waste.
+const STACK_BYTES: usize = 256 << 10;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Why a job was not taken: so many are queued already, or no thread could be started.
+#[derive(Debug)]
+pub(super) struct Refused;
+
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    threads_max: usize,
+    name: String,
+}
+
+#[derive(Default)]
+struct State {
+    queue: VecDeque<Job>,
+    threads: usize,
+    idle: usize,
+    closed: bool,
+}
+
+impl Pool {
+    pub(super) fn new(name: String, threads_max: usize) -> Self {
+        Self { shared: Arc::new(Shared { state: Mutex::default(), wake: Condvar::new(), threads_max, name }) }
+    }
+
+    /// Queue a job unless `queue_max` are queued already.
+    pub(super) fn submit(&self, queue_max: usize, job: Job) -> Result<(), Refused> {
+        let mut state = self.shared.state.lock();
+        if state.queue.len() >= queue_max {
+            return Err(Refused);
+        }
+        state.queue.push_back(job);
+        if state.queue.len() <= state.idle || state.threads >= self.shared.threads_max {
+            drop(state);
+            self.shared.wake.notify_one();
+            return Ok(());
+        }
+        state.threads += 1;
+        drop(state);
+        let shared = self.shared.clone();
+        let started = thread::Builder::new().name(self.shared.name.clone()).stack_size(STACK_BYTES).spawn(move || {
+            shared.work();
+        });
+        if started.is_err() {
+            let mut state = self.shared.state.lock();
+            state.threads -= 1;
+            if state.threads == 0 {
+                // Nobody is left to run what is queued; dropping the jobs tells those who wait for them.
+                let orphans = std::mem::take(&mut state.queue);
+                drop(state);
+                drop(orphans);
+                return Err(Refused);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = self.shared.state.lock();
+        state.closed = true;
+        let orphans = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(orphans);
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Shared {
+    fn work(&self) {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                drop(state);
+                // A panic in a job is that job's failure (its waiter sees the channel close), not this pool's.
+                let _ = catch_unwind(AssertUnwindSafe(job));
+                state = self.state.lock();
+                continue;
+            }
+            if state.closed {
+                break;
+            }
+            state.idle += 1;
+            let timed_out = self.wake.wait_for(&mut state, IDLE_MAX).timed_out();
+            state.idle -= 1;
+            if timed_out && state.queue.is_empty() {
+                break;
+            }
+        }
+        state.threads -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_hung_pool_refuses_rather_than_grows() {
+        let pool = Pool::new("test".into(), 2);
+        let (release, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let (started, running) = mpsc::channel();
+        let (done, finished) = mpsc::channel();
+        for _ in 0..2 {
+            let (gate, started) = (gate.clone(), started.clone());
+            let job = move || {
+                started.send(()).unwrap();
+                let _ = gate.lock().recv();
+            };
+            pool.submit(3, Box::new(job)).unwrap();
+            running.recv().unwrap();
+        }
+        for i in 0..3 {
+            let done = done.clone();
+            pool.submit(3, Box::new(move || done.send(i).unwrap())).unwrap();
+        }
+        assert!(pool.submit(3, Box::new(|| ())).is_err());
+        drop(release);
+        let mut got: Vec<i32> = (0..3).map(|_| finished.recv().unwrap()).collect();
+        got.sort_unstable();
+        assert_eq!(got, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_panic_costs_only_its_job() {
+        let pool = Pool::new("test".into(), 1);
+        let (done, finished) = mpsc::channel();
+        let lost = done.clone();
+        pool.submit(9, Box::new(move || std::panic::resume_unwind(Box::new(lost)))).unwrap();
+        pool.submit(9, Box::new(move || done.send(7).unwrap())).unwrap();
+        assert_eq!(finished.recv().unwrap(), 7);
+    }
+}

@@ -1,0 +1,232 @@
+//! The backing set: all members of a volume, in superblock order, and what is done on several at once.
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam::channel::{Sender, unbounded};
+
+use super::Backing;
+use super::member::{CallKind, Member};
+use super::read::{self, ReadOutcome, ReadPlan, ShardRead};
+use crate::ids::{MemberId, SegmentId};
+
+/// All members of a volume with their health.
+pub struct BackingSet {
+    members: Vec<Arc<Member>>,
+}
+
+/// Outcome of the sync of one segment file.
+pub type SyncResult = (MemberId, SegmentId, io::Result<()>);
+
+/// One record to write. The buffers are shared, not copied: they go to another thread, and the caller may need them
+/// again if this member fails.
+#[derive(Clone, Debug)]
+pub struct ShardWrite {
+    /// Where to.
+    pub member: MemberId,
+    /// Which segment.
+    pub segment: SegmentId,
+    /// Offset in the segment's file, bytes.
+    pub offset: u64,
+    /// What to write, one after the other.
+    pub bufs: Vec<Arc<Vec<u8>>>,
+}
+
+impl BackingSet {
+    /// Members in superblock order.
+    pub fn new(members: Vec<Member>) -> Self {
+        Self { members: members.into_iter().map(Arc::new).collect() }
+    }
+
+    /// All members, in superblock order.
+    pub fn members(&self) -> &[Arc<Member>] {
+        &self.members
+    }
+
+    /// A member by its id.
+    pub fn get(&self, id: &MemberId) -> Option<&Arc<Member>> {
+        // A handful of members: looking is faster than hashing.
+        self.members.iter().find(|member| member.id == *id)
+    }
+
+    /// Members that may be written now.
+    pub fn healthy(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.members.iter().filter(|member| member.is_healthy())
+    }
+
+    /// [`Member::mark_failed`] by id; `false` if there is no such member.
+    pub fn mark_failed(&self, id: &MemberId, reason: impl Into<String>) -> bool {
+        self.get(id).map(|member| member.mark_failed(reason)).is_some()
+    }
+
+    /// [`Member::mark_missing`] by id; `false` if there is no such member.
+    pub fn mark_missing(&self, id: &MemberId, reason: impl Into<String>) -> bool {
+        self.get(id).map(|member| member.mark_missing(reason)).is_some()
+    }
+
+    /// [`Member::restore`] by id; `false` if there is no such member or it has no directory.
+    pub fn restore(&self, id: &MemberId, backing: Option<Arc<dyn Backing>>) -> bool {
+        self.get(id).is_some_and(|member| member.restore(backing))
+    }
+
+    /// Read shards until `plan.need` of them are accepted: starts the first `plan.first` of `wants`, and one more
+    /// whenever one is missing, fails, is not accepted, or is late. Sick members are asked last. Returns as soon as
+    /// there are enough, or when nothing is left to ask.
+    ///
+    /// What is in memory is read on the calling thread, which never waits for a device: all else is read on the
+    /// members' threads.
+    pub fn read_shards(&self, wants: &[ShardRead], plan: ReadPlan<'_>) -> ReadOutcome {
+        read::read_shards(self, wants, &plan)
+    }
+
+    /// Write a record on the calling thread, which waits as long as the directory takes. Meant for the page cache of
+    /// a healthy directory; refused when the member is not healthy.
+    pub fn write_record(
+        &self,
+        member: &MemberId,
+        segment: SegmentId,
+        offset: u64,
+        bufs: &[IoSlice<'_>],
+    ) -> io::Result<()> {
+        write(self.known(member)?, segment, offset, bufs)
+    }
+
+    /// Write records in parallel on the members' threads. One that takes longer than `patience` is `TimedOut`, and
+    /// its member sick; it may still be written later. The results are in the order of `writes`.
+    pub fn write_shards(&self, writes: &[ShardWrite], patience: Duration) -> Vec<io::Result<()>> {
+        let calls = writes.iter().map(|one| {
+            let (segment, offset, bufs) = (one.segment, one.offset, one.bufs.clone());
+            (one.member, move |member: &Arc<Member>| {
+                let slices: Vec<IoSlice<'_>> = bufs.iter().map(|buf| IoSlice::new(buf)).collect();
+                write(member, segment, offset, &slices)
+            })
+        });
+        self.run_all(calls, patience)
+    }
+
+    /// Sync segment files in parallel. One that takes longer than `patience` is `TimedOut`, and its member sick. A
+    /// member that is not healthy is not asked. The results are in the order of `files`.
+    pub fn sync_all(&self, files: &[(MemberId, SegmentId)], patience: Duration) -> Vec<SyncResult> {
+        let calls = files.iter().map(|&(id, segment)| (id, move |member: &Arc<Member>| sync(member, segment)));
+        let results = self.run_all(calls, patience);
+        let outcome = |(&(id, segment), result): (&(MemberId, SegmentId), io::Result<()>)| {
+            if let (Err(err), Some(member)) = (&result, self.get(&id))
+                && err.kind() == io::ErrorKind::TimedOut
+            {
+                member.counters.sync_errors.add(1);
+            }
+            (id, segment, result)
+        };
+        files.iter().zip(results).map(outcome).collect()
+    }
+
+    fn known(&self, id: &MemberId) -> io::Result<&Arc<Member>> {
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("{id} is not a member of this volume"));
+        self.get(id).ok_or_else(unknown)
+    }
+
+    /// Run a call on each member's threads and collect the results, in order, for at most `patience`.
+    fn run_all<F>(&self, calls: impl Iterator<Item = (MemberId, F)>, patience: Duration) -> Vec<io::Result<()>>
+    where
+        F: FnOnce(&Arc<Member>) -> io::Result<()> + Send + 'static,
+    {
+        let deadline = Instant::now() + patience;
+        let given_up = Arc::new(AtomicBool::new(false));
+        let (sender, receiver) = unbounded();
+        let mut asked = Vec::new();
+        for (index, (id, call)) in calls.enumerate() {
+            let member = self.known(&id).cloned();
+            if let Err(err) = member.as_ref().map_err(clone_error).and_then(|member| member.writable().map(drop)) {
+                let _ = sender.send((index, Err(err)));
+                asked.push(None);
+                continue;
+            }
+            let member = member.ok();
+            if let Some(member) = &member {
+                let mut reply = Reply { index, sender: sender.clone(), sent: false };
+                let (target, given_up) = (member.clone(), given_up.clone());
+                // A refused job drops its reply, which then says so.
+                let _ = member.submit(false, move || {
+                    // What nobody waits for any more is not begun: a commit has treated it as failed.
+                    if !given_up.load(Ordering::Acquire) {
+                        reply.send(call(&target));
+                    }
+                });
+            }
+            asked.push(member);
+        }
+        let mut results: Vec<Option<io::Result<()>>> = asked.iter().map(|_| None).collect();
+        let mut left = results.len();
+        while left > 0 {
+            let Ok((index, result)) = receiver.recv_deadline(deadline) else { break };
+            results[index] = Some(result);
+            left -= 1;
+        }
+        given_up.store(true, Ordering::Release);
+        let waited = |(result, member): (Option<io::Result<()>>, Option<Arc<Member>>)| {
+            result.unwrap_or_else(|| {
+                if let Some(member) = member {
+                    member.mark_sick();
+                }
+                Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", patience.as_millis())))
+            })
+        };
+        results.into_iter().zip(asked).map(waited).collect()
+    }
+}
+
+/// Sends a result exactly once: an error if the job ends, or is never begun, without one.
+struct Reply {
+    index: usize,
+    sender: Sender<(usize, io::Result<()>)>,
+    sent: bool,
+}
+
+impl Reply {
+    fn send(&mut self, result: io::Result<()>) {
+        self.sent = true;
+        // Nobody listens after the deadline.
+        let _ = self.sender.send((self.index, result));
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        if !self.sent {
+            self.send(Err(io::Error::new(io::ErrorKind::TimedOut, "too many calls wait for this directory already")));
+        }
+    }
+}
+
+fn clone_error(err: &io::Error) -> io::Error {
+    io::Error::new(err.kind(), err.to_string())
+}
+
+fn write(member: &Arc<Member>, segment: SegmentId, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
+    let backing = member.writable()?;
+    let running = member.begin(CallKind::Write);
+    let result = backing.write_at(segment, offset, bufs);
+    drop(running);
+    match &result {
+        Ok(()) => {
+            member.counters.writes.add(1);
+            member.counters.write_bytes.add(bufs.iter().map(|buf| buf.len() as u64).sum());
+        }
+        Err(_) => member.counters.write_errors.add(1),
+    }
+    result
+}
+
+fn sync(member: &Arc<Member>, segment: SegmentId) -> io::Result<()> {
+    let backing = member.writable()?;
+    let running = member.begin(CallKind::Sync);
+    let result = backing.sync_segment(segment);
+    drop(running);
+    match &result {
+        Ok(()) => member.counters.syncs.add(1),
+        Err(_) => member.counters.sync_errors.add(1),
+    }
+    result
+}

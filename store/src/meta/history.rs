@@ -1,0 +1,268 @@
+//! Former rows, kept while history is on, each with the generations between which it was true.
+//!
+//! History follows from the changes themselves: what replaces or deletes a row of an earlier generation keeps it (the
+//! `KEEP` statements beside each table), so live operation and replay keep the same. A row that came and went inside
+//! one generation leaves none. A kept extent holds the reference to its block until it is forgotten here.
+
+use rusqlite::{Connection, params};
+
+use super::rows::*;
+use super::schema::inode_columns;
+use super::sql::{At, blob, enumerated, int, number};
+use super::txn::{Txn, block_of};
+use super::{dentry, extent, inode};
+use crate::error::{Error, Result};
+use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino, Version};
+
+/// Settings key: `[1]` while former rows are kept.
+pub(super) const HISTORY_KEY: &[u8] = b"history";
+
+pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite::Result<usize> {
+    let until = int(until.0);
+    match past {
+        Past::Inode(row) => {
+            let mut statement = conn.prepare_cached(concat!(
+                "INSERT OR REPLACE INTO inodes_past (",
+                inode_columns!(),
+                ", until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, \
+                 ?19, ?20, ?21, ?22)"
+            ))?;
+            inode::bind(row, Some(until as u64), |values| statement.execute(values))
+        }
+        Past::Dentry(row) => conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO dentries_past (parent, hash, name, ino, kind, since, until) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                int(row.parent.0),
+                int(row.hash),
+                &*row.name,
+                int(row.ino.0),
+                row.kind as u8,
+                int(row.since.0),
+                until
+            ]),
+        Past::Extent(row) => conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO extents_past (data, chunk, key, sequence, since, until) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )?
+            .execute(params![int(row.data.0), int(row.chunk.0), row.key.0, int(row.sequence), int(row.since.0), until]),
+        Past::Xattr(row) => conn
+            .prepare_cached(
+                "INSERT OR REPLACE INTO xattrs_past (ino, name, value, since, until) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?
+            .execute(params![int(row.ino.0), &*row.name, &*row.value, int(row.since.0), until]),
+    }
+}
+
+pub(super) fn delete(conn: &Connection, key: &PastKey) -> rusqlite::Result<usize> {
+    match key {
+        PastKey::Inode(ino, version, since) => conn
+            .prepare_cached("DELETE FROM inodes_past WHERE ino = ?1 AND version = ?2 AND since = ?3")?
+            .execute([int(ino.0), int(version.0), int(since.0)]),
+        PastKey::Dentry(parent, hash, name, since) => conn
+            .prepare_cached("DELETE FROM dentries_past WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND since = ?4")?
+            .execute(params![int(parent.0), int(*hash), &**name, int(since.0)]),
+        PastKey::Extent(data, chunk, since) => conn
+            .prepare_cached("DELETE FROM extents_past WHERE data = ?1 AND chunk = ?2 AND since = ?3")?
+            .execute([int(data.0), int(chunk.0), int(since.0)]),
+        PastKey::Xattr(ino, name, since) => conn
+            .prepare_cached("DELETE FROM xattrs_past WHERE ino = ?1 AND name = ?2 AND since = ?3")?
+            .execute(params![int(ino.0), &**name, int(since.0)]),
+    }
+}
+
+/// A row that may be forgotten: which, from when until when, and the block it refers to.
+struct Candidate {
+    key: PastKey,
+    since: Generation,
+    until: Generation,
+    block: Option<BlockKey>,
+}
+
+fn candidates(conn: &Connection, table: usize, from: Generation, to: Generation) -> rusqlite::Result<Vec<Candidate>> {
+    let sql = [
+        "SELECT since, until, ino, version FROM inodes_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
+        "SELECT since, until, parent, hash, name FROM dentries_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
+        "SELECT since, until, data, chunk, key FROM extents_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
+        "SELECT since, until, ino, name FROM xattrs_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
+    ][table];
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([int(from.0), int(to.0)])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (since, until) = (Generation(number(row, 0)?), Generation(number(row, 1)?));
+        let owner = number(row, 2)?;
+        let (key, block) = match table {
+            0 => (PastKey::Inode(Ino(owner), Version(number(row, 3)?), since), None),
+            1 => (PastKey::Dentry(Ino(owner), number(row, 3)?, blob(row, 4)?, since), None),
+            2 => {
+                let key = PastKey::Extent(DataId(owner), ChunkNo(number(row, 3)?), since);
+                (key, Some(BlockKey(row.get(4)?)))
+            }
+            _ => (PastKey::Xattr(Ino(owner), blob(row, 3)?, since), None),
+        };
+        out.push(Candidate { key, since, until, block });
+    }
+    Ok(out)
+}
+
+impl Txn<'_> {
+    /// Keep former rows from now on, or no longer. Those kept so far stay until they are forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn set_history(&mut self, on: bool) -> Result<()> {
+        if self.core.history != on {
+            self.put_shelf(Shelf::Settings, HISTORY_KEY, &[u8::from(on)])?;
+        }
+        Ok(())
+    }
+
+    /// Former rows are being kept.
+    pub fn keeps_history(&self) -> bool {
+        self.core.history
+    }
+
+    /// Forget former rows that ended after `from` and no later than `to`, unless they were true in a generation of
+    /// `pinned` (ascending). Returns how many were forgotten. The caller chooses ranges small enough for one
+    /// operation.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn forget_history(&mut self, from: Generation, to: Generation, pinned: &[Generation]) -> Result<usize> {
+        let mut forgotten = 0;
+        for table in 0..4 {
+            for candidate in candidates(&self.core.conn, table, from, to).at(&self.core.path)? {
+                let first = pinned.partition_point(|generation| *generation < candidate.since);
+                if pinned.get(first).is_some_and(|generation| *generation < candidate.until) {
+                    continue;
+                }
+                if let Some(key) = &candidate.block {
+                    let id = block_of(self.core, key);
+                    self.core.refs.push((id, -1));
+                }
+                self.core.apply(RowChange::DelPast(candidate.key))?;
+                forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// An inode as of the end of a committed generation; `None` if it was not there.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn inode_at(&mut self, ino: Ino, generation: Generation) -> Result<Option<InodeRow>> {
+        if let Some(row) = inode::get(&self.core.conn, ino).at(&self.core.path)?
+            && row.since <= generation
+        {
+            return Ok(Some(row));
+        }
+        let core = &*self.core;
+        let sql = concat!(
+            "SELECT ",
+            inode_columns!(),
+            " FROM inodes_past WHERE ino = ?1 AND since <= ?2 AND until > ?2 ORDER BY version DESC LIMIT 1"
+        );
+        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+        let mut rows = statement.query([int(ino.0), int(generation.0)]).at(&core.path)?;
+        rows.next().at(&core.path)?.map(|row| inode::from_row(row).at(&core.path)).transpose()
+    }
+
+    /// All states of an inode that are kept, oldest first, each with the generation that ended it (`None`: current).
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn inode_history(&mut self, ino: Ino) -> Result<Vec<(InodeRow, Option<Generation>)>> {
+        let core = &mut *self.core;
+        let sql = concat!("SELECT ", inode_columns!(), ", until FROM inodes_past WHERE ino = ?1 ORDER BY since");
+        let mut out = {
+            let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+            let rows = statement
+                .query_map([int(ino.0)], |row| Ok((inode::from_row(row)?, Some(Generation(number(row, 21)?)))))
+                .at(&core.path)?;
+            rows.collect::<rusqlite::Result<Vec<_>>>().at(&core.path)?
+        };
+        if let Some(row) = core.inode(ino)? {
+            out.push((row.clone(), None));
+        }
+        Ok(out)
+    }
+
+    /// A directory's page as of the end of a committed generation; as [`Txn::read_dir`], without attributes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there was no such inode, [`Error::NotADirectory`].
+    pub fn read_dir_at(&mut self, ino: Ino, generation: Generation, cookie: u64, max: usize) -> Result<Vec<DirEntry>> {
+        if self.inode_at(ino, generation)?.ok_or(Error::NotFound)?.kind != FileKind::Directory {
+            return Err(Error::NotADirectory);
+        }
+        let core = &*self.core;
+        let sql = "SELECT hash, name, ino, kind FROM dentries WHERE parent = ?1 AND hash > ?2 AND since <= ?3 \
+            UNION ALL SELECT hash, name, ino, kind FROM dentries_past \
+            WHERE parent = ?1 AND hash > ?2 AND since <= ?3 AND until > ?3 ORDER BY hash, name";
+        dentry::list_with(&core.conn, sql, &[&int(ino.0), &int(cookie.min(i64::MAX as u64)), &int(generation.0)], max)
+            .at(&core.path)
+    }
+
+    /// What a name stood for at the end of a committed generation.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn lookup_at(&mut self, parent: Ino, name: &[u8], generation: Generation) -> Result<Attr> {
+        let core = &*self.core;
+        let sql = "SELECT ino, kind FROM dentries WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND since <= ?4 \
+            UNION ALL SELECT ino, kind FROM dentries_past \
+            WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND since <= ?4 AND until > ?4 LIMIT 1";
+        let found = {
+            let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+            let hash = core.names.hash(name);
+            let mut rows = statement.query(params![int(parent.0), int(hash), name, int(generation.0)]).at(&core.path)?;
+            match rows.next().at(&core.path)? {
+                Some(row) => {
+                    enumerated(row, 1, FileKind::from_number).at(&core.path)?;
+                    Ino(number(row, 0).at(&core.path)?)
+                }
+                None => return Err(Error::NotFound),
+            }
+        };
+        Ok(self.inode_at(found, generation)?.ok_or(Error::NotFound)?.attr())
+    }
+
+    /// Blocks of chunks `from..to` of a data id as of the end of a committed generation.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn extents_at(
+        &mut self,
+        data: DataId,
+        generation: Generation,
+        from: ChunkNo,
+        to: ChunkNo,
+    ) -> Result<Vec<(ChunkNo, BlockKey)>> {
+        let core = &*self.core;
+        let current = extent::range(&core.conn, data, (from, to), i64::MAX as u64, usize::MAX).at(&core.path)?;
+        let cut_by_then =
+            |row: &ExtentRow| core.cuts.hidden(data, row.chunk, row.sequence).is_some_and(|since| since <= generation);
+        let mut out: Vec<_> = current
+            .into_iter()
+            .filter(|row| row.since <= generation && !cut_by_then(row))
+            .map(|row| (row.chunk, row.key))
+            .collect();
+        let sql = "SELECT chunk, key FROM extents_past \
+            WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 AND until > ?4";
+        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+        let to = to.min(CHUNK_END);
+        let rows = statement
+            .query_map([int(data.0), int(from.0), int(to.0), int(generation.0)], |row| {
+                Ok((ChunkNo(number(row, 0)?), BlockKey(row.get(1)?)))
+            })
+            .at(&core.path)?;
+        out.extend(rows.collect::<rusqlite::Result<Vec<_>>>().at(&core.path)?);
+        out.sort_unstable_by_key(|(chunk, _)| *chunk);
+        Ok(out)
+    }
+}

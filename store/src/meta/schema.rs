@@ -1,0 +1,206 @@
+//! The tables, their version, and how a connection is set up.
+//!
+//! Non-local tables are those a commit record and a checkpoint restore; [`TABLES`] lists them with the order that the
+//! digest reads them in. Local tables (`local`, `outbox`) are in neither.
+
+use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
+use zeroize::Zeroize;
+
+/// Version of the tables below. A database with another one is refused: it is a cache and can be rebuilt.
+pub(super) const SCHEMA_VERSION: i64 = 1;
+
+/// `application_id` of the database: "brin".
+const APPLICATION_ID: i64 = 0x6272_696e;
+
+/// Page cache of the writing connection, KiB.
+const CACHE_KIB: i64 = 64 * 1024;
+
+/// How long a connection waits for another's lock before it reports an error, milliseconds.
+const BUSY_TIMEOUT_MS: i64 = 5_000;
+
+/// Statements kept prepared by a connection: more than this crate has.
+const STATEMENTS_MAX: usize = 256;
+
+/// Columns of an inode, in the order that rows are read and bound in.
+macro_rules! inode_columns {
+    () => {
+        "ino, version, kind, perm, uid, gid, nlink, rdev, size, atime, mtime, ctime, btime, data, chunk_bits, flags, \
+         inline, ino_generation, allocated, parent, since"
+    };
+}
+pub(super) use inode_columns;
+
+const INODE_BODY: &str = "
+    kind INTEGER NOT NULL, perm INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL, nlink INTEGER NOT NULL,
+    rdev INTEGER NOT NULL, size INTEGER NOT NULL, atime INTEGER NOT NULL, mtime INTEGER NOT NULL,
+    ctime INTEGER NOT NULL, btime INTEGER NOT NULL, data INTEGER NOT NULL, chunk_bits INTEGER NOT NULL,
+    flags INTEGER NOT NULL, inline BLOB, ino_generation INTEGER NOT NULL, allocated INTEGER NOT NULL,
+    parent INTEGER NOT NULL, since INTEGER NOT NULL";
+
+const TABLES_DDL: &str = "
+CREATE TABLE dentries (
+    parent INTEGER NOT NULL, hash INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL, kind INTEGER NOT NULL,
+    since INTEGER NOT NULL, PRIMARY KEY (parent, hash, name)) WITHOUT ROWID;
+CREATE TABLE dentries_past (
+    parent INTEGER NOT NULL, hash INTEGER NOT NULL, name BLOB NOT NULL, ino INTEGER NOT NULL, kind INTEGER NOT NULL,
+    since INTEGER NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (parent, hash, name, since)) WITHOUT ROWID;
+CREATE INDEX dentries_past_until ON dentries_past (until);
+
+CREATE TABLE extents (
+    data INTEGER NOT NULL, chunk INTEGER NOT NULL, key BLOB NOT NULL, sequence INTEGER NOT NULL,
+    since INTEGER NOT NULL, PRIMARY KEY (data, chunk)) WITHOUT ROWID;
+CREATE TABLE extents_past (
+    data INTEGER NOT NULL, chunk INTEGER NOT NULL, key BLOB NOT NULL, sequence INTEGER NOT NULL,
+    since INTEGER NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (data, chunk, since)) WITHOUT ROWID;
+CREATE INDEX extents_past_until ON extents_past (until);
+CREATE TABLE cuts (
+    data INTEGER NOT NULL, sequence INTEGER NOT NULL, first INTEGER NOT NULL, beyond INTEGER NOT NULL,
+    ino INTEGER NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (data, sequence)) WITHOUT ROWID;
+CREATE TABLE patches (
+    data INTEGER NOT NULL, chunk INTEGER NOT NULL, sequence INTEGER NOT NULL, at INTEGER NOT NULL,
+    bytes BLOB NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (data, chunk, sequence)) WITHOUT ROWID;
+CREATE TABLE range_links (
+    data INTEGER NOT NULL, chunk INTEGER NOT NULL, chunks INTEGER NOT NULL, source INTEGER NOT NULL,
+    source_chunk INTEGER NOT NULL, source_generation INTEGER NOT NULL, since INTEGER NOT NULL,
+    PRIMARY KEY (data, chunk)) WITHOUT ROWID;
+CREATE INDEX range_links_source ON range_links (source);
+
+CREATE TABLE xattrs (
+    ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, since INTEGER NOT NULL,
+    PRIMARY KEY (ino, name)) WITHOUT ROWID;
+CREATE TABLE xattrs_past (
+    ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL, since INTEGER NOT NULL,
+    until INTEGER NOT NULL, PRIMARY KEY (ino, name, since)) WITHOUT ROWID;
+CREATE INDEX xattrs_past_until ON xattrs_past (until);
+
+CREATE TABLE blocks (
+    id BLOB NOT NULL PRIMARY KEY, digest BLOB NOT NULL, domain INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    idx INTEGER NOT NULL, segment INTEGER NOT NULL, offset INTEGER NOT NULL, record_len INTEGER NOT NULL,
+    stripe_blocks INTEGER NOT NULL, message_offset INTEGER NOT NULL, sealed_len INTEGER NOT NULL,
+    plain_len INTEGER NOT NULL, refs INTEGER NOT NULL, state INTEGER NOT NULL, state_since INTEGER NOT NULL,
+    codec INTEGER NOT NULL, since INTEGER NOT NULL, verified INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
+CREATE INDEX blocks_place ON blocks (segment, offset);
+CREATE INDEX blocks_digest ON blocks (digest);
+CREATE INDEX blocks_dead ON blocks (state, state_since) WHERE state <> 0;
+
+CREATE TABLE segments (
+    id INTEGER PRIMARY KEY, incarnation BLOB NOT NULL, data INTEGER NOT NULL, parity INTEGER NOT NULL,
+    slots BLOB NOT NULL, capacity INTEGER NOT NULL, tail INTEGER NOT NULL, state INTEGER NOT NULL,
+    since INTEGER NOT NULL);
+
+CREATE TABLE generations (generation INTEGER PRIMARY KEY, time INTEGER NOT NULL);
+CREATE TABLE snapshots (
+    name BLOB NOT NULL PRIMARY KEY, generation INTEGER NOT NULL, time INTEGER NOT NULL,
+    since INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE local (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE outbox (
+    generation INTEGER NOT NULL, part INTEGER NOT NULL, message BLOB NOT NULL,
+    PRIMARY KEY (generation, part)) WITHOUT ROWID;
+";
+
+/// Names of the shelf tables, in the order of [`super::rows::Shelf::ALL`].
+pub(super) const SHELVES: [&str; 6] = ["settings", "members", "quotas", "runs", "policies", "triggers"];
+
+/// Non-local tables: name, columns of the digest, primary key.
+pub(super) const TABLES: &[(&str, &str, &str)] = &[
+    ("inodes", inode_columns!(), "ino"),
+    ("inodes_past", concat!(inode_columns!(), ", until"), "ino, version, since"),
+    ("dentries", "parent, hash, name, ino, kind, since", "parent, hash, name"),
+    ("dentries_past", "parent, hash, name, ino, kind, since, until", "parent, hash, name, since"),
+    ("extents", "data, chunk, key, sequence, since", "data, chunk"),
+    ("extents_past", "data, chunk, key, sequence, since, until", "data, chunk, since"),
+    ("cuts", "data, sequence, first, beyond, ino, since", "data, sequence"),
+    ("patches", "data, chunk, sequence, at, bytes, since", "data, chunk, sequence"),
+    ("range_links", "data, chunk, chunks, source, source_chunk, source_generation, since", "data, chunk"),
+    ("xattrs", "ino, name, value, since", "ino, name"),
+    ("xattrs_past", "ino, name, value, since, until", "ino, name, since"),
+    (
+        "blocks",
+        "id, digest, domain, epoch, idx, segment, offset, record_len, stripe_blocks, message_offset, sealed_len, \
+         plain_len, refs, state, state_since, codec, since",
+        "id",
+    ),
+    ("segments", "id, incarnation, data, parity, slots, capacity, tail, state, since", "id"),
+    ("generations", "generation, time", "generation"),
+    ("snapshots", "name, generation, time, since", "name"),
+    ("settings", "key, value, since", "key"),
+    ("members", "key, value, since", "key"),
+    ("quotas", "key, value, since", "key"),
+    ("runs", "key, value, since", "key"),
+    ("policies", "key, value, since", "key"),
+    ("triggers", "key, value, since", "key"),
+];
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Makes a new file; fails if there is one.
+    Create,
+    /// The one writer.
+    Write,
+    /// A reader of committed states.
+    Read,
+}
+
+/// Open a connection with its key and settings. Reads nothing yet, so a wrong key shows at the first query.
+pub(super) fn connect(path: &Path, key: &[u8; 32], role: Role) -> rusqlite::Result<Connection> {
+    let flags = match role {
+        Role::Create => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
+        Role::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
+        Role::Read => OpenFlags::SQLITE_OPEN_READ_ONLY,
+    };
+    let conn = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
+    // SQLCipher would report a wrong key on standard error besides returning it.
+    conn.execute_batch("PRAGMA cipher_log_level = NONE;")?;
+    let mut pragma = String::with_capacity(96);
+    pragma.push_str("PRAGMA key = \"x'");
+    for byte in key {
+        for digit in [byte >> 4, byte & 15] {
+            pragma.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+        }
+    }
+    pragma.push_str("'\";");
+    let keyed = conn.execute_batch(&pragma);
+    pragma.zeroize();
+    keyed?;
+    conn.execute_batch(&format!(
+        "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -{};",
+        if role == Role::Read { 8 * 1024 } else { CACHE_KIB },
+    ))?;
+    Ok(conn)
+}
+
+/// Settings that touch the file: after the key has been found right.
+pub(super) fn settle(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;")
+}
+
+/// Make every table. Within a transaction of the caller.
+pub(super) fn make_tables(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute_batch(&format!(
+        "CREATE TABLE inodes (ino INTEGER PRIMARY KEY, version INTEGER NOT NULL, {INODE_BODY});
+         CREATE INDEX inodes_orphan ON inodes (ino) WHERE nlink = 0;
+         CREATE TABLE inodes_past (ino INTEGER NOT NULL, version INTEGER NOT NULL, {INODE_BODY},
+             until INTEGER NOT NULL, PRIMARY KEY (ino, version, since)) WITHOUT ROWID;
+         CREATE INDEX inodes_past_until ON inodes_past (until);"
+    ))?;
+    conn.execute_batch(TABLES_DDL)?;
+    for shelf in SHELVES {
+        conn.execute_batch(&format!(
+            "CREATE TABLE {shelf} (key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL,
+             since INTEGER NOT NULL) WITHOUT ROWID;"
+        ))?;
+    }
+    conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"))
+}
+
+/// (is it ours, its schema version). The first query of a connection: fails with `NotADatabase` if the key is wrong.
+pub(super) fn identity(conn: &Connection) -> rusqlite::Result<(bool, i64)> {
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let id: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
+    let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    Ok((tables > 0 && id == APPLICATION_ID, version))
+}

@@ -1,0 +1,369 @@
+//! Opening a volume: unlock, find the members, take the locks, trust or refuse the database.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
+use super::space::Space;
+use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
+use crate::backing::{Backing, BackingSet, Health, Hedge, Member};
+use crate::blocks::{Blocks, BlocksConfig};
+use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
+use crate::commit::Commit;
+use crate::error::{Error, Result};
+use crate::ids::{SegmentId, Term};
+use crate::keyslot::{SlotError, Unlock};
+use crate::lock::LocalLock;
+use crate::meta::rows::SegmentState;
+use crate::meta::{Meta, Setup};
+use crate::seal::{Codec, Sealer, VolumeKeys};
+use crate::segment::{Segments, Writer};
+use crate::superblock::{SUPERBLOCK_FILES, Superblock, UnverifiedSuperblock};
+
+/// How a volume is opened.
+#[derive(Debug)]
+pub struct OpenOptions {
+    /// Any of its backing directories.
+    pub sources: Vec<PathBuf>,
+    /// What opens it.
+    pub unlock: Unlock,
+    /// Where its metadata database lies, if not where it was last.
+    pub state_dir: Option<PathBuf>,
+    /// Change nothing.
+    pub read_only: bool,
+    /// When parity is asked for.
+    pub hedge: Hedge,
+    /// Never acknowledge with fewer synced slots than this.
+    pub min_ack: Option<usize>,
+    /// Limit of the cache of decoded blocks, bytes.
+    pub cache_bytes: u64,
+    /// R for new blocks, if not the volume's.
+    pub copies: Option<u16>,
+    /// Epoch of new blocks, if not the volume's.
+    pub epoch: Option<u32>,
+    /// Who shares salts, if not as the volume says.
+    pub domain: Option<DomainPolicy>,
+    /// How new blocks are compressed, if not as the volume says.
+    pub codec: Option<Codec>,
+    /// The true one of directories that claim to be the same member.
+    pub use_member: Vec<PathBuf>,
+}
+
+/// This host's name, for the superblock's hint of who wrote last.
+pub(super) fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().chars().take(crate::superblock::HOST_LEN_MAX / 4).collect()
+}
+
+/// The volume's keys, by the slots of a superblock.
+fn unlock(superblock: &UnverifiedSuperblock, secret: &Unlock) -> Result<VolumeKeys> {
+    let volume = superblock.unauthenticated().volume;
+    superblock.unlock(secret).map_err(|error| match error {
+        SlotError::Form(_) => Error::format(format!("key slots of volume {volume}"), error.to_string()),
+        other => Error::Unlock(format!("volume {volume}: {other}")),
+    })
+}
+
+struct Members {
+    set: Arc<BackingSet>,
+    superblock: Superblock,
+    warnings: Vec<String>,
+}
+
+/// Verified superblocks become members; what does not verify counts as missing.
+fn members(discovery: Discovery, keys: &VolumeKeys, options: &OpenOptions) -> Result<Members> {
+    let mut warnings = Vec::new();
+    let mut verified: Vec<(PathBuf, Arc<dyn Backing>, Superblock)> = Vec::new();
+    let mut damaged = HashMap::new();
+    for found in discovery.found {
+        let member = found.member();
+        match found.superblock.verify(keys) {
+            Ok(superblock) => verified.push((found.path, found.backing, superblock)),
+            Err(error) => {
+                damaged.insert(member, format!("its superblock is not authentic ({error})"));
+            }
+        }
+    }
+    let newest = verified
+        .iter()
+        .map(|(_, _, superblock)| superblock)
+        .max_by_key(|superblock| superblock.age())
+        .cloned()
+        .ok_or_else(|| Error::Refused("no directory has an authentic superblock; bring another backing directory".into()))?;
+    let disagree = verified.iter().find(|(_, _, superblock)| {
+        superblock.geometry != newest.geometry || superblock.created_ns != newest.created_ns
+    });
+    if let Some((path, _, superblock)) = disagree {
+        return Err(Error::Refused(format!(
+            "superblocks disagree: {} says {} shards, generation {}; the newest says {}, generation {}. \
+             Leave that directory out, or restore its superblock from another",
+            path.display(),
+            superblock.geometry,
+            superblock.generation,
+            newest.geometry,
+            newest.generation
+        )));
+    }
+    let list = newest
+        .members
+        .iter()
+        .map(|entry| {
+            let mut claims: Vec<_> = verified.iter().filter(|(_, _, s)| s.member == entry.id).collect();
+            if claims.len() > 1 {
+                let named: Vec<_> =
+                    claims.iter().filter(|(path, _, _)| names(&options.use_member, path)).copied().collect();
+                if named.len() == 1 {
+                    claims = named;
+                } else {
+                    let paths: Vec<String> = claims.iter().map(|(path, _, _)| path.display().to_string()).collect();
+                    warnings.push(format!(
+                        "{} are copies of one directory; neither is used until one is named with -o use_member=PATH",
+                        paths.join(" and ")
+                    ));
+                    return Member::new(entry.id, claims[0].0.clone(), None, Health::Duplicate);
+                }
+            }
+            match claims.first() {
+                Some((path, backing, superblock)) => {
+                    if superblock.generation < newest.generation {
+                        warnings.push(format!(
+                            "{} was away since generation {}; `brine heal` brings it up to date",
+                            path.display(),
+                            superblock.generation
+                        ));
+                    }
+                    Member::new(entry.id, path.clone(), Some(backing.clone()), Health::Healthy)
+                }
+                None => {
+                    let reason = damaged
+                        .get(&entry.id)
+                        .cloned()
+                        .or_else(|| {
+                            discovery.absent.iter().find(|(id, _, _)| *id == entry.id).map(|(_, _, r)| r.clone())
+                        })
+                        .unwrap_or_else(|| "not found".into());
+                    warnings.push(format!("directory {} is missing: {reason}", path_of_bytes(&entry.path).display()));
+                    Member::new(entry.id, path_of_bytes(&entry.path), None, Health::Missing { reason })
+                }
+            }
+        })
+        .collect();
+    Ok(Members { set: Arc::new(BackingSet::new(list)), superblock: newest, warnings })
+}
+
+fn names(use_member: &[PathBuf], path: &Path) -> bool {
+    use_member.iter().any(|named| named == path || std::fs::canonicalize(named).is_ok_and(|named| named == path))
+}
+
+impl Volume {
+    /// Open a volume. Errors name the object and the next step; nothing is written before everything was checked.
+    pub fn open(options: OpenOptions) -> Result<Arc<Self>> {
+        let discovery = discover(&options.sources)?;
+        let keys = unlock(discovery.newest_unverified(), &options.unlock)?;
+        let mut with_clones = discovery;
+        find_clones(&mut with_clones, &options);
+        let Members { set, superblock, mut warnings } = members(with_clones, &keys, &options)?;
+        let geometry = superblock.geometry;
+        let present = set.members().iter().filter(|member| member.can_read()).count();
+        let mut read_only = options.read_only;
+        if !read_only && present + geometry.parity() < set.members().len() {
+            warnings.push(format!(
+                "{} of {} directories are missing, more than the {} that may be; the volume is read-only",
+                set.members().len() - present,
+                set.members().len(),
+                geometry.parity()
+            ));
+            read_only = true;
+        }
+
+        let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
+        check_state_dir(&state_dir, &superblock)?;
+        let lock = LocalLock::take(&state_dir)?;
+        for member in set.members().iter().filter(|member| member.can_read()) {
+            member.lock().map_err(|source| {
+                Error::InUse(format!(
+                    "backing directory {} is in use by another process ({source}); unmount the volume there first",
+                    member.path().display()
+                ))
+            })?;
+        }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let setup = Setup {
+            volume: superblock.volume,
+            name_key: *keys.name_key(),
+            clock: clock.clone(),
+            block_id: Sealer::block_id,
+        };
+        let meta = Arc::new(Meta::open(&state_dir, keys.database_key(), &setup)?);
+        if meta.committed() < superblock.generation {
+            return Err(Error::Refused(format!(
+                "the state directory {} is at generation {}, the volume at {}: it is an older copy. \
+                 Name the current one with -o state=",
+                state_dir.display(),
+                meta.committed(),
+                superblock.generation
+            )));
+        }
+
+        let term = Term(superblock.term.0 + u64::from(!read_only));
+        let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
+        let next = next_segment(&set, &meta, &superblock)?;
+        let writer = Writer { volume: superblock.volume, term, header_mac: *keys.header_mac() };
+        let min_slots = options.min_ack.or(superblock.min_ack.map(usize::from)).unwrap_or(geometry.min_ack());
+        if min_slots < geometry.data() || min_slots > geometry.total() {
+            return Err(Error::Refused(format!(
+                "min_ack={min_slots} is impossible with {geometry} shards; choose {} to {}",
+                geometry.data(),
+                geometry.total()
+            )));
+        }
+        let fixed_min_ack = options.min_ack.is_some();
+        let segments = Segments::new(set.clone(), geometry, writer, entropy, (min_slots, fixed_min_ack), next);
+        let policy = Policy {
+            copies: options.copies.unwrap_or(superblock.copies).max(1),
+            domain: options.domain.unwrap_or(superblock.domain),
+            epoch: options.epoch.unwrap_or(superblock.epoch),
+            codec: options.codec.unwrap_or(superblock.codec),
+        };
+        let sealer = Arc::new(Sealer::new(&keys));
+        let config = BlocksConfig {
+            codec: policy.codec,
+            hedge: options.hedge,
+            geometry,
+            cache_bytes: options.cache_bytes,
+            header_mac: *keys.header_mac(),
+            volume: superblock.volume,
+        };
+        let blocks = Arc::new(Blocks::new(segments, sealer.clone(), meta.clone(), config));
+        let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
+        let prefetcher = Prefetcher::new(blocks.clone(), threads)
+            .map_err(|source| Error::io("starting the read-ahead threads", source))?;
+        let volume = Arc::new(Self {
+            id: superblock.volume,
+            label: superblock.label.clone(),
+            term,
+            geometry,
+            policy,
+            chunk_bits: superblock.chunk_bits,
+            state_dir: state_dir.clone(),
+            space: Space::new(set.clone(), geometry),
+            set,
+            meta,
+            blocks,
+            sealer,
+            prefetcher,
+            commit: Commit::default(),
+            clock,
+            keys,
+            superblock: Mutex::new(superblock),
+            read_only: Mutex::new(read_only.then(|| "it was opened read-only".to_owned())),
+            asked_read_only: read_only,
+            warnings: Mutex::new(warnings),
+            housekeeper: Mutex::new(None),
+            _lock: lock,
+        });
+        if !read_only {
+            volume.begin()?;
+        }
+        Ok(volume)
+    }
+
+    /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
+    fn begin(self: &Arc<Self>) -> Result<()> {
+        self.meta.with(|txn| {
+            let open: Vec<_> = txn.segments()?.into_iter().filter(|row| row.state == SegmentState::Open).collect();
+            for row in open {
+                crate::blocks::close_segment(txn, row.id, row.tail)?;
+            }
+            for ino in txn.orphans()? {
+                txn.release_orphan(ino)?;
+            }
+            Ok(())
+        })?;
+        let (term, state_dir) = (self.term, self.state_dir.clone());
+        let generation = self.meta.committed();
+        let paths: HashMap<_, _> =
+            self.set.members().iter().map(|member| (member.id, member.path().to_path_buf())).collect();
+        self.write_superblocks(|superblock| {
+            superblock.term = term;
+            superblock.generation = superblock.generation.max(generation);
+            superblock.host = host_name();
+            superblock.state_dir = state_dir.into_os_string().into_vec();
+            for member in &mut superblock.members {
+                if let Some(path) = paths.get(&member.id) {
+                    member.path = path.as_os_str().as_bytes().to_vec();
+                }
+            }
+        })?;
+        *self.housekeeper.lock() = Some(Housekeeper::start(self)?);
+        Ok(())
+    }
+}
+
+/// Directories named as sources that claim a member another directory claims, too, were both found; a clone at a path
+/// nobody named cannot be seen. Kept as one list, so that [`members`] can refuse both.
+fn find_clones(discovery: &mut Discovery, options: &OpenOptions) {
+    for path in &options.use_member {
+        let known = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        if !discovery.found.iter().any(|found| found.path == known) {
+            discovery.add(&known);
+        }
+    }
+}
+
+fn check_state_dir(path: &Path, superblock: &Superblock) -> Result<()> {
+    if !path.is_dir() {
+        return Err(Error::Refused(format!(
+            "the metadata database of volume {} is expected in {}, which does not exist; \
+             name the directory with -o state= (last written by host {:?})",
+            superblock.volume,
+            path.display(),
+            superblock.host
+        )));
+    }
+    super::format::refuse_network(path)
+}
+
+/// A number that no segment ever had: above all the metadata, the superblock and the directories know of.
+fn next_segment(set: &BackingSet, meta: &Meta, superblock: &Superblock) -> Result<SegmentId> {
+    let mut next = superblock.next_segment.0.max(meta.counters().next_segment);
+    for member in set.members().iter().filter(|member| member.can_read()) {
+        let listed = member.list_segments().map_err(|source| Error::Backing {
+            directory: member.path().to_path_buf(),
+            operation: "listing segments".into(),
+            source,
+        })?;
+        next = next.max(listed.last().map_or(0, |(id, _)| id.0 + 1));
+    }
+    Ok(SegmentId(next))
+}
+
+/// Write both copies of a superblock, one after the other, so that a crash leaves one good.
+pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &VolumeKeys) -> io::Result<()> {
+    let bytes = own.encode(keys).map_err(io::Error::other)?;
+    SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
+}
+
+/// Write the superblock to every member that can be written; an error takes the member out. Fails if none took it.
+pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: &VolumeKeys) -> Result<()> {
+    let mut written = 0;
+    for member in set.members().iter().filter(|member| member.can_write()) {
+        let own = Superblock { member: member.id, ..superblock.clone() };
+        let bytes = own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?;
+        // The copies alternate, so one of them is always whole.
+        let name = Superblock::file_of(superblock.sequence);
+        match member.write_file(name, &bytes) {
+            Ok(()) => written += 1,
+            Err(error) => set.report_write_error(&member.id, "writing the superblock", &error),
+        }
+    }
+    if written == 0 {
+        return Err(Error::TooFewMembers { healthy: 0, needed: 1 });
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! The volume end to end, below FUSE: real directories, real database.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::*;
+use crate::check::{CheckOptions, CheckProgress, check, heal};
+use crate::ids::{ChunkNo, ROOT_INO};
+
+struct Silent;
+
+impl CheckProgress for Silent {
+    fn progress(&self, _done: u64, _total: u64, _phase: &str) {}
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// A scratch directory that goes with the test.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let base = std::env::temp_dir().join(format!("brine-volume-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&base);
+        std::fs::create_dir_all(&base).unwrap();
+        Self(base)
+    }
+
+    fn members(&self, count: usize) -> Vec<PathBuf> {
+        (0..count)
+            .map(|n| {
+                let path = self.0.join(format!("d{n}"));
+                std::fs::create_dir_all(&path).unwrap();
+                path
+            })
+            .collect()
+    }
+
+    fn format(&self, count: usize, copies: u16) -> Formatted {
+        format(&FormatOptions {
+            directories: self.members(count),
+            geometry: None,
+            secret: NewSecret::Passphrase(zeroize::Zeroizing::new(b"open sesame".to_vec())),
+            state_dir: Some(self.0.join("state")),
+            copies,
+            domain: DomainPolicy::Volume,
+            codec: Codec::None,
+            chunk_bits: 17,
+            label: "test".into(),
+            kdf: KdfCost::Fast,
+        })
+        .unwrap()
+    }
+
+    fn options(&self) -> OpenOptions {
+        OpenOptions {
+            sources: vec![self.0.join("d0"), self.0.join("d1"), self.0.join("d2"), self.0.join("d3")],
+            unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"open sesame".to_vec())),
+            state_dir: None,
+            read_only: false,
+            hedge: Hedge::Adaptive,
+            min_ack: None,
+            cache_bytes: 16 << 20,
+            copies: None,
+            epoch: None,
+            domain: None,
+            codec: None,
+            use_member: Vec::new(),
+        }
+    }
+
+    fn open(&self) -> Arc<Volume> {
+        Volume::open(self.options()).unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut out = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
+    out
+}
+
+fn new_file() -> NewNode<'static> {
+    NewNode { kind: FileKind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0, target: None }
+}
+
+fn write(volume: &Volume, name: &str, bytes: &[u8]) -> Attr {
+    let attr = volume.create(ROOT_INO, name.as_bytes(), &new_file()).unwrap();
+    put(volume, &attr, bytes)
+}
+
+fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
+    let chunks: Vec<(ChunkNo, &[u8])> =
+        bytes.chunks(1 << attr.chunk_bits).enumerate().map(|(n, chunk)| (ChunkNo(n as u64), chunk)).collect();
+    volume.write_chunks(attr.ino, &chunks).unwrap();
+    let now = volume.clock().now_ns();
+    let change =
+        FileChange { size: bytes.len() as u64, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false };
+    volume.set_file(attr.ino, &change).unwrap()
+}
+
+fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
+    let attr = volume.lookup(ROOT_INO, name.as_bytes())?;
+    let len = 1usize << attr.chunk_bits;
+    let chunks: Vec<ChunkNo> = (0..attr.size.div_ceil(len as u64)).map(ChunkNo).collect();
+    let mut out = vec![0; attr.size as usize];
+    for (n, chunk) in volume.read_chunks(&attr, &chunks)?.into_iter().enumerate() {
+        if let Some(chunk) = chunk {
+            out[n * len..n * len + chunk.len()].copy_from_slice(&chunk);
+        }
+    }
+    Ok(out)
+}
+
+fn segment_files(dir: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for fan_out in std::fs::read_dir(dir.join("segments")).unwrap() {
+        for file in std::fs::read_dir(fan_out.unwrap().path()).unwrap() {
+            files.push(file.unwrap().path());
+        }
+    }
+    files
+}
+
+#[test]
+fn what_was_committed_is_read_back_after_reopening() {
+    let scratch = Scratch::new("reopen");
+    let made = scratch.format(6, 1);
+    assert_eq!(made.geometry.to_string(), "4+2");
+    let content = noise(1, 1_000_003);
+    {
+        let volume = scratch.open();
+        write(&volume, "large", &content);
+        write(&volume, "small", b"a few bytes, more than nothing");
+        assert_eq!(read(&volume, "large").unwrap(), content);
+        volume.close(&NothingDirty).unwrap();
+    }
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "large").unwrap(), content);
+    assert_eq!(read(&volume, "small").unwrap(), b"a few bytes, more than nothing");
+    let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
+    assert!(report.healthy, "{report:?}");
+    assert_eq!(report.files, 2);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn equal_content_is_stored_once_and_one_changed_byte_stores_one_block() {
+    let scratch = Scratch::new("dedup");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    let mut content = noise(2, 10 << 17);
+    write(&volume, "a", &content);
+    volume.commit(&NothingDirty).unwrap();
+    let before = volume.meta().counters();
+    write(&volume, "b", &content);
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().counters().live_blocks, before.live_blocks);
+    content[700_000] ^= 1;
+    write(&volume, "c", &content);
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().counters().live_blocks, before.live_blocks + 1);
+    write(&volume, "zero", &vec![0; 5 << 17]);
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().counters().live_blocks, before.live_blocks + 1, "zeros are holes");
+    assert_eq!(read(&volume, "zero").unwrap(), vec![0; 5 << 17]);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn equal_content_has_at_most_r_ciphertexts_and_exactly_r_when_many_share_it() {
+    let scratch = Scratch::new("copies");
+    scratch.format(6, 3);
+    let content = noise(3, 5000);
+    let volume = scratch.open();
+    let mut seen = Vec::new();
+    for n in 0..40 {
+        write(&volume, &format!("f{n}"), &content);
+        volume.commit(&NothingDirty).unwrap();
+        seen.push(volume.meta().counters().live_blocks);
+    }
+    assert!(seen.iter().all(|&blocks| blocks <= 3), "{seen:?}");
+    assert_eq!(*seen.last().unwrap(), 3);
+    volume.close(&NothingDirty).unwrap();
+    // Another epoch has salts of its own; what was written before stays readable.
+    let volume = Volume::open(OpenOptions { epoch: Some(1), ..scratch.options() }).unwrap();
+    write(&volume, "next", &content);
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().counters().live_blocks, 4);
+    assert_eq!(read(&volume, "f0").unwrap(), content);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn threads_that_store_one_content_at_once_store_it_once() {
+    let scratch = Scratch::new("race");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    let content = noise(4, 4 << 17);
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (volume, content) = (&volume, &content);
+            scope.spawn(move || write(volume, &format!("t{n}"), content));
+        }
+    });
+    volume.commit(&NothingDirty).unwrap();
+    let counters = volume.meta().counters();
+    assert_eq!((counters.live_blocks, counters.dead_blocks), (4, 0));
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn any_two_of_six_directories_may_go_while_the_volume_is_open() {
+    let content = noise(5, 1_500_000);
+    let small: Vec<Vec<u8>> = (0..50).map(|n| noise(100 + n, 3000 + n as usize * 37)).collect();
+    for (first, second) in [(0, 1), (2, 5), (3, 4), (4, 5)] {
+        let scratch = Scratch::new(&format!("lose{first}{second}"));
+        scratch.format(6, 1);
+        let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+        write(&volume, "large", &content);
+        for (n, bytes) in small.iter().enumerate() {
+            write(&volume, &format!("s{n}"), bytes);
+        }
+        volume.commit(&NothingDirty).unwrap();
+        std::fs::remove_dir_all(scratch.0.join(format!("d{first}"))).unwrap();
+        std::fs::remove_dir_all(scratch.0.join(format!("d{second}"))).unwrap();
+        assert_eq!(read(&volume, "large").unwrap(), content);
+        for (n, bytes) in small.iter().enumerate() {
+            assert_eq!(&read(&volume, &format!("s{n}")).unwrap(), bytes);
+        }
+        // Writing goes on with the directories that are left.
+        write(&volume, "after", &content[..300_000]);
+        volume.commit(&NothingDirty).unwrap();
+        assert_eq!(read(&volume, "after").unwrap(), &content[..300_000]);
+        volume.close(&NothingDirty).unwrap();
+        let volume = Volume::open(OpenOptions {
+            sources: vec![scratch.0.join(if first == 0 { "d2" } else { "d0" })],
+            ..scratch.options()
+        })
+        .unwrap();
+        assert_eq!(read(&volume, "large").unwrap(), content);
+        assert_eq!(read(&volume, "after").unwrap(), &content[..300_000]);
+        assert_eq!(volume.status().unwrap().health, "critical");
+        volume.close(&NothingDirty).unwrap();
+    }
+}
+
+#[test]
+fn damaged_shards_are_read_around_counted_and_healed() {
+    let scratch = Scratch::new("damage");
+    scratch.format(6, 1);
+    let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+    let content = noise(6, 2_000_000);
+    write(&volume, "large", &content);
+    volume.commit(&NothingDirty).unwrap();
+    // Flip bytes all over one directory, cut another short.
+    for file in segment_files(&scratch.0.join("d1")) {
+        let mut bytes = std::fs::read(&file).unwrap();
+        for at in (5000..bytes.len()).step_by(9000) {
+            bytes[at] ^= 0x40;
+        }
+        std::fs::write(&file, bytes).unwrap();
+    }
+    for file in segment_files(&scratch.0.join("d3")) {
+        std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(40_000).unwrap();
+    }
+    assert_eq!(read(&volume, "large").unwrap(), content);
+    let status = volume.status().unwrap();
+    assert!(status.damage.shards_bad > 0);
+    assert_eq!(status.damage.blocks_lost, 0);
+    assert!(status.damage.recent.iter().any(|event| event.path == "/large"), "{:?}", status.damage.recent);
+    let report = heal(&volume, &Silent).unwrap();
+    assert!(report.healed, "{report:?}");
+    let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
+    assert!(report.healthy, "{report:?}");
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn beyond_parity_only_the_files_concerned_fail() {
+    let scratch = Scratch::new("beyond");
+    scratch.format(6, 1);
+    let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+    let (first, second) = (noise(7, 400_000), noise(8, 400_000));
+    write(&volume, "first", &first);
+    volume.commit(&NothingDirty).unwrap();
+    let until: Vec<u64> = (0..3)
+        .map(|n| std::fs::metadata(&segment_files(&scratch.0.join(format!("d{n}")))[0]).unwrap().len())
+        .collect();
+    write(&volume, "second", &second);
+    volume.commit(&NothingDirty).unwrap();
+    for n in 0..3 {
+        let file = &segment_files(&scratch.0.join(format!("d{n}")))[0];
+        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(until[n]).unwrap();
+    }
+    assert_eq!(read(&volume, "first").unwrap(), first);
+    assert!(matches!(read(&volume, "second"), Err(Error::BlockLost { good: 3, needed: 4, .. })));
+    let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
+    assert!(!report.healthy);
+    assert_eq!(report.damaged.iter().filter(|d| !d.recoverable).map(|d| d.path.as_str()).collect::<Vec<_>>(), ["/second"]);
+    drop(volume);
+}
+
+#[test]
+fn a_lost_directory_is_replaced_and_healed() {
+    let scratch = Scratch::new("replace");
+    scratch.format(6, 1);
+    let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+    let content = noise(9, 3_000_000);
+    write(&volume, "large", &content);
+    volume.commit(&NothingDirty).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("d2")).unwrap();
+    let new = scratch.0.join("new");
+    std::fs::create_dir(&new).unwrap();
+    assert!(replace(&volume, &scratch.0.join("d1"), &new).is_err(), "a healthy one is not replaced");
+    replace(&volume, &scratch.0.join("d2"), &new).unwrap();
+    let report = heal(&volume, &Silent).unwrap();
+    assert!(report.healed && report.shards_repaired > 0, "{report:?}");
+    assert_eq!(volume.status().unwrap().health, "healthy");
+    volume.close(&NothingDirty).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
+    assert!(check(&volume, &CheckOptions::default(), &Silent).unwrap().healthy);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn what_cannot_be_opened_says_why() {
+    let scratch = Scratch::new("refuse");
+    scratch.format(6, 1);
+    let wrong = OpenOptions {
+        unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"wrong".to_vec())),
+        ..scratch.options()
+    };
+    assert!(matches!(Volume::open(wrong), Err(Error::Unlock(_))));
+    let key_file = OpenOptions {
+        unlock: Unlock::KeyFile(zeroize::Zeroizing::new(vec![7; 64])),
+        ..scratch.options()
+    };
+    assert!(matches!(Volume::open(key_file), Err(Error::Unlock(_))));
+    let volume = scratch.open();
+    assert!(matches!(Volume::open(scratch.options()), Err(Error::InUse(_))));
+    volume.close(&NothingDirty).unwrap();
+    let nowhere = OpenOptions { sources: vec![scratch.0.clone()], ..scratch.options() };
+    assert!(matches!(Volume::open(nowhere), Err(Error::NotAVolume(_))));
+    let stateless = OpenOptions { state_dir: Some(scratch.0.join("none")), ..scratch.options() };
+    assert!(matches!(Volume::open(stateless), Err(Error::Refused(_))));
+}
