@@ -119,9 +119,9 @@ impl CommitLog {
             rows_digest: None,
             changes: encode_changes(&closed.changes),
         };
-        let parts = record
-            .seal(&self.log_key, self.entropy.as_ref())
-            .map_err(|error| Error::format(format!("commit record of generation {}", closed.generation), error.to_string()))?;
+        let parts = record.seal(&self.log_key, self.entropy.as_ref()).map_err(|error| {
+            Error::format(format!("commit record of generation {}", closed.generation), error.to_string())
+        })?;
         let mut head = before;
         let mut rows = Vec::with_capacity(parts.len());
         let mut bytes = 0;

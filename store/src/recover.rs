@@ -122,21 +122,13 @@ impl Reader<'_> {
         }
         places.into_iter().all(|place| {
             let info = infos.entry(place.segment).or_insert_with(|| self.stripes.segment_info(place.segment));
-            info.as_ref().is_some_and(|info| {
-                self.stripes.survey(place, info).largest_group().len() >= info.geometry.data()
-            })
+            info.as_ref()
+                .is_some_and(|info| self.stripes.survey(place, info).largest_group().len() >= info.geometry.data())
         })
     }
 
     /// Replay what follows `head` on the log. Returns the new head.
-    fn follow(
-        &self,
-        meta: &Meta,
-        head: Head,
-        found: &Found,
-        report: Report<'_>,
-        out: &mut Recovered,
-    ) -> Result<Head> {
+    fn follow(&self, meta: &Meta, head: Head, found: &Found, report: Report<'_>, out: &mut Recovered) -> Result<Head> {
         let mut head = head;
         let last = found.keys().next_back().copied().unwrap_or(head.generation);
         loop {
@@ -260,8 +252,9 @@ impl Reader<'_> {
 
     fn read_index(&self, key: &BlockKey, location: &Location) -> Result<ImageIndex> {
         let bytes = self.image_block(key, location)?;
-        let index = ImageIndex::decode(&bytes)
-            .map_err(|error| Error::format(format!("checkpoint index in segment {}", location.segment), error.to_string()))?;
+        let index = ImageIndex::decode(&bytes).map_err(|error| {
+            Error::format(format!("checkpoint index in segment {}", location.segment), error.to_string())
+        })?;
         if index.volume != self.keys.volume() {
             return Err(Error::format("checkpoint index", "it belongs to another volume"));
         }
@@ -290,7 +283,8 @@ impl Reader<'_> {
                 }
                 Err(error @ Error::Refused(_)) => return Err(error),
                 Err(error) => {
-                    failures.push(format!("the checkpoint of generation {} cannot be used: {error}", pointer.generation));
+                    failures
+                        .push(format!("the checkpoint of generation {} cannot be used: {error}", pointer.generation));
                     remove_database(dir)?;
                 }
             }

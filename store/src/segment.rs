@@ -112,7 +112,16 @@ impl Segments {
         next: SegmentId,
     ) -> Self {
         let state = State { next: next.0, ..State::default() };
-        Self { set, geometry, writer, entropy, min_slots, fixed, state: Mutex::new(state), unsynced_bytes: AtomicU64::new(0) }
+        Self {
+            set,
+            geometry,
+            writer,
+            entropy,
+            min_slots,
+            fixed,
+            state: Mutex::new(state),
+            unsynced_bytes: AtomicU64::new(0),
+        }
     }
 
     /// The members the segments lie on.

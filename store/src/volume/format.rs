@@ -9,16 +9,16 @@ use super::open::write_copies;
 use super::probe::{default_state_dir, discover};
 use super::{OpenOptions, Volume};
 use crate::backing::{Backing, DirBacking, Hedge, is_network_fs};
+use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::NothingDirty;
 use crate::commit_log::{HEAD_KEY, Head};
-use crate::record::ChainHash;
-use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, MemberId, SegmentId, Term, VolumeId};
 use crate::keyslot::{KdfCost, KeySlot, NewSecret, Unlock, WrappedConvergence};
 use crate::meta::rows::{FileKind, NewNode};
 use crate::meta::{Meta, Setup};
+use crate::record::ChainHash;
 use crate::seal::{Codec, Sealer, SecretKey, VolumeKeys};
 use crate::superblock::{DomainPolicy, MemberEntry, MemberState, SUPERBLOCK_FILES, Superblock};
 
@@ -131,8 +131,7 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     };
 
     // The database first: a directory that carries a superblock belongs to a volume that can be mounted.
-    let setup =
-        Setup { volume, name_key: *keys.name_key(), clock: Arc::new(SystemClock), block_id: Sealer::block_id };
+    let setup = Setup { volume, name_key: *keys.name_key(), clock: Arc::new(SystemClock), block_id: Sealer::block_id };
     let root = NewNode {
         kind: FileKind::Directory,
         perm: 0o755,
@@ -143,16 +142,17 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     };
     let meta = Meta::create(&state_dir, keys.database_key(), &setup, &root, options.chunk_bits)?;
     meta.commit_generation()?;
-    meta.with(|txn| txn.put_local(HEAD_KEY, &Head { generation: meta_generation(txn), chain: ChainHash::START }.encode()))?;
+    meta.with(|txn| {
+        txn.put_local(HEAD_KEY, &Head { generation: meta_generation(txn), chain: ChainHash::START }.encode())
+    })?;
     meta.close()?;
     for (path, (member, backing)) in directories.iter().zip(superblock.members.iter().zip(&backings)) {
         let own = Superblock { member: member.id, ..superblock.clone() };
-        write_copies(backing.as_ref(), &own, &keys)
-            .map_err(|source| Error::Backing {
-                directory: path.clone(),
-                operation: "writing the superblock".into(),
-                source,
-            })?;
+        write_copies(backing.as_ref(), &own, &keys).map_err(|source| Error::Backing {
+            directory: path.clone(),
+            operation: "writing the superblock".into(),
+            source,
+        })?;
     }
     // The first checkpoint: from now on the backing directories alone are enough.
     let options = OpenOptions {
@@ -238,9 +238,7 @@ fn check_directories(options: &FormatOptions, warnings: &mut Vec<String>) -> Res
             )));
         }
         check_empty(&path)?;
-        let device = std::fs::metadata(&path)
-            .map_err(|source| Error::io(path.display().to_string(), source))?
-            .dev();
+        let device = std::fs::metadata(&path).map_err(|source| Error::io(path.display().to_string(), source))?.dev();
         if let Some((_, other)) = devices.iter().find(|(other, _)| *other == device) {
             warnings.push(format!(
                 "{} and {} are on one filesystem: losing it loses both",

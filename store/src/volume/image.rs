@@ -3,8 +3,8 @@
 use super::Volume;
 use crate::checkpoint;
 use crate::error::Result;
-use crate::recover::Reader;
 use crate::record::ImageEntry;
+use crate::recover::Reader;
 use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
 
 /// A checkpoint is due when the log grew by this much since the last, bytes. Replaying it takes a second or two.
@@ -67,7 +67,12 @@ impl Volume {
             superblock.generation = superblock.generation.max(head.generation);
         })?;
         self.log.checkpointed(log_bytes);
-        log::debug!("checkpoint of generation {}: {} bytes written, {} kept", head.generation, written.bytes.0, written.bytes.1);
+        log::debug!(
+            "checkpoint of generation {}: {} bytes written, {} kept",
+            head.generation,
+            written.bytes.0,
+            written.bytes.1
+        );
         Ok(())
     }
 }

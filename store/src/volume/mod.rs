@@ -46,9 +46,9 @@ use crate::clock::Clock;
 use crate::commit::{Commit, Parts};
 use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
-use crate::lock::LocalLock;
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, ROOT_INO, Term, VolumeId};
+use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::Superblock;
@@ -416,7 +416,7 @@ impl Volume {
             let Some(row) = self.meta.with(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
                 continue;
             };
-            self.blocks.heal_stripe(&row, Some(self.identity()), &mut unsynced)?;
+            self.blocks.heal_stripe(crate::blocks::place_of(&row), Some(self.identity()), &mut unsynced)?;
         }
         self.blocks.sync_healed(&mut unsynced)
     }

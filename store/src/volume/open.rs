@@ -24,9 +24,9 @@ use crate::lock::LocalLock;
 use crate::meta::rows::SegmentState;
 use crate::meta::{DATABASE_FILE, Meta, Setup};
 use crate::recover::{self, Reader, Recovered};
-use crate::stripes::Stripes;
 use crate::seal::{Codec, Sealer, VolumeKeys};
 use crate::segment::{Segments, Writer};
+use crate::stripes::Stripes;
 use crate::superblock::{SUPERBLOCK_FILES, Superblock, UnverifiedSuperblock};
 
 /// How a volume is opened.
@@ -109,7 +109,9 @@ fn members(discovery: Discovery, keys: &VolumeKeys, options: &OpenOptions) -> Re
         .map(|(_, _, superblock)| superblock)
         .max_by_key(|superblock| superblock.age())
         .cloned()
-        .ok_or_else(|| Error::Refused("no directory has an authentic superblock; bring another backing directory".into()))?;
+        .ok_or_else(|| {
+            Error::Refused("no directory has an authentic superblock; bring another backing directory".into())
+        })?;
     let disagree = verified.iter().find(|(_, _, superblock)| {
         superblock.geometry != newest.geometry || superblock.created_ns != newest.created_ns
     });
@@ -360,7 +362,9 @@ fn database(
     let key = reader.keys.database_key();
     let mut found = match Meta::open(dir, key, setup) {
         Ok(meta) => Some(meta),
-        Err(error) if dir.join(DATABASE_FILE).exists() && !matches!(error, Error::Format { .. } | Error::Database { .. }) => {
+        Err(error)
+            if dir.join(DATABASE_FILE).exists() && !matches!(error, Error::Format { .. } | Error::Database { .. }) =>
+        {
             return Err(error);
         }
         Err(error) => {

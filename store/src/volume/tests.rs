@@ -102,8 +102,7 @@ fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
         bytes.chunks(1 << attr.chunk_bits).enumerate().map(|(n, chunk)| (ChunkNo(n as u64), chunk)).collect();
     volume.write_chunks(attr.ino, &chunks).unwrap();
     let now = volume.clock().now_ns();
-    let change =
-        FileChange { size: bytes.len() as u64, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false };
+    let change = FileChange { size: bytes.len() as u64, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false };
     volume.set_file(attr.ino, &change).unwrap()
 }
 
@@ -292,9 +291,8 @@ fn beyond_parity_only_the_files_concerned_fail() {
     let (first, second) = (noise(7, 400_000), noise(8, 400_000));
     write(&volume, "first", &first);
     volume.commit(&NothingDirty).unwrap();
-    let until: Vec<u64> = (0..3)
-        .map(|n| std::fs::metadata(&segment_files(&scratch.0.join(format!("d{n}")))[0]).unwrap().len())
-        .collect();
+    let until: Vec<u64> =
+        (0..3).map(|n| std::fs::metadata(&segment_files(&scratch.0.join(format!("d{n}")))[0]).unwrap().len()).collect();
     write(&volume, "second", &second);
     volume.commit(&NothingDirty).unwrap();
     for n in 0..3 {
@@ -305,7 +303,10 @@ fn beyond_parity_only_the_files_concerned_fail() {
     assert!(matches!(read(&volume, "second"), Err(Error::BlockLost { good: 3, needed: 4, .. })));
     let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
     assert!(!report.healthy);
-    assert_eq!(report.damaged.iter().filter(|d| !d.recoverable).map(|d| d.path.as_str()).collect::<Vec<_>>(), ["/second"]);
+    assert_eq!(
+        report.damaged.iter().filter(|d| !d.recoverable).map(|d| d.path.as_str()).collect::<Vec<_>>(),
+        ["/second"]
+    );
     drop(volume);
 }
 
@@ -336,15 +337,10 @@ fn a_lost_directory_is_replaced_and_healed() {
 fn what_cannot_be_opened_says_why() {
     let scratch = Scratch::new("refuse");
     scratch.format(6, 1);
-    let wrong = OpenOptions {
-        unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"wrong".to_vec())),
-        ..scratch.options()
-    };
+    let wrong =
+        OpenOptions { unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"wrong".to_vec())), ..scratch.options() };
     assert!(matches!(Volume::open(wrong), Err(Error::Unlock(_))));
-    let key_file = OpenOptions {
-        unlock: Unlock::KeyFile(zeroize::Zeroizing::new(vec![7; 64])),
-        ..scratch.options()
-    };
+    let key_file = OpenOptions { unlock: Unlock::KeyFile(zeroize::Zeroizing::new(vec![7; 64])), ..scratch.options() };
     assert!(matches!(Volume::open(key_file), Err(Error::Unlock(_))));
     let volume = scratch.open();
     assert!(matches!(Volume::open(scratch.options()), Err(Error::InUse(_))));
@@ -415,7 +411,8 @@ fn a_database_of_another_history_is_set_aside_and_rebuilt() {
     let volume = scratch.open();
     volume.close(&NothingDirty).unwrap();
     let copy = |from: &str, to: &str| {
-        let status = std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
+        let status =
+            std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
         assert!(status.unwrap().success());
     };
     for name in ["d0", "d1", "d2", "d3", "d4", "d5"] {
