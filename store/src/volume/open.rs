@@ -1,11 +1,12 @@
 //! Opening a volume: unlock, find the members, take the locks, trust or refuse the database.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -68,6 +69,9 @@ impl std::fmt::Debug for ReportFn {
         f.write_str("ReportFn")
     }
 }
+
+/// How long the sync of what was left may take in one directory.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
 /// This host's name, for the superblock's hint of who wrote last.
 pub(super) fn host_name() -> String {
@@ -293,6 +297,7 @@ impl Volume {
 
     /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
     fn begin(self: &Arc<Self>) -> Result<()> {
+        self.sync_what_was_left()?;
         self.meta.with(|txn| {
             let open: Vec<_> = txn.segments()?.into_iter().filter(|row| row.state == SegmentState::Open).collect();
             for row in open {
@@ -320,6 +325,29 @@ impl Volume {
         })?;
         *self.housekeeper.lock() = Some(Housekeeper::start(self)?);
         Ok(())
+    }
+}
+
+impl Volume {
+    /// What a killed writer appended last was read back from memory, perhaps, and stands on no disk: before anything is
+    /// built on it, it is synced (R15).
+    fn sync_what_was_left(&self) -> Result<()> {
+        let rows = self.meta.with(|txn| txn.segments())?;
+        let closed: HashSet<SegmentId> =
+            rows.iter().filter(|row| row.state != SegmentState::Open).map(|row| row.id).collect();
+        let mut files = Vec::new();
+        for member in self.set.members().iter().filter(|member| member.can_write()) {
+            let listed = member.list_segments().unwrap_or_default();
+            files.extend(listed.into_iter().filter(|(id, _)| !closed.contains(id)).map(|(id, _)| (member.id, id)));
+        }
+        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+            if let Err(error) = outcome {
+                self.set.report_write_error(&member, &format!("sync segment {segment}"), &error);
+            }
+        }
+        let healthy = self.set.members().iter().filter(|member| member.can_write()).count();
+        let needed = self.blocks.segments().min_ack();
+        if healthy < needed { Err(Error::TooFewMembers { healthy, needed }) } else { Ok(()) }
     }
 }
 
