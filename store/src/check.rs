@@ -326,16 +326,16 @@ pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport>
         report.shards_bad += health.bad as u64;
         report.stripes_lost += u64::from(health.lost);
         if health.repaired > 0 {
-            repaired.push((place, health.repaired));
+            repaired.push((place, health.bad));
         }
         done += u64::from(place.record_len);
         progress.progress(done, total, "heal");
     }
     volume.blocks().sync_healed(&mut unsynced)?;
     // Only what reads back counts.
-    for (place, written) in repaired {
+    for (place, bad) in repaired {
         let again = volume.blocks().heal_stripe(place, None, &mut unsynced)?;
-        report.shards_repaired += written.saturating_sub(again.bad) as u64;
+        report.shards_repaired += bad.saturating_sub(again.bad) as u64;
     }
     report.shards_left = report.shards_bad - report.shards_repaired;
     report.healed = report.shards_left == 0 && report.stripes_lost == 0;

@@ -103,6 +103,16 @@ impl Member {
 }
 
 impl BackingSet {
+    /// Count members as missing whose path no longer leads to a superblock. May take as long as the slowest directory.
+    pub fn look_for_markers(&self) {
+        for member in self.members() {
+            if member.is_healthy() && !member.verify_marker() {
+                log::error!("{}: its superblock is gone; it counts as missing", member.path().display());
+                member.mark_missing("its superblock is gone: removed, or its disk was unmounted");
+            }
+        }
+    }
+
     /// A write or sync failed. Decide what that says about the directory: gone (its marker is), full (nothing), or
     /// failed (not written any more until it is restored). Slow ones are marked where the wait ended.
     pub fn report_write_error(&self, id: &MemberId, operation: &str, error: &io::Error) {

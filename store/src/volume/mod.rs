@@ -12,6 +12,7 @@ mod probe;
 mod replace;
 mod space;
 mod status;
+mod watch;
 #[cfg(test)]
 mod tests;
 
@@ -94,6 +95,7 @@ pub struct Volume {
     asked_read_only: bool,
     warnings: Mutex<Vec<String>>,
     housekeeper: Mutex<Option<Housekeeper>>,
+    watcher: Mutex<Option<watch::Watcher>>,
     /// Released last.
     _lock: LocalLock,
 }
@@ -324,6 +326,7 @@ impl Volume {
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop();
         }
+        drop(self.watcher.lock().take());
         outcome?;
         if !self.asked_read_only {
             self.checkpoint_if_due()?;

@@ -287,11 +287,13 @@ impl Volume {
             asked_read_only: read_only,
             warnings: Mutex::new(warnings),
             housekeeper: Mutex::new(None),
+            watcher: Mutex::new(None),
             _lock: lock,
         });
         if !read_only {
             volume.begin()?;
         }
+        *volume.watcher.lock() = Some(super::watch::Watcher::start(volume.set.clone())?);
         Ok(volume)
     }
 
