@@ -61,8 +61,11 @@ pub struct OpenOptions {
     pub report: Option<ReportFn>,
 }
 
+/// What is being done, and how much of how much is done.
+type Told = dyn Fn(&str, u64, u64) + Send + Sync;
+
 /// Told what is being done, and how much of how much is done.
-pub struct ReportFn(pub Box<dyn Fn(&str, u64, u64) + Send + Sync>);
+pub struct ReportFn(pub Box<Told>);
 
 impl std::fmt::Debug for ReportFn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

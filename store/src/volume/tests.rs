@@ -295,9 +295,9 @@ fn beyond_parity_only_the_files_concerned_fail() {
         (0..3).map(|n| std::fs::metadata(&segment_files(&scratch.0.join(format!("d{n}")))[0]).unwrap().len()).collect();
     write(&volume, "second", &second);
     volume.commit(&NothingDirty).unwrap();
-    for n in 0..3 {
+    for (n, until) in until.iter().enumerate() {
         let file = &segment_files(&scratch.0.join(format!("d{n}")))[0];
-        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(until[n]).unwrap();
+        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(*until).unwrap();
     }
     assert_eq!(read(&volume, "first").unwrap(), first);
     assert!(matches!(read(&volume, "second"), Err(Error::BlockLost { good: 3, needed: 4, .. })));
