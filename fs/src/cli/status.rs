@@ -194,5 +194,6 @@ pub(super) fn open_options(
         domain: None,
         codec: None,
         use_member: Vec::new(),
+        report: None,
     }
 }

@@ -190,6 +190,7 @@ fn open_options(plan: Plan, options: &MountOptions) -> OpenOptions {
         domain: options.domain,
         codec: options.codec,
         use_member: options.use_member.clone(),
+        report: None,
     }
 }
 

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{Backing, Space};
-use super::pool::{Pool, Refused};
+use super::pool::{Pool, Queue, Refused};
 use super::stats::{Counters, MemberStats};
+use super::{Backing, Space};
 use crate::ids::MemberId;
 
 /// How a member fares.
@@ -48,7 +48,7 @@ pub struct Limits {
     pub sick_after: Duration,
     /// A read is given up after this, and without hedging a shard is replaced only then.
     pub read_patience: Duration,
-    /// Calls that may be queued, beyond those that run.
+    /// Reads that may be queued, beyond those that run, and as many writes and syncs.
     pub queue_max: usize,
     /// Threads: calls that may run at once.
     pub threads_max: usize,
@@ -192,7 +192,7 @@ impl Member {
         };
         // Closing files of a directory that hangs may wait, so not here. If the job is refused (no thread could be
         // started) it is dropped here after all.
-        let _ = self.pool.submit(usize::MAX, Box::new(move || drop(old)));
+        let _ = self.pool.submit(Queue::Commit, usize::MAX, Box::new(move || drop(old)));
     }
 
     /// It is back, in `backing` if given, else where it was. Without either it stays missing: `false`.
@@ -253,10 +253,15 @@ impl Member {
         (self.counters.read_latency.p99() * HEDGE_P99S).clamp(self.limits.hedge_after_min, self.limits.hedge_after_max)
     }
 
-    /// Run `job` on one of the member's threads. A sick member gets no more than it has threads.
-    pub(super) fn submit(&self, sick: bool, job: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
+    /// Run a read on one of the member's threads. A sick member gets no more than it has threads.
+    pub(super) fn submit_read(&self, sick: bool, job: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
         let queue_max = if sick { self.limits.threads_max } else { self.limits.queue_max };
-        self.pool.submit(queue_max, Box::new(job))
+        self.pool.submit(Queue::Read, queue_max, Box::new(job))
+    }
+
+    /// Run a write or sync on one of the member's threads.
+    pub(super) fn submit_commit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
+        self.pool.submit(Queue::Commit, self.limits.queue_max, Box::new(job))
     }
 
     /// Tell that a call begins; it ends when the result is dropped.
@@ -333,7 +338,7 @@ impl Member {
                 drop(running);
             }
         };
-        if self.pool.submit(usize::MAX, Box::new(probe)).is_err() {
+        if self.pool.submit(Queue::Commit, usize::MAX, Box::new(probe)).is_err() {
             self.state.lock().probe_queued = false;
         }
     }

@@ -9,6 +9,8 @@
 
 mod access;
 mod dir;
+mod faulty;
+mod mem;
 mod member;
 mod pool;
 mod read;
@@ -17,12 +19,17 @@ mod space;
 mod stats;
 mod sys;
 
+#[cfg(test)]
+mod conformance;
+
 use std::io::{self, IoSlice};
 use std::path::PathBuf;
 
 use crate::ids::SegmentId;
 
 pub use dir::DirBacking;
+pub use faulty::{Call, Fault, FaultyBacking, Gate, Rule};
+pub use mem::MemBacking;
 pub use member::{Health, Limits, Member};
 pub use read::{Hedge, ReadFault, ReadOutcome, ReadPlan, ShardRead};
 pub use set::{BackingSet, ShardWrite, SyncResult};

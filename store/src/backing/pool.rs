@@ -1,4 +1,4 @@
-//! A member's I/O threads: few, started when needed, gone when idle, fed by a bounded queue.
+//! A member's I/O threads: few, started when needed, gone when idle, fed by bounded queues.
 //!
 //! A directory that hangs keeps the threads it has and nobody else's. Nothing here waits for a thread: dropping the
 //! pool drops what is queued and lets hung threads end whenever their call returns.
@@ -19,6 +19,15 @@ const STACK_BYTES: usize = 256 << 10;
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// Which queue a job waits in. Each has its own bound, so that readers cannot have a commit refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// Someone's generation waits for it: served first.
+    Commit,
+    /// Reads, which have substitutes.
+    Read,
+}
+
 /// Why a job was not taken: so many are queued already, or no thread could be started.
 #[derive(Debug)]
 pub(super) struct Refused;
@@ -36,10 +45,33 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Job>,
+    commits: VecDeque<Job>,
+    reads: VecDeque<Job>,
     threads: usize,
     idle: usize,
     closed: bool,
+}
+
+impl State {
+    fn queue(&mut self, queue: Queue) -> &mut VecDeque<Job> {
+        match queue {
+            Queue::Commit => &mut self.commits,
+            Queue::Read => &mut self.reads,
+        }
+    }
+
+    fn queued(&self) -> usize {
+        self.commits.len() + self.reads.len()
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        self.commits.pop_front().or_else(|| self.reads.pop_front())
+    }
+
+    /// All that is queued; dropping the jobs, outside the lock, tells those who wait for them.
+    fn take_all(&mut self) -> (VecDeque<Job>, VecDeque<Job>) {
+        (std::mem::take(&mut self.commits), std::mem::take(&mut self.reads))
+    }
 }
 
 impl Pool {
@@ -47,14 +79,14 @@ impl Pool {
         Self { shared: Arc::new(Shared { state: Mutex::default(), wake: Condvar::new(), threads_max, name }) }
     }
 
-    /// Queue a job unless `queue_max` are queued already.
-    pub(super) fn submit(&self, queue_max: usize, job: Job) -> Result<(), Refused> {
+    /// Queue a job unless `queue_max` are in that queue already.
+    pub(super) fn submit(&self, queue: Queue, queue_max: usize, job: Job) -> Result<(), Refused> {
         let mut state = self.shared.state.lock();
-        if state.queue.len() >= queue_max {
+        if state.queue(queue).len() >= queue_max {
             return Err(Refused);
         }
-        state.queue.push_back(job);
-        if state.queue.len() <= state.idle || state.threads >= self.shared.threads_max {
+        state.queue(queue).push_back(job);
+        if state.queued() <= state.idle || state.threads >= self.shared.threads_max {
             drop(state);
             self.shared.wake.notify_one();
             return Ok(());
@@ -69,8 +101,8 @@ impl Pool {
             let mut state = self.shared.state.lock();
             state.threads -= 1;
             if state.threads == 0 {
-                // Nobody is left to run what is queued; dropping the jobs tells those who wait for them.
-                let orphans = std::mem::take(&mut state.queue);
+                // Nobody is left to run what is queued.
+                let orphans = state.take_all();
                 drop(state);
                 drop(orphans);
                 return Err(Refused);
@@ -84,7 +116,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         let mut state = self.shared.state.lock();
         state.closed = true;
-        let orphans = std::mem::take(&mut state.queue);
+        let orphans = state.take_all();
         drop(state);
         drop(orphans);
         self.shared.wake.notify_all();
@@ -95,7 +127,7 @@ impl Shared {
     fn work(&self) {
         let mut state = self.state.lock();
         loop {
-            if let Some(job) = state.queue.pop_front() {
+            if let Some(job) = state.next() {
                 drop(state);
                 // A panic in a job is that job's failure (its waiter sees the channel close), not this pool's.
                 let _ = catch_unwind(AssertUnwindSafe(job));
@@ -108,7 +140,7 @@ impl Shared {
             state.idle += 1;
             let timed_out = self.wake.wait_for(&mut state, IDLE_MAX).timed_out();
             state.idle -= 1;
-            if timed_out && state.queue.is_empty() {
+            if timed_out && state.queued() == 0 {
                 break;
             }
         }
@@ -135,18 +167,20 @@ mod tests {
                 started.send(()).unwrap();
                 let _ = gate.lock().recv();
             };
-            pool.submit(3, Box::new(job)).unwrap();
+            pool.submit(Queue::Read, 3, Box::new(job)).unwrap();
             running.recv().unwrap();
         }
         for i in 0..3 {
             let done = done.clone();
-            pool.submit(3, Box::new(move || done.send(i).unwrap())).unwrap();
+            pool.submit(Queue::Read, 3, Box::new(move || done.send(i).unwrap())).unwrap();
         }
-        assert!(pool.submit(3, Box::new(|| ())).is_err());
+        assert!(pool.submit(Queue::Read, 3, Box::new(|| ())).is_err());
+        // Readers do not keep a commit out.
+        pool.submit(Queue::Commit, 3, Box::new(move || done.send(99).unwrap())).unwrap();
         drop(release);
-        let mut got: Vec<i32> = (0..3).map(|_| finished.recv().unwrap()).collect();
+        let mut got: Vec<i32> = (0..4).map(|_| finished.recv().unwrap()).collect();
         got.sort_unstable();
-        assert_eq!(got, [0, 1, 2]);
+        assert_eq!(got, [0, 1, 2, 99]);
     }
 
     #[test]
@@ -154,8 +188,8 @@ mod tests {
         let pool = Pool::new("test".into(), 1);
         let (done, finished) = mpsc::channel();
         let lost = done.clone();
-        pool.submit(9, Box::new(move || std::panic::resume_unwind(Box::new(lost)))).unwrap();
-        pool.submit(9, Box::new(move || done.send(7).unwrap())).unwrap();
+        pool.submit(Queue::Read, 9, Box::new(move || std::panic::resume_unwind(Box::new(lost)))).unwrap();
+        pool.submit(Queue::Read, 9, Box::new(move || done.send(7).unwrap())).unwrap();
         assert_eq!(finished.recv().unwrap(), 7);
     }
 }

@@ -244,7 +244,7 @@ impl Reader<'_> {
         };
         // Known before submitting, so that the answer to a refused job (its reply is dropped) is not mistaken for one.
         let since = Instant::now();
-        if member.submit(sick, job).is_err() {
+        if member.submit_read(sick, job).is_err() {
             member.counters.late.add(1);
             return self.fault(index, ReadFault::Late);
         }

@@ -148,7 +148,7 @@ impl BackingSet {
                 let mut reply = Reply { index, sender: sender.clone(), sent: false };
                 let (target, given_up) = (member.clone(), given_up.clone());
                 // A refused job drops its reply, which then says so.
-                let _ = member.submit(false, move || {
+                let _ = member.submit_commit(move || {
                     // What nobody waits for any more is not begun: a commit has treated it as failed.
                     if !given_up.load(Ordering::Acquire) {
                         reply.send(call(&target));
@@ -230,3 +230,6 @@ fn sync(member: &Arc<Member>, segment: SegmentId) -> io::Result<()> {
     }
     result
 }
+
+#[cfg(test)]
+mod tests;

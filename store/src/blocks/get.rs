@@ -2,17 +2,17 @@
 //! wrong, and a careful way for a stripe that does not open.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::damage::DamageEvent;
-use super::{Blocks, Chunk, SegmentInfo};
-use crate::backing::{Hedge, ReadFault, ReadPlan, ShardRead};
+use super::{Blocks, Chunk};
+use crate::backing::{ReadFault, ReadPlan, ShardRead};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Ino, ShardIndex};
 use crate::meta::rows::BlockRow;
 use crate::seal::{BlockKind, Sealer};
 use crate::shard::{RecordHeader, quick_check};
+use crate::stripes::{GoodShard, SegmentInfo, StripePlace, Survey};
 
 /// Longest run of records read at once from one directory, bytes.
 const RUN_LEN_MAX: u64 = 512 << 10;
@@ -23,28 +23,6 @@ const SUBSETS_MAX: usize = 64;
 struct Wanted {
     key: BlockKey,
     row: BlockRow,
-}
-
-/// A shard that was verified in full.
-pub(super) struct GoodShard {
-    pub(super) index: ShardIndex,
-    pub(super) bytes: Vec<u8>,
-    pub(super) payload: Range<usize>,
-    pub(super) header: RecordHeader,
-}
-
-impl GoodShard {
-    fn payload(&self) -> &[u8] {
-        &self.bytes[self.payload.clone()]
-    }
-}
-
-/// What is left of a stripe.
-pub(super) struct Survey {
-    /// Shards that verified.
-    pub(super) good: Vec<GoodShard>,
-    /// Slots that are occupied but missing or wrong.
-    pub(super) bad: Vec<(usize, &'static str)>,
 }
 
 impl Blocks {
@@ -160,8 +138,7 @@ impl Blocks {
                     quick_check(&bytes[at..at + record_len], info.incarnation, offset, shard).is_some()
                 })
         };
-        let outcome =
-            self.set.read_shards(&wants, ReadPlan { need, first: need, hedge: self.hedge, accept: &accept });
+        let outcome = self.set.read_shards(&wants, ReadPlan { need, first: need, hedge: self.hedge, accept: &accept });
         if outcome.good.len() < need {
             return None;
         }
@@ -236,7 +213,8 @@ impl Blocks {
                 continue;
             }
             rebuilt.resize(shard_len, 0);
-            self.coder(info.geometry)
+            self.stripes
+                .coder(info.geometry)
                 .reconstruct(&payloads, &[ShardIndex(slot as u8)], &mut [&mut rebuilt[..]])
                 .ok()?;
             sealed.extend_from_slice(&rebuilt[from..to]);
@@ -260,10 +238,10 @@ impl Blocks {
 
     /// Read every shard of the stripe, keep those that verify, and try what they give until the block opens.
     fn read_carefully(&self, w: &Wanted, info: &SegmentInfo, ino: Option<Ino>) -> Result<Arc<Chunk>> {
-        let survey = self.survey(&w.row, info);
+        let survey = self.stripes.survey(place_of(&w.row), info);
         let k = info.geometry.data();
         let event = |what: String, recoverable| DamageEvent { ino, block: w.row.id, what, recoverable };
-        if let Some(chunk) = self.try_subsets(w, info, &survey.good) {
+        if let Some(chunk) = self.try_subsets(w, info, &survey) {
             Self::count(&self.figures.degraded_reads, 1);
             if !survey.bad.is_empty() {
                 let what = describe(&survey.bad, info, self);
@@ -281,124 +259,23 @@ impl Blocks {
         })
     }
 
-    fn try_subsets(&self, w: &Wanted, info: &SegmentInfo, good: &[GoodShard]) -> Option<Arc<Chunk>> {
+    fn try_subsets(&self, w: &Wanted, info: &SegmentInfo, survey: &Survey) -> Option<Arc<Chunk>> {
         let k = info.geometry.data();
-        // Only shards with one stripe tag combine; groups of the most common tag first.
-        let mut groups: HashMap<[u8; 32], Vec<&GoodShard>> = HashMap::new();
-        for shard in good {
-            groups.entry(shard.header.stripe_tag).or_default().push(shard);
-        }
-        let mut groups: Vec<Vec<&GoodShard>> = groups.into_values().filter(|group| group.len() >= k).collect();
-        groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
-        groups.iter().find_map(|group| {
+        survey.groups().iter().filter(|group| group.len() >= k).find_map(|group| {
             subsets(group.len(), k).take(SUBSETS_MAX).find_map(|subset| {
                 let chosen: Vec<&GoodShard> = subset.iter().map(|&i| group[i]).collect();
-                let sealed = self.join(&chosen, info, w)?;
+                let message = self.stripes.join(&chosen, info.geometry)?;
+                let start = w.row.message_offset as usize;
+                let sealed = message.get(start..start + w.row.sealed_len as usize)?.to_vec();
                 self.open_block(&w.key, sealed)
             })
         })
     }
+}
 
-    fn join(&self, chosen: &[&GoodShard], info: &SegmentInfo, w: &Wanted) -> Option<Vec<u8>> {
-        let k = info.geometry.data();
-        let shard_len = chosen.first()?.payload().len();
-        let payloads: Vec<(ShardIndex, &[u8])> = chosen.iter().map(|s| (s.index, s.payload())).collect();
-        if payloads.iter().any(|(_, payload)| payload.len() != shard_len) {
-            return None;
-        }
-        let mut message = vec![0; k * shard_len];
-        let mut missing = Vec::new();
-        for slot in 0..k {
-            let part = &mut message[slot * shard_len..(slot + 1) * shard_len];
-            match payloads.iter().find(|(index, _)| usize::from(index.0) == slot) {
-                Some((_, payload)) => part.copy_from_slice(payload),
-                None => missing.push(ShardIndex(slot as u8)),
-            }
-        }
-        if !missing.is_empty() {
-            let mut parts: Vec<&mut [u8]> = message
-                .chunks_exact_mut(shard_len)
-                .enumerate()
-                .filter(|(slot, _)| missing.contains(&ShardIndex(*slot as u8)))
-                .map(|(_, part)| part)
-                .collect();
-            self.coder(info.geometry).reconstruct(&payloads, &missing, &mut parts).ok()?;
-        }
-        let start = w.row.message_offset as usize;
-        message.get(start..start + w.row.sealed_len as usize).map(<[u8]>::to_vec)
-    }
-
-    /// Read and verify every shard of the stripe of `row`.
-    pub(super) fn survey(&self, row: &BlockRow, info: &SegmentInfo) -> Survey {
-        let mut survey = Survey { good: Vec::new(), bad: Vec::new() };
-        let mut slots = Vec::new();
-        let mut wants = Vec::new();
-        for (slot, member) in info.slots.iter().enumerate() {
-            let Some(member) = member else { continue };
-            if !self.set.get(member).is_some_and(|m| m.can_read()) {
-                survey.bad.push((slot, "directory missing"));
-                continue;
-            }
-            slots.push(slot);
-            wants.push(ShardRead {
-                member: *member,
-                segment: row.segment,
-                offset: row.offset,
-                len: row.record_len as usize,
-            });
-        }
-        let accept = |_: usize, bytes: &[u8]| bytes.len() == row.record_len as usize;
-        let plan = ReadPlan { need: wants.len(), first: wants.len(), hedge: Hedge::Adaptive, accept: &accept };
-        let outcome = self.set.read_shards(&wants, plan);
-        for (want, _) in &outcome.bad {
-            survey.bad.push((slots[*want], "unreadable"));
-        }
-        for (want, bytes) in outcome.good {
-            let slot = slots[want];
-            match self.verify_record(&bytes, row, info, slot) {
-                Ok((header, payload)) => {
-                    survey.good.push(GoodShard { index: ShardIndex(slot as u8), bytes, payload, header });
-                }
-                Err(what) => {
-                    if let Some(member) = info.slots[slot].and_then(|id| self.set.get(&id)) {
-                        member.count_rejected();
-                    }
-                    survey.bad.push((slot, what));
-                }
-            }
-        }
-        survey.bad.sort_unstable();
-        survey
-    }
-
-    fn verify_record(
-        &self,
-        bytes: &[u8],
-        row: &BlockRow,
-        info: &SegmentInfo,
-        slot: usize,
-    ) -> Result<(RecordHeader, Range<usize>), &'static str> {
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Err("punched or lost");
-        }
-        let index = ShardIndex(slot as u8);
-        let payload = quick_check(bytes, info.incarnation, row.offset, index).ok_or("not the shard that belongs here")?;
-        let header = RecordHeader::decode(bytes)
-            .and_then(|header| header.verify(&self.header_mac))
-            .map_err(|_| "damaged header")?;
-        let identical = header.segment == row.segment
-            && header.incarnation == info.incarnation
-            && header.offset == row.offset
-            && header.shard == index
-            && header.geometry == info.geometry;
-        if !identical {
-            return Err("not the shard that belongs here");
-        }
-        if *blake3::hash(&bytes[payload.clone()]).as_bytes() != header.payload_checksum {
-            return Err("damaged payload");
-        }
-        Ok((header, payload))
-    }
+/// Where the stripe of a block lies.
+pub(crate) fn place_of(row: &BlockRow) -> StripePlace {
+    StripePlace { segment: row.segment, offset: row.offset, record_len: row.record_len }
 }
 
 fn unknown_block(id: BlockId) -> Error {

@@ -1,16 +1,15 @@
 //! Healing: the missing and wrong shards of a stripe are rebuilt from the good ones and written back where they
 //! belong. "Healed" is said only after the shards were read and counted again.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 use std::time::Duration;
 
-use super::get::{GoodShard, Survey};
-use super::{Blocks, SegmentInfo};
+use super::Blocks;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::meta::rows::BlockRow;
 use crate::shard::{RECORD_ALIGN, RecordHeader, SegmentHeader};
+use crate::stripes::{GoodShard, SegmentInfo, StripePlace};
 
 /// How long syncing a healed file may take.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
@@ -38,23 +37,23 @@ pub struct Identity {
 }
 
 impl Blocks {
-    /// Look at every shard of the stripe that `row` lies in, and, if `repair` says who is writing, write the bad ones
+    /// Look at every shard of a stripe, and, if `repair` says who is writing, write the bad ones
     /// anew. The files written are added to `unsynced`; call [`Self::sync_healed`] before telling anyone.
     pub fn heal_stripe(
         &self,
-        row: &BlockRow,
+        place: StripePlace,
         repair: Option<Identity>,
         unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
     ) -> Result<StripeHealth> {
-        let info = self.segment_info(row.segment)?;
-        let survey = self.survey(row, &info);
+        let info = self.segment_info(place.segment)?;
+        let survey = self.stripes.survey(place, &info);
         let mut health = StripeHealth {
             shards: survey.good.len() + survey.bad.len(),
             bad: survey.bad.len(),
             ..StripeHealth::default()
         };
         let k = info.geometry.data();
-        let group = largest_group(&survey);
+        let group = survey.largest_group();
         // Well-formed shards of another stripe tag are old or foreign: as bad as missing.
         let strays: Vec<usize> = survey
             .good
@@ -70,7 +69,7 @@ impl Blocks {
         let Some(identity) = repair else { return Ok(health) };
         let targets: Vec<usize> = survey.bad.iter().map(|(slot, _)| *slot).chain(strays).collect();
         for slot in targets {
-            if self.rewrite(row, &info, &group, slot, identity, unsynced)? {
+            if self.rewrite(place, &info, &group, slot, identity, unsynced)? {
                 health.repaired += 1;
             }
         }
@@ -95,7 +94,7 @@ impl Blocks {
     /// False if the slot's directory cannot take the shard now.
     fn rewrite(
         &self,
-        row: &BlockRow,
+        place: StripePlace,
         info: &SegmentInfo,
         group: &[&GoodShard],
         slot: usize,
@@ -106,18 +105,15 @@ impl Blocks {
         if !member.can_write() {
             return Ok(false);
         }
-        let payloads: Vec<(ShardIndex, &[u8])> =
-            group.iter().map(|shard| (shard.index, &shard.bytes[shard.payload.clone()])).collect();
+        let payloads: Vec<(ShardIndex, &[u8])> = group.iter().map(|shard| (shard.index, shard.payload())).collect();
         let model = &group[0].header;
         let mut shard = vec![0; model.shard_len as usize];
-        self.coder(info.geometry)
+        self.stripes
+            .coder(info.geometry)
             .reconstruct(&payloads, &[ShardIndex(slot as u8)], &mut [&mut shard[..]])
-            .map_err(|_| Error::BlockLost {
-                block: row.id,
-                segment: row.segment,
-                offset: row.offset,
-                good: group.len(),
-                needed: info.geometry.data(),
+            .map_err(|_| {
+                let object = format!("stripe at {} of segment {}", place.offset, place.segment);
+                Error::format(object, format!("{} shards do not give the others back", group.len()))
             })?;
         let header = RecordHeader {
             shard: ShardIndex(slot as u8),
@@ -126,18 +122,18 @@ impl Blocks {
         }
         .encode(&self.header_mac);
         let padding = [0u8; RECORD_ALIGN as usize];
-        let pad = row.record_len as usize - header.len() - shard.len();
+        let pad = place.record_len as usize - header.len() - shard.len();
         let parts = [IoSlice::new(&header), IoSlice::new(&shard), IoSlice::new(&padding[..pad])];
         let wrote = self
-            .ensure_file(row.segment, info, slot, identity)
-            .and_then(|()| member.write_segment(row.segment, row.offset, &parts));
+            .ensure_file(place.segment, info, slot, identity)
+            .and_then(|()| member.write_segment(place.segment, place.offset, &parts));
         match wrote {
             Ok(()) => {
-                unsynced.insert((member.id, row.segment));
+                unsynced.insert((member.id, place.segment));
                 Ok(true)
             }
             Err(error) => {
-                self.set.report_write_error(&member.id, &format!("heal segment {}", row.segment), &error);
+                self.set.report_write_error(&member.id, &format!("heal segment {}", place.segment), &error);
                 Ok(false)
             }
         }
@@ -177,12 +173,4 @@ impl Blocks {
         }
         member.write_segment(segment, 0, &[IoSlice::new(&header)])
     }
-}
-
-fn largest_group(survey: &Survey) -> Vec<&GoodShard> {
-    let mut groups: HashMap<[u8; 32], Vec<&GoodShard>> = HashMap::new();
-    for shard in &survey.good {
-        groups.entry(shard.header.stripe_tag).or_default().push(shard);
-    }
-    groups.into_values().max_by_key(Vec::len).unwrap_or_default()
 }

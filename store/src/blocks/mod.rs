@@ -8,6 +8,7 @@ mod cache;
 mod damage;
 mod get;
 mod heal;
+mod log;
 mod pack;
 mod put;
 
@@ -19,19 +20,20 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use cache::{Cache, CacheFigures};
 pub use damage::{Damage, DamageEvent, DamageFigures};
+pub(crate) use get::place_of;
 pub use heal::{Identity, StripeHealth};
 pub(crate) use put::close_segment;
 pub use put::{Put, Stored};
 
 use crate::backing::{BackingSet, Hedge};
-use crate::erasure::Coder;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
-use crate::ids::{BlockId, Incarnation, MemberId, SegmentId, VolumeId};
+use crate::ids::{BlockId, SegmentId, VolumeId};
 use crate::meta::Meta;
 use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
 use crate::segment::Segments;
+use crate::stripes::{SegmentInfo, Stripes};
 
 /// One chunk's plaintext, read or about to be.
 #[derive(Debug)]
@@ -62,19 +64,6 @@ impl std::ops::Deref for Chunk {
     }
 }
 
-/// What a reader must know of a segment.
-#[derive(Clone, Debug)]
-pub struct SegmentInfo {
-    /// Its life.
-    pub incarnation: Incarnation,
-    /// Its shards.
-    pub geometry: Geometry,
-    /// The member of each slot; `None`: vacant.
-    pub slots: Vec<Option<MemberId>>,
-    /// Length each file may reach, bytes.
-    pub capacity: u64,
-}
-
 /// Counters since the volume was opened.
 #[derive(Debug, Default)]
 pub struct BlockFigures {
@@ -97,8 +86,10 @@ pub struct Blocks {
     codec: Codec,
     hedge: Hedge,
     geometry: Geometry,
-    coders: Mutex<HashMap<(usize, usize), Arc<Coder>>>,
+    stripes: Stripes,
     infos: RwLock<HashMap<SegmentId, Arc<SegmentInfo>>>,
+    /// Rows of segments opened by what is no operation of the metadata: commit records and images.
+    unrecorded: Mutex<Vec<SegmentRow>>,
     claimed: Mutex<HashSet<BlockId>>,
     unclaimed: Condvar,
     cache: Cache,
@@ -136,6 +127,7 @@ pub struct BlocksConfig {
 impl Blocks {
     /// Over open segments and the metadata database.
     pub fn new(segments: Segments, sealer: Arc<Sealer>, meta: Arc<Meta>, config: BlocksConfig) -> Self {
+        let stripes = Stripes::new(segments.set().clone(), config.volume, config.header_mac);
         Self {
             set: segments.set().clone(),
             segments,
@@ -146,8 +138,9 @@ impl Blocks {
             codec: config.codec,
             hedge: config.hedge,
             geometry: config.geometry,
-            coders: Mutex::default(),
+            stripes,
             infos: RwLock::default(),
+            unrecorded: Mutex::default(),
             claimed: Mutex::default(),
             unclaimed: Condvar::new(),
             cache: Cache::new(config.cache_bytes),
@@ -172,17 +165,14 @@ impl Blocks {
         &self.damage
     }
 
+    /// Whole stripes.
+    pub fn stripes(&self) -> &Stripes {
+        &self.stripes
+    }
+
     /// Counters.
     pub fn figures(&self) -> &BlockFigures {
         &self.figures
-    }
-
-    fn coder(&self, geometry: Geometry) -> Arc<Coder> {
-        let mut coders = self.coders.lock();
-        coders
-            .entry((geometry.data(), geometry.parity()))
-            .or_insert_with(|| Arc::new(Coder::new(geometry)))
-            .clone()
     }
 
     /// What a reader must know of `segment`; its row is read once.

@@ -4,14 +4,17 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 
 use super::pack::{self, Plan};
-use super::{Blocks, Chunk, SegmentInfo};
+use super::{Blocks, Chunk};
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
+use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, MemberId, SegmentId, ShardIndex};
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
 use crate::segment::Extent;
-use crate::shard::{BlockEntry, RECORD_ALIGN, RecordHeader, RecordKind, record_len};
+use crate::shard::{
+    BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
+};
+use crate::stripes::SegmentInfo;
 
 /// A chunk to store.
 #[derive(Clone, Copy, Debug)]
@@ -69,11 +72,7 @@ impl Blocks {
     /// Store `puts` and, in the same operation of the metadata, whatever `rows` does with their keys.
     ///
     /// Appended, not synced, when it returns. Errors: [`Error::NoSpace`], [`Error::TooFewMembers`], database errors.
-    pub fn put<R>(
-        &self,
-        puts: &[Put<'_>],
-        rows: impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>,
-    ) -> Result<R> {
+    pub fn put<R>(&self, puts: &[Put<'_>], rows: impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>) -> Result<R> {
         let candidates: Vec<Candidate> = puts
             .iter()
             .map(|put| {
@@ -83,16 +82,17 @@ impl Blocks {
             })
             .collect();
         let claims = self.claim(candidates.iter().map(|c| c.id));
-        let known = self.meta.with(|txn| {
-            claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>()
-        })?;
+        let known = self
+            .meta
+            .with(|txn| claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>())?;
 
         // The first of equal chunks in this call is stored, the others find it.
         let mut fresh_ids: HashMap<BlockId, usize> = HashMap::new();
         let mut fresh = Vec::new();
         let mut stored = Vec::with_capacity(puts.len());
         for (index, candidate) in candidates.iter().enumerate() {
-            let usable = known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state != BlockState::Condemned);
+            let usable =
+                known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state != BlockState::Condemned);
             let duplicate = usable || fresh_ids.contains_key(&candidate.id);
             if !duplicate {
                 fresh_ids.insert(candidate.id, index);
@@ -109,9 +109,7 @@ impl Blocks {
             if let Some(segment) = &new_segment {
                 txn.put_segment(segment)?;
             }
-            for (id, tail) in self.segments.take_closed() {
-                close_segment(txn, id, tail)?;
-            }
+            self.settle_segments(txn)?;
             for row in &new_blocks {
                 txn.put_block(row)?;
             }
@@ -119,6 +117,17 @@ impl Blocks {
         });
         drop(claims);
         outcome
+    }
+
+    /// Put the rows of segments that were opened or closed outside any operation.
+    pub fn settle_segments(&self, txn: &mut Txn<'_>) -> Result<()> {
+        for row in std::mem::take(&mut *self.unrecorded.lock()) {
+            txn.put_segment(&row)?;
+        }
+        for (id, tail) in self.segments.take_closed() {
+            close_segment(txn, id, tail)?;
+        }
+        Ok(())
     }
 
     fn claim(&self, ids: impl Iterator<Item = BlockId>) -> Claims<'_> {
@@ -186,51 +195,73 @@ impl Blocks {
                 Some(start)
             })
             .collect();
-        let coder = self.coder(self.geometry);
         plans
             .iter()
             .map(|plan| {
-                let (k, total) = (self.geometry.data(), self.geometry.total());
-                let mut shards = self.arena();
-                let mut tags = blake3::Hasher::new();
-                let mut entries = Vec::with_capacity(plan.blocks.len());
-                for &(index, at) in &plan.blocks {
-                    let bytes = &sealed[starts[index]..starts[index] + lens[index]];
-                    shards.resize(at, 0);
-                    shards.extend_from_slice(bytes);
-                    tags.update(&bytes[bytes.len() - 16..]);
-                    entries.push(BlockEntry {
-                        id: candidates[blocks[index].put].id,
-                        offset: at as u32,
-                        len: lens[index] as u32,
-                    });
-                }
-                shards.resize(total * plan.shard_len, 0);
-                let (data, parity) = shards.split_at_mut(k * plan.shard_len);
-                let data: Vec<&[u8]> = data.chunks_exact(plan.shard_len).collect();
-                let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(plan.shard_len).collect();
-                coder.encode(&data, &mut parity);
-                let checksums =
-                    shards.chunks_exact(plan.shard_len).map(|shard| *blake3::hash(shard).as_bytes()).collect();
-                let header_len = RecordHeader::header_len(entries.len(), RecordKind::Stripe);
-                Stripe {
-                    shards,
-                    shard_len: plan.shard_len,
-                    message_len: plan.message_len,
-                    tag: *tags.finalize().as_bytes(),
-                    checksums,
-                    entries,
-                    indices: plan.blocks.iter().map(|&(index, _)| index).collect(),
-                    record_len: record_len(header_len, plan.shard_len),
-                    at: 0,
-                }
+                let pieces: Vec<(BlockId, usize, &[u8])> = plan
+                    .blocks
+                    .iter()
+                    .map(|&(index, at)| {
+                        let bytes = &sealed[starts[index]..starts[index] + lens[index]];
+                        (candidates[blocks[index].put].id, at, bytes)
+                    })
+                    .collect();
+                let indices = plan.blocks.iter().map(|&(index, _)| index).collect();
+                self.make_stripe(RecordKind::Stripe, &pieces, plan.shard_len, indices)
             })
             .collect()
     }
 
+    /// Code sealed messages, each at its offset, into the shards of one stripe.
+    pub(super) fn make_stripe(
+        &self,
+        kind: RecordKind,
+        pieces: &[(BlockId, usize, &[u8])],
+        shard_len: usize,
+        indices: Vec<usize>,
+    ) -> Stripe {
+        let (k, total) = (self.geometry.data(), self.geometry.total());
+        let mut shards = self.arena();
+        let mut entries = Vec::with_capacity(pieces.len());
+        for &(id, at, bytes) in pieces {
+            shards.resize(at, 0);
+            shards.extend_from_slice(bytes);
+            entries.push(BlockEntry { id, offset: at as u32, len: bytes.len() as u32 });
+        }
+        let message_len = shards.len();
+        shards.resize(total * shard_len, 0);
+        let (data, parity) = shards.split_at_mut(k * shard_len);
+        let data: Vec<&[u8]> = data.chunks_exact(shard_len).collect();
+        let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(shard_len).collect();
+        self.stripes.coder(self.geometry).encode(&data, &mut parity);
+        let checksums = shards.chunks_exact(shard_len).map(payload_checksum).collect();
+        // A commit record is no block: its header names none.
+        if kind.is_commit() {
+            entries.clear();
+        }
+        let header_len = RecordHeader::header_len(entries.len(), kind);
+        Stripe {
+            kind,
+            commit: None,
+            shards,
+            shard_len,
+            message_len,
+            tag: stripe_tag(pieces.iter().map(|&(_, _, bytes)| bytes)),
+            checksums,
+            entries,
+            indices,
+            record_len: record_len(header_len, shard_len),
+            at: 0,
+        }
+    }
+
     /// Write stripes side by side at one offset. A directory that fails is taken out and the whole run written again
     /// elsewhere (offsets are never reused).
-    fn write_stripes(&self, stripes: &mut [Stripe], generation: Generation) -> Result<(Extent, Option<SegmentRow>)> {
+    pub(super) fn write_stripes(
+        &self,
+        stripes: &mut [Stripe],
+        generation: Generation,
+    ) -> Result<(Extent, Option<SegmentRow>)> {
         let total: u64 = stripes.iter().map(|stripe| stripe.record_len).sum();
         let mut at = 0;
         for stripe in stripes.iter_mut() {
@@ -285,9 +316,15 @@ impl Blocks {
         self.segments.write(extent, slot, &parts)
     }
 
+    /// Slots that are synced before a generation in this segment is answered: those of members that are not lost.
+    fn ack_set(&self, extent: &Extent) -> u64 {
+        let healthy = |id: &MemberId| self.set.get(id).is_some_and(|member| member.can_write());
+        mask(extent, |member| member.as_ref().is_some_and(healthy))
+    }
+
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
         RecordHeader {
-            kind: RecordKind::Stripe,
+            kind: stripe.kind,
             volume: self.volume,
             segment: extent.segment.id,
             incarnation: extent.segment.incarnation,
@@ -299,7 +336,11 @@ impl Blocks {
             stripe_tag: stripe.tag,
             payload_checksum: stripe.checksums[slot],
             blocks: stripe.entries.clone(),
-            commit: None,
+            commit: stripe.commit.map(|commit| CommitHeader {
+                ack_set: self.ack_set(extent),
+                copies: occupied(extent),
+                ..commit
+            }),
         }
     }
 
@@ -311,9 +352,12 @@ impl Blocks {
 
 static ZEROES: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
 
-struct Stripe {
+/// A stripe about to be written.
+pub(super) struct Stripe {
+    kind: RecordKind,
+    pub(super) commit: Option<CommitHeader>,
     /// k data shards, then m parity shards.
-    shards: Vec<u8>,
+    pub(super) shards: Vec<u8>,
     shard_len: usize,
     message_len: usize,
     tag: [u8; 32],
@@ -323,7 +367,7 @@ struct Stripe {
     indices: Vec<usize>,
     record_len: u64,
     /// Offset in the run.
-    at: u64,
+    pub(super) at: u64,
 }
 
 /// Note in its row that a segment takes no more records.
@@ -333,6 +377,16 @@ pub(crate) fn close_segment(txn: &mut Txn<'_>, id: SegmentId, tail: u64) -> Resu
         // Abandoned before anything in it was named.
         None => Ok(()),
     }
+}
+
+fn mask(extent: &Extent, wanted: impl Fn(&Option<MemberId>) -> bool) -> u64 {
+    let slots = extent.segment.slots.iter().enumerate();
+    slots.filter(|(_, member)| wanted(member)).fold(0, |mask, (slot, _)| mask | 1 << slot)
+}
+
+/// Slots that hold a shard of every stripe in the segment.
+fn occupied(extent: &Extent) -> u64 {
+    mask(extent, Option::is_some)
 }
 
 fn segment_row(extent: &Extent, generation: Generation) -> SegmentRow {

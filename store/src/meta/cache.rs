@@ -11,7 +11,7 @@ use super::rows::{FileKind, InodeRow};
 use crate::ids::{Ino, Version};
 
 /// Rows kept, clean and changed. About 250 bytes each.
-const ROWS_MAX: usize = 32 * 1024;
+const ROWS_MAX: usize = 64 * 1024;
 /// Changed rows written early when there are more than this.
 const DIRTY_MAX: usize = 8 * 1024;
 

@@ -22,6 +22,7 @@ const LIST: &str = "SELECT hash, name, ino, kind FROM dentries WHERE parent = ?1
 
 /// Keyed hash of names: the order of listings tells nothing of names to who sees only hashes, and no one without the
 /// key can make names that collide.
+#[derive(Clone)]
 pub(super) struct NameHash {
     key: [u8; 32],
     /// All ones, except in tests that want collisions.

@@ -13,8 +13,8 @@ use super::txn::{Txn, block_of};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino};
 
-/// Extents deleted in the foreground; more are cut off and retired behind.
-const CUT_AT_ONCE: usize = 256;
+/// Default of [`super::txn::Core::cut_at_once`]: deleting as many takes about half a millisecond.
+pub(super) const CUT_AT_ONCE: usize = 256;
 /// Above every sequence number.
 const ANY_SEQUENCE: u64 = i64::MAX as u64;
 
@@ -370,11 +370,11 @@ impl Txn<'_> {
         }
         let core = &mut *self.core;
         let at = core.generation();
-        let rows = range(&core.conn, data, (from, to), ANY_SEQUENCE, CUT_AT_ONCE + 1).at(&core.path)?;
+        let rows = range(&core.conn, data, (from, to), ANY_SEQUENCE, core.cut_at_once + 1).at(&core.path)?;
         if rows.is_empty() {
             return Ok(());
         }
-        if rows.len() > CUT_AT_ONCE || core.cuts.pending(data) {
+        if rows.len() > core.cut_at_once || core.cuts.pending(data) {
             core.counters.cuts += 1;
             let sequence = core.counters.cuts;
             core.apply(RowChange::PutCut(CutRow { data, sequence, from, to, ino, since: at }))?;

@@ -113,9 +113,13 @@ impl Txn<'_> {
     /// Keep former rows from now on, or no longer. Those kept so far stay until they are forgotten.
     ///
     /// # Errors
-    /// [`Error::Database`].
+    /// [`Error::Refused`] if changes of the open generation are recorded already: commit first. Replay knows one
+    /// setting a generation.
     pub fn set_history(&mut self, on: bool) -> Result<()> {
         if self.core.history != on {
+            if !self.core.changes.is_empty() {
+                return Err(Error::Refused("history can only be switched at the start of a generation".to_owned()));
+            }
             self.put_shelf(Shelf::Settings, HISTORY_KEY, &[u8::from(on)])?;
         }
         Ok(())

@@ -300,6 +300,26 @@ impl Txn<'_> {
         })
     }
 
+    /// Chunk length of an empty file, or of what will be made in a directory, as its log2.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] unless it is in [`CHUNK_BITS`] and the inode a directory or a file without content.
+    pub fn set_chunk_bits(&mut self, ino: Ino, chunk_bits: u8) -> Result<Attr> {
+        let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
+        let empty = row.size == 0 && row.allocated == 0 && row.inline.is_none();
+        if !CHUNK_BITS.contains(&chunk_bits) {
+            return Err(Error::InvalidArgument("chunks are 4 KiB to 1 MiB long"));
+        }
+        if !(row.kind == FileKind::Directory || row.kind == FileKind::File && empty) {
+            return Err(Error::InvalidArgument("the chunk length of a file is fixed once it has content"));
+        }
+        let now = self.now_ns();
+        self.step(ino, |row| {
+            row.chunk_bits = chunk_bits;
+            row.ctime_ns = now;
+        })
+    }
+
     /// Note an access time. No change: it has no version, and is written with the next generation that something else
     /// makes, or by [`super::Meta::flush_atimes`].
     pub fn touch_atime(&mut self, ino: Ino, atime_ns: i64) {

@@ -105,6 +105,12 @@ pub struct Meta {
     restart_wal: AtomicBool,
 }
 
+impl std::fmt::Debug for Meta {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meta").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Meta {
     /// Make the database of a new volume in a state directory, with its root directory in the open generation.
     ///
@@ -162,19 +168,23 @@ impl Meta {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(refused("does not exist")),
             Err(source) => return Err(Error::io(format!("metadata database {}", path.display()), source)),
         }
-        let conn = schema::connect(&path, key, Role::Write).at(&path)?;
-        match schema::identity(&conn) {
+        let conn = schema::connect(&path, key, Role::Write);
+        let identified = conn.and_then(|conn| schema::identity(&conn).map(|found| (conn, found)));
+        let conn = match identified {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                return Err(refused("cannot be opened with this volume's key, or is damaged"));
+                return Err(Error::format(
+                    format!("metadata database {}", path.display()),
+                    "it is damaged, or was made with another key",
+                ));
             }
             Err(source) => return Err(Error::Database { path, source }),
-            Ok((false, _)) => return Err(refused("is not a metadata database of brine")),
-            Ok((true, schema::SCHEMA_VERSION)) => {}
-            Ok((true, version)) => {
+            Ok((_, (false, _))) => return Err(refused("is not a metadata database of brine")),
+            Ok((conn, (true, schema::SCHEMA_VERSION))) => conn,
+            Ok((_, (true, version))) => {
                 let known = schema::SCHEMA_VERSION;
                 return Err(refused(&format!("has schema version {version}, this program knows {known}")));
             }
-        }
+        };
         if outbox::get_local(&conn, "volume").at(&path)?.as_deref() != Some(&setup.volume.0) {
             return Err(refused("belongs to another volume"));
         }
@@ -279,6 +289,12 @@ impl Meta {
     /// True if a commit would close a generation.
     pub fn has_changes(&self) -> bool {
         self.core.lock().has_changes()
+    }
+
+    /// Row changes recorded so far for the open generation: when there are many it is better closed early. Inodes
+    /// that changed and are not in their table yet do not count.
+    pub fn open_changes(&self) -> usize {
+        self.core.lock().changes.len()
     }
 
     /// Close the open generation and open the next.
@@ -395,7 +411,7 @@ impl Meta {
         let mut core = self.core.lock();
         core.usable()?;
         let end = if core.has_changes() { "ROLLBACK" } else { "COMMIT" };
-        core.poison("closed");
+        core.poisoned = Some("the metadata database is closed".to_owned());
         core.conn.execute_batch(end).at(&self.path)?;
         core.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).at(&self.path)
     }

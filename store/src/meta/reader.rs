@@ -24,6 +24,7 @@ pub struct Reader {
     pub(super) conn: Connection,
     pub(super) path: PathBuf,
     pub(super) block_id: super::BlockIdOf,
+    names: dentry::NameHash,
     generation: Generation,
 }
 
@@ -53,6 +54,7 @@ impl Meta {
             conn,
             path: self.path.clone(),
             block_id: self.block_id,
+            names: self.core.lock().names.clone(),
             generation: Generation(generation.unwrap_or(0)),
         })
     }
@@ -86,10 +88,10 @@ impl Reader {
     /// [`Error::Database`].
     pub fn find(&self, path: &[u8]) -> Result<Option<InodeRow>> {
         let mut ino = ROOT_INO;
-        let sql = "SELECT ino FROM dentries WHERE parent = ?1 AND hash > 0 AND name = ?2";
+        let sql = "SELECT ino FROM dentries WHERE parent = ?1 AND hash = ?2 AND name = ?3";
         for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".") {
             let mut statement = self.conn.prepare_cached(sql).at(&self.path)?;
-            let mut rows = statement.query(params![int(ino.0), name]).at(&self.path)?;
+            let mut rows = statement.query(params![int(ino.0), int(self.names.hash(name)), name]).at(&self.path)?;
             let Some(row) = rows.next().at(&self.path)? else { return Ok(None) };
             ino = Ino(number(row, 0).at(&self.path)?);
         }

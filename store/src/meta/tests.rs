@@ -49,6 +49,13 @@ pub(super) fn fresh(name: &str) -> (Scratch, Meta) {
     (dir, meta)
 }
 
+mod codec;
+mod failure;
+mod model;
+mod posix;
+mod random;
+mod speed;
+
 pub(super) fn file(perm: u16) -> NewNode<'static> {
     NewNode { kind: FileKind::File, perm, uid: 1, gid: 2, rdev: 0, target: None }
 }

@@ -57,6 +57,8 @@ pub(super) struct Core {
     pub recording: bool,
     /// Most names an inode may have.
     pub nlink_max: u32,
+    /// Extents deleted in the foreground; more are cut off and retired behind.
+    pub cut_at_once: usize,
     operation: Option<Operation>,
 }
 
@@ -107,6 +109,7 @@ impl Core {
             local_dirty: false,
             recording: true,
             nlink_max: 1 << 31,
+            cut_at_once: extent::CUT_AT_ONCE,
             operation: None,
         }
     }
@@ -164,7 +167,8 @@ impl Core {
             self.poison(&error);
             return Err(error).at(&self.path);
         }
-        Ok(())
+        self.check_transaction();
+        self.usable()
     }
 
     fn undo_operation(&mut self) {
@@ -192,6 +196,9 @@ impl Core {
 
     /// To be called before anything is written to a table.
     pub fn before_write(&mut self) -> Result<()> {
+        // Without a transaction a savepoint would start one, and its release commit half a generation.
+        self.check_transaction();
+        self.usable()?;
         if let Some(operation) = &mut self.operation
             && !operation.savepoint
         {
@@ -310,11 +317,19 @@ impl<'m> Txn<'m> {
         self.core.counters.next_segment = self.core.counters.next_segment.max(id.0 + 1);
     }
 
-    /// Change rows of any non-local table and record the change. The operations in the other files are the callers;
-    /// outside this module it serves rows this module has no operation for. Inode rows must not be put this way.
+    /// Change a row that this module has no operation for (patches, range links, generations) and record the change.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for rows that have operations, which keep counts and caches.
     pub fn apply(&mut self, change: RowChange) -> Result<()> {
-        debug_assert!(!matches!(change, RowChange::PutInode(_)), "inode rows go through the cache");
-        self.core.apply(change).map(|_| ())
+        match change {
+            RowChange::PutPatch(_)
+            | RowChange::DelPatch { .. }
+            | RowChange::PutLink(_)
+            | RowChange::DelLink { .. }
+            | RowChange::DelGeneration(_) => self.core.apply(change).map(|_| ()),
+            _ => Err(Error::InvalidArgument("rows of this table change by operations only")),
+        }
     }
 }
 

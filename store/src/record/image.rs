@@ -1,4 +1,4 @@
-//! The index blocks of a checkpoint image. FORMAT.md section 8.
+//! The index blocks of a checkpoint image. FORMAT.md section 8.3.
 
 use super::{ChainHash, RecordError};
 use crate::ids::{BlockKey, Generation, SegmentId, VolumeId};
@@ -11,8 +11,8 @@ const FORMAT: u16 = 1;
 const HEAD_LEN: usize = 104;
 const ENTRY_LEN: usize = 56;
 
-/// Deepest index: with 18,722 entries a block two levels name 350 million chunks.
-const LEVEL_MAX: u8 = 2;
+/// Deepest index: with 18,722 entries a block, a root of this level names 350 million chunks.
+const LEVEL_MAX: u8 = 1;
 
 /// Most entries of one index block: it is a chunk as any other.
 pub const IMAGE_ENTRIES_MAX: usize = (CHUNK_LEN_MAX - HEAD_LEN) / ENTRY_LEN;
@@ -37,7 +37,7 @@ pub struct ImageIndex {
     pub generation: Generation,
     /// Chain hash of that generation.
     pub chain: ChainHash,
-    /// BLAKE3 of all chunks' plaintexts, one after another.
+    /// Digest of the rows (FORMAT.md section 8.4); the next record carries the same.
     pub rows_digest: [u8; 32],
     /// The blocks, in order.
     pub entries: Vec<ImageEntry>,

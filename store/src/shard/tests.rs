@@ -3,6 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::geometry::Geometry;
 use crate::ids::{BlockId, Generation, Incarnation, MemberId, ShardIndex, Term, VolumeId};
+use crate::seal::{Codec, Sealer, TAG_LEN, padme};
 
 const KEY: [u8; 32] = [0x55; 32];
 
@@ -90,6 +91,35 @@ fn header_lengths() {
     assert_eq!(record_len(256, 1), 512);
     assert_eq!(record_len(256, 256), 512);
     assert_eq!(record_len(256, 257), 1024);
+}
+
+/// The table of FORMAT.md section 10: chunk lengths in one stripe, shard length, record length in each of six files.
+#[test]
+fn worked_sizes() {
+    let cases: [(&[usize], usize, u64); 5] = [
+        (&[1], 64, 512),
+        (&[4096], 1088, 1536),
+        (&[4096; 31], 33_984, 35_328),
+        (&[128 << 10], 32_832, 33_280),
+        (&[37_857], 9_792, 10_240),
+    ];
+    for (chunks, shard_len, expected) in cases {
+        let sealed: usize = chunks.iter().map(|&len| Sealer::sealed_len(Codec::None, len)).sum();
+        assert!(sealed <= 4 * shard_len && shard_len % 64 == 0);
+        let header_len = RecordHeader::header_len(chunks.len(), RecordKind::Stripe);
+        assert_eq!(record_len(header_len, shard_len), expected, "{} chunks of {}", chunks.len(), chunks[0]);
+    }
+    let sealed: Vec<usize> = [1, 4096, 128 << 10, 37_857].map(|len| Sealer::sealed_len(Codec::None, len)).into();
+    assert_eq!(sealed, [25, 4120, 131_096, 38_936]);
+
+    // Commit records: bytes of changes, message, a whole copy, one of four data shards.
+    for (changes, message_len, copy, shard) in [(413, 560, 1024, 512), (414, 560, 1024, 512), (4395, 4624, 5120, 1536)]
+    {
+        assert_eq!(padme(128 + changes) + TAG_LEN, message_len);
+        let header_len = RecordHeader::header_len(0, RecordKind::CommitCopy);
+        assert_eq!(record_len(header_len, message_len), copy);
+        assert_eq!(record_len(header_len, message_len.div_ceil(4).next_multiple_of(64)), shard);
+    }
 }
 
 #[test]

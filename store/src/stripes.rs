@@ -1,0 +1,292 @@
+//! Whole stripes, looked at with care: every shard read and verified, the message joined from those that are good.
+//! Also what a segment's own files say of it, without a database.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::backing::{BackingSet, Hedge, ReadPlan, ShardRead};
+use crate::erasure::Coder;
+use crate::geometry::Geometry;
+use crate::ids::{Incarnation, MemberId, SegmentId, ShardIndex, VolumeId};
+use crate::shard::{
+    HEADER_LEN_MAX, RECORD_ALIGN, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, UnverifiedHeader, quick_check,
+};
+
+/// What a reader must know of a segment.
+#[derive(Clone, Debug)]
+pub struct SegmentInfo {
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Its shards.
+    pub geometry: Geometry,
+    /// The member of each slot; `None`: vacant.
+    pub slots: Vec<Option<MemberId>>,
+    /// Length each file may reach, bytes.
+    pub capacity: u64,
+}
+
+/// Where a stripe lies: one record at `offset` in each file of the segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StripePlace {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Offset of the records, bytes.
+    pub offset: u64,
+    /// Length of a record, bytes.
+    pub record_len: u32,
+}
+
+/// A shard that was verified in full.
+#[derive(Debug)]
+pub struct GoodShard {
+    /// Its index.
+    pub index: ShardIndex,
+    /// What its header says.
+    pub header: RecordHeader,
+    bytes: Vec<u8>,
+    payload: Range<usize>,
+}
+
+impl GoodShard {
+    /// The shard itself.
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes[self.payload.clone()]
+    }
+}
+
+/// What is left of a stripe.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Shards that verified.
+    pub good: Vec<GoodShard>,
+    /// Occupied slots whose shard is missing or wrong, and what is wrong.
+    pub bad: Vec<(usize, &'static str)>,
+}
+
+impl Survey {
+    /// The shards of the stripe tag that most have: only those combine (R4).
+    pub fn largest_group(&self) -> Vec<&GoodShard> {
+        self.groups().into_iter().next().unwrap_or_default()
+    }
+
+    /// Shards by stripe tag, the most numerous first.
+    pub fn groups(&self) -> Vec<Vec<&GoodShard>> {
+        let mut groups: HashMap<[u8; 32], Vec<&GoodShard>> = HashMap::new();
+        for shard in &self.good {
+            groups.entry(shard.header.stripe_tag).or_default().push(shard);
+        }
+        let mut groups: Vec<_> = groups.into_values().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
+        groups
+    }
+}
+
+/// Reads stripes from the members of a volume.
+pub struct Stripes {
+    set: Arc<BackingSet>,
+    volume: VolumeId,
+    header_mac: [u8; 32],
+    coders: Mutex<HashMap<(usize, usize), Arc<Coder>>>,
+}
+
+impl std::fmt::Debug for Stripes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stripes").field("volume", &self.volume).finish_non_exhaustive()
+    }
+}
+
+impl Stripes {
+    /// Over the members of `set`.
+    pub fn new(set: Arc<BackingSet>, volume: VolumeId, header_mac: [u8; 32]) -> Self {
+        Self { set, volume, header_mac, coders: Mutex::default() }
+    }
+
+    /// The members.
+    pub fn set(&self) -> &Arc<BackingSet> {
+        &self.set
+    }
+
+    /// The coder of a geometry.
+    pub fn coder(&self, geometry: Geometry) -> Arc<Coder> {
+        let mut coders = self.coders.lock();
+        coders.entry((geometry.data(), geometry.parity())).or_insert_with(|| Arc::new(Coder::new(geometry))).clone()
+    }
+
+    /// Read and verify every shard of a stripe.
+    pub fn survey(&self, place: StripePlace, info: &SegmentInfo) -> Survey {
+        let mut survey = Survey::default();
+        let mut slots = Vec::new();
+        let mut wants = Vec::new();
+        for (slot, member) in info.slots.iter().enumerate() {
+            let Some(member) = member else { continue };
+            if !self.set.get(member).is_some_and(|m| m.can_read()) {
+                survey.bad.push((slot, "directory missing"));
+                continue;
+            }
+            slots.push(slot);
+            wants.push(ShardRead {
+                member: *member,
+                segment: place.segment,
+                offset: place.offset,
+                len: place.record_len as usize,
+            });
+        }
+        let accept = |_: usize, bytes: &[u8]| bytes.len() == place.record_len as usize;
+        let plan = ReadPlan { need: wants.len(), first: wants.len(), hedge: Hedge::Adaptive, accept: &accept };
+        let outcome = self.set.read_shards(&wants, plan);
+        for (want, _) in &outcome.bad {
+            survey.bad.push((slots[*want], "unreadable"));
+        }
+        for (want, bytes) in outcome.good {
+            let slot = slots[want];
+            match self.verify_record(&bytes, place, info, slot) {
+                Ok((header, payload)) => {
+                    survey.good.push(GoodShard { index: ShardIndex(slot as u8), bytes, payload, header });
+                }
+                Err(what) => {
+                    if let Some(member) = info.slots[slot].and_then(|id| self.set.get(&id)) {
+                        member.count_rejected();
+                    }
+                    survey.bad.push((slot, what));
+                }
+            }
+        }
+        survey.bad.sort_unstable();
+        survey
+    }
+
+    fn verify_record(
+        &self,
+        bytes: &[u8],
+        place: StripePlace,
+        info: &SegmentInfo,
+        slot: usize,
+    ) -> Result<(RecordHeader, Range<usize>), &'static str> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Err("punched or lost");
+        }
+        let index = ShardIndex(slot as u8);
+        let payload =
+            quick_check(bytes, info.incarnation, place.offset, index).ok_or("not the shard that belongs here")?;
+        let header = RecordHeader::decode(bytes)
+            .and_then(|header| header.verify(&self.header_mac))
+            .map_err(|_| "damaged header")?;
+        let identical = header.volume == self.volume
+            && header.segment == place.segment
+            && header.incarnation == info.incarnation
+            && header.offset == place.offset
+            && header.shard == index
+            && header.geometry == info.geometry;
+        if !identical {
+            return Err("not the shard that belongs here");
+        }
+        if *blake3::hash(&bytes[payload.clone()]).as_bytes() != header.payload_checksum {
+            return Err("damaged payload");
+        }
+        Ok((header, payload))
+    }
+
+    /// The message of a stripe from k shards of one group, padding included. `None` if they do not fit together.
+    pub fn join(&self, chosen: &[&GoodShard], geometry: Geometry) -> Option<Vec<u8>> {
+        let k = geometry.data();
+        let shard_len = chosen.first()?.payload().len();
+        let payloads: Vec<(ShardIndex, &[u8])> = chosen.iter().map(|s| (s.index, s.payload())).collect();
+        if payloads.iter().any(|(_, payload)| payload.len() != shard_len) {
+            return None;
+        }
+        let mut message = vec![0; k * shard_len];
+        let mut missing = Vec::new();
+        for slot in 0..k {
+            let part = &mut message[slot * shard_len..(slot + 1) * shard_len];
+            match payloads.iter().find(|(index, _)| usize::from(index.0) == slot) {
+                Some((_, payload)) => part.copy_from_slice(payload),
+                None => missing.push(ShardIndex(slot as u8)),
+            }
+        }
+        if !missing.is_empty() {
+            let mut parts: Vec<&mut [u8]> = message
+                .chunks_exact_mut(shard_len)
+                .enumerate()
+                .filter(|(slot, _)| missing.contains(&ShardIndex(*slot as u8)))
+                .map(|(_, part)| part)
+                .collect();
+            self.coder(geometry).reconstruct(&payloads, &missing, &mut parts).ok()?;
+        }
+        Some(message)
+    }
+
+    /// The message of a stripe whose place is known, from the largest group of good shards.
+    pub fn message(&self, place: StripePlace, info: &SegmentInfo) -> Option<(RecordHeader, Vec<u8>)> {
+        let survey = self.survey(place, info);
+        let group = survey.largest_group();
+        let k = info.geometry.data();
+        if group.len() < k {
+            return None;
+        }
+        let mut message = self.join(&group[..k], info.geometry)?;
+        let header = group[0].header.clone();
+        message.truncate(header.message_len as usize);
+        Some((header, message))
+    }
+
+    /// What the files of a segment say of it: the first authentic header.
+    pub fn segment_info(&self, segment: SegmentId) -> Option<SegmentInfo> {
+        let mut bytes = vec![0; SEGMENT_HEADER_LEN];
+        for member in self.set.members().iter().filter(|member| member.can_read()) {
+            if !matches!(member.read_segment(segment, 0, &mut bytes), Ok(SEGMENT_HEADER_LEN)) {
+                continue;
+            }
+            let Ok(header) = SegmentHeader::decode(&bytes).and_then(|header| header.verify(&self.header_mac)) else {
+                continue;
+            };
+            if header.volume == self.volume && header.segment == segment {
+                return Some(SegmentInfo {
+                    incarnation: header.incarnation,
+                    geometry: header.geometry,
+                    slots: header.placement,
+                    capacity: header.capacity,
+                });
+            }
+        }
+        None
+    }
+
+    /// The header of the record at an offset: the first authentic one in any file of the segment.
+    pub fn header_at(&self, segment: SegmentId, offset: u64, info: &SegmentInfo) -> Option<RecordHeader> {
+        let mut bytes = vec![0; HEADER_LEN_MAX];
+        for (slot, member) in info.slots.iter().enumerate() {
+            let Some(member) = member.and_then(|id| self.set.get(&id)).filter(|member| member.can_read()) else {
+                continue;
+            };
+            let Ok(len) = member.read_segment(segment, offset, &mut bytes) else { continue };
+            let found = RecordHeader::decode(&bytes[..len])
+                .and_then(|header: UnverifiedHeader| header.verify(&self.header_mac));
+            let Ok(header) = found else { continue };
+            let identical = header.volume == self.volume
+                && header.segment == segment
+                && header.incarnation == info.incarnation
+                && header.offset == offset
+                && usize::from(header.shard.0) == slot
+                && header.geometry == info.geometry;
+            if identical {
+                return Some(header);
+            }
+        }
+        None
+    }
+
+    /// Every record of a segment from `offset` on, in order: its place and its header.
+    pub fn records(&self, segment: SegmentId, offset: u64, info: &SegmentInfo) -> Vec<(StripePlace, RecordHeader)> {
+        let mut found = Vec::new();
+        let mut at = offset.max(SEGMENT_HEADER_LEN as u64).next_multiple_of(RECORD_ALIGN);
+        while let Some(header) = self.header_at(segment, at, info) {
+            let len = header.record_len();
+            found.push((StripePlace { segment, offset: at, record_len: len as u32 }, header));
+            at += len;
+        }
+        found
+    }
+}

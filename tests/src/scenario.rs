@@ -1,0 +1,21 @@
+//! Longer stories, told by the suites in short and by `accept` in full. Each panics at the first thing that is wrong
+//! and returns a sentence of what it saw.
+
+/// Kills of the daemon, and power cuts of the disks, under load.
+pub mod crash;
+/// Wrong and slow bytes.
+pub mod damage;
+/// Equal content, stored once.
+pub mod dedup;
+/// Many files, and random operations on few.
+pub mod load;
+/// Directories that are gone, and the state directory.
+pub mod loss;
+/// Programs people use, on the mount.
+pub mod programs;
+/// What must be refused.
+pub mod refusals;
+/// What must not be seen.
+pub mod secrets;
+/// Volumes without room.
+pub mod space;

@@ -1,0 +1,23 @@
+//! Kills of the daemon and power cuts under load: everything synced is there.
+
+use brine_tests::scenario::crash;
+
+#[test]
+fn whatever_was_synced_survives_kills_under_load() {
+    println!("{}", crash::kills(10));
+}
+
+#[test]
+fn whatever_was_synced_survives_power_cuts_under_load() {
+    println!("{}", crash::power_cuts(3));
+}
+
+#[test]
+fn whatever_was_synced_survives_a_kill_with_two_directories_lost_at_once() {
+    println!("{}", crash::kill_and_lose(3));
+}
+
+#[test]
+fn a_daemon_that_dies_is_replaced_by_its_supervisor() {
+    println!("{}", crash::supervised());
+}
