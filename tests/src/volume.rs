@@ -63,9 +63,11 @@ impl Daemon {
 /// Start time of a process that has not ended, as /proc writes it.
 fn start_time(pid: i32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may hold anything. After it: state, ..., number of threads, 0, start time.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    (fields.first() != Some(&"Z") && fields.first() != Some(&"X")).then(|| fields.get(19).map(|&s| s.to_owned()))?
+    // A first thread that ended is a zombie while others still run, and hold locks and files.
+    let ended = matches!(fields.first(), Some(&"Z" | &"X")) && matches!(fields.get(17), Some(&"0" | &"1"));
+    if ended { None } else { fields.get(19).map(|&time| time.to_owned()) }
 }
 
 /// Asks every few milliseconds until `done` or `patience` is over; says which.

@@ -275,7 +275,7 @@ pub fn faulty(name: &str, count: usize, options: &[&str]) -> Faulty {
     let mut dirs: Vec<_> = (0..6 - count).map(|i| root.0.join(format!("plain-{i}"))).collect();
     dirs.iter().for_each(|dir| fs::create_dir(dir).expect("create a backing directory"));
     dirs.extend(faults.iter().map(|fault| fault.path().to_path_buf()));
-    let mut builder = Builder::new(name).directories_at(dirs);
+    let mut builder = Builder::new(name).directories_at(dirs).lifetime(Duration::from_secs(90));
     for option in options {
         builder = builder.option(option);
     }
