@@ -1,4 +1,4 @@
-//! placeholder
+//! brine's filesystem over FUSE, and the `brine` program.
 
 pub mod control_dir; // names reserved in the root
 pub mod errno; // the one table from errors to errno
@@ -9,3 +9,12 @@ pub mod handle; // open files and directories
 pub mod inode_table; // what the kernel knows, and what has lost its last name
 pub mod vfs; // what the kernel asks of a filesystem, without the kernel
 pub mod fuse; // the adapter: unpack, call one Vfs method, reply
+
+pub mod exit_code; // how commands end
+pub mod telemetry; // where messages go
+pub mod sys; // system calls that need unsafe
+pub mod config; // mount options
+pub mod mount_table; // what is mounted where
+pub mod control; // talking to a running daemon
+pub mod mount; // from a source and options to a daemon that serves
+pub mod cli; // the commands

@@ -4,6 +4,7 @@
 //! by the requests the kernel has in flight and by the write buffer's limit.
 
 use std::io;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
@@ -29,7 +30,7 @@ impl Pool {
         for index in 0..threads.max(1) {
             let receiver = receiver.clone();
             let thread = thread::Builder::new().name(format!("{name}-{index}"));
-            started.push(thread.spawn(move || receiver.iter().for_each(|job| job()))?);
+            started.push(thread.spawn(move || receiver.iter().for_each(run_caught))?);
         }
         Ok(Self { queue: Mutex::new(Some(sender)), threads: Mutex::new(started) })
     }
@@ -38,7 +39,7 @@ impl Pool {
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
         let sender = self.queue.lock().clone();
         match sender {
-            // A send fails only when all threads are gone, that is, when they all panicked; the job still runs.
+            // A send fails only when all threads are gone; the job still runs.
             Some(sender) => {
                 if let Err(refused) = sender.send(Box::new(job)) {
                     (refused.0)();
@@ -53,8 +54,26 @@ impl Pool {
         drop(self.queue.lock().take());
         let threads = std::mem::take(&mut *self.threads.lock());
         for thread in threads {
-            // A job that panicked has dropped its reply, which answers EIO; the pool goes on without that thread.
+            // Jobs cannot end a thread, so joining cannot fail.
             let _ = thread.join();
+        }
+    }
+}
+
+/// A job that panics has dropped its reply, which answers EIO; its thread goes on.
+fn run_caught(job: Job) {
+    let _ = panic::catch_unwind(AssertUnwindSafe(job));
+}
+
+/// Ends the process if it is dropped by a panic: for work that leaves others waiting for ever if it is not finished. A
+/// dead mount is found and mounted again; a hanging one is not.
+pub struct MustFinish;
+
+impl Drop for MustFinish {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("brine: a thread that others wait for has panicked (see above): ending, so that nothing hangs");
+            std::process::abort();
         }
     }
 }
@@ -109,6 +128,15 @@ mod tests {
         let later = Arc::clone(&sum);
         pool.run(move || later.store(1, Ordering::Relaxed));
         assert_eq!(sum.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_job_that_panics_ends_no_thread() {
+        let (sender, receiver) = unbounded();
+        let pool = Pool::new("test", 1).unwrap();
+        pool.run(|| panic!("asked for by a test"));
+        pool.run(move || sender.send(7).unwrap());
+        assert_eq!(receiver.recv(), Ok(7));
     }
 
     #[test]

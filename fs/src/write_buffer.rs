@@ -232,6 +232,9 @@ impl WriteBuffer {
     fn settle(&self, node: &Arc<FileNode>, state: &mut Option<Box<Dirty>>) {
         let Some(dirty) = state.as_mut() else { return };
         if dirty.changes == dirty.put && dirty.buffer.is_clean() {
+            if dirty.listed {
+                self.list.lock().remove(&node.ino);
+            }
             *state = None;
         } else if !dirty.listed && !(dirty.changes == dirty.put && dirty.buffer.is_all_sealing()) {
             dirty.listed = true;
@@ -239,12 +242,10 @@ impl WriteBuffer {
         }
     }
 
-    /// Wait until no flush is giving the file its size and none of `chunks` is being sealed. The gate is held, so nothing new begins but what began before it
+    /// Wait until none of `chunks` is being sealed. The gate is held, so nothing new begins but what began before it
     /// was taken, and that ends.
     fn wait_sealed(&self, node: &FileNode, state: &mut MutexGuard<'_, Option<Box<Dirty>>>, chunks: std::ops::Range<u64>) {
-        while node.putting.load(Ordering::Relaxed)
-            || state.as_ref().is_some_and(|dirty| dirty.buffer.is_sealing_in(chunks.clone()))
-        {
+        while state.as_ref().is_some_and(|dirty| dirty.buffer.is_sealing_in(chunks.clone())) {
             node.settled.wait(state);
         }
     }
@@ -316,13 +317,13 @@ impl WriteBuffer {
             if drop_set_id {
                 self.drop_set_id(dirty, now_ns)?;
             }
-            self.cut(dirty, size, now_ns)
+            self.cut(node, dirty, size, now_ns)
         });
         self.settle(node, &mut state);
         outcome
     }
 
-    fn cut(&self, dirty: &mut Dirty, size: u64, now_ns: i64) -> Result<(), Error> {
+    fn cut(&self, node: &FileNode, dirty: &mut Dirty, size: u64, now_ns: i64) -> Result<(), Error> {
         let mut reservation = None;
         let shrinks = size < dirty.buffer.size();
         // Inline content has no chunks to drop and is in the buffer, unless nothing of it is to be left.
@@ -330,6 +331,7 @@ impl WriteBuffer {
         if drops_chunks {
             let change = FileChange { size, mtime_ns: now_ns, ctime_ns: now_ns, inline: None, clear_suid: false };
             dirty.base = self.volume.set_file(dirty.base.ino, &change)?;
+            node.put(dirty.base.version);
             dirty.stored_inline = false;
         }
         dirty.touch(now_ns);
@@ -362,17 +364,10 @@ impl WriteBuffer {
                 dirty.buffer.truncate(end, None);
             }
             let before = dirty.buffer.held();
-            let whole = dirty.buffer.zero(start, end, self.volume.reserve(2 << dirty.base.chunk_bits).ok());
+            let reservation = self.volume.reserve(2 << dirty.base.chunk_bits).ok();
+            let whole = dirty.buffer.zero(start, end, dirty.stored_inline, reservation);
             self.account(before, dirty.buffer.held());
-            if whole.is_empty() {
-                return Ok(());
-            }
-            if dirty.stored_inline {
-                // What is inline is chunk 0, and more the store has not: the next flush drops it.
-                if whole.start == 0 {
-                    dirty.stored_inline = false;
-                    dirty.buffer.set_stored_end(0);
-                }
+            if whole.is_empty() || dirty.stored_inline {
                 return Ok(());
             }
             self.volume.punch(node.ino, ChunkNo(whole.start), whole.end - whole.start)
@@ -398,15 +393,22 @@ impl WriteBuffer {
         outcome
     }
 
-    /// Make a file's attributes what they are with what is buffered.
+    /// Make a file's attributes, as the store gave them a moment ago, what they are with what is buffered.
     pub fn overlay(&self, node: &FileNode, attr: &mut Attr) {
-        if let Some(dirty) = node.state.lock().as_ref() {
+        let state = node.state.lock();
+        if let Some(dirty) = state.as_ref() {
             attr.size = dirty.buffer.size();
             attr.mtime_ns = dirty.mtime_ns;
             attr.ctime_ns = attr.ctime_ns.max(dirty.ctime_ns);
             // Dirty bytes may overwrite stored ones: the sum is not more than a file of this size can take.
             let most = attr.size.next_multiple_of(4096).max(attr.allocated);
             attr.allocated = (attr.allocated + dirty.buffer.held() as u64).min(most);
+        } else if node.was_put_after(attr.version) {
+            // What the store said is from before the flush that has emptied the buffer in between.
+            drop(state);
+            if let Ok(newer) = self.volume.attr(attr.ino) {
+                *attr = newer;
+            }
         }
     }
 
@@ -476,6 +478,7 @@ impl WriteBuffer {
         let mut state = node.state.lock();
         self.wait_sealed(node, &mut state, 0..u64::MAX);
         if let Some(mut dirty) = state.take() {
+            self.list.lock().remove(&node.ino);
             let before = dirty.buffer.held();
             dirty.buffer.discard();
             self.account(before, 0);

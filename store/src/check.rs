@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::blocks::place_of;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, ChunkNo, Ino, ROOT_INO, SegmentId};
 use crate::meta::rows::{Attr, BlockRow, FileKind};
 use crate::seal::Sealer;
+use crate::stripes::StripePlace;
 use crate::volume::Volume;
 
 /// What to check.
@@ -133,7 +135,10 @@ fn resolve(volume: &Volume, path: &Path) -> Result<(Ino, PathBuf)> {
                     .ino;
             }
             std::path::Component::ParentDir | std::path::Component::Prefix(_) => {
-                return Err(Error::Refused(format!("{}: give a path from the volume's root, without ..", path.display())));
+                return Err(Error::Refused(format!(
+                    "{}: give a path from the volume's root, without ..",
+                    path.display()
+                )));
             }
         }
     }
@@ -224,7 +229,7 @@ fn check_blocks(
             report.complete = false;
             break;
         }
-        let health = volume.blocks().heal_stripe(&rows[0], repair, &mut unsynced)?;
+        let health = volume.blocks().heal_stripe(place_of(&rows[0]), repair, &mut unsynced)?;
         report.shards_checked += health.shards as u64;
         report.shards_bad += health.bad as u64;
         report.shards_repaired += health.repaired as u64;
@@ -291,23 +296,15 @@ pub struct HealReport {
     pub healed: bool,
 }
 
-/// One block of every stripe, in the order they lie on disk.
-fn all_stripes(volume: &Volume) -> Result<Vec<BlockRow>> {
+/// Every stripe, in the order they lie on disk, as the segments' own files tell: those of commit records and
+/// checkpoints, which the metadata does not list, are among them.
+fn all_stripes(volume: &Volume, progress: &dyn CheckProgress) -> Result<Vec<StripePlace>> {
     let segments = volume.meta().with(|txn| txn.segments())?;
-    let mut stripes: Vec<BlockRow> = Vec::new();
-    for segment in segments {
-        let mut from = 0;
-        loop {
-            let page = volume.meta().with(|txn| txn.blocks_of_segment(segment.id, from, PAGE))?;
-            let Some(last) = page.last() else { break };
-            // A page may end within a stripe; asking from the next byte on skips only what was seen.
-            from = last.offset + 1;
-            for row in page {
-                if stripes.last().is_none_or(|seen| (seen.segment, seen.offset) != (row.segment, row.offset)) {
-                    stripes.push(row);
-                }
-            }
-        }
+    let mut stripes = Vec::new();
+    for (n, segment) in segments.iter().enumerate() {
+        progress.progress(n as u64, segments.len() as u64, "segments");
+        let info = volume.blocks().segment_info(segment.id)?;
+        stripes.extend(volume.blocks().stripes().records(segment.id, 0, &info).into_iter().map(|(place, _)| place));
     }
     Ok(stripes)
 }
@@ -315,30 +312,30 @@ fn all_stripes(volume: &Volume) -> Result<Vec<BlockRow>> {
 /// Rebuild missing and wrong shards of every stripe onto the directories that can take them. Counts again at the end.
 pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport> {
     let mut report = HealReport::default();
-    let stripes = all_stripes(volume)?;
-    let total: u64 = stripes.iter().map(|row| u64::from(row.record_len)).sum();
+    let stripes = all_stripes(volume, progress)?;
+    let total: u64 = stripes.iter().map(|place| u64::from(place.record_len)).sum();
     let mut done = 0;
     let mut repaired = Vec::new();
     let mut unsynced = BTreeSet::new();
-    for row in &stripes {
+    for &place in &stripes {
         if progress.cancelled() {
             return Ok(report);
         }
-        let health = volume.blocks().heal_stripe(row, Some(volume.identity()), &mut unsynced)?;
+        let health = volume.blocks().heal_stripe(place, Some(volume.identity()), &mut unsynced)?;
         report.stripes += 1;
         report.shards_bad += health.bad as u64;
         report.stripes_lost += u64::from(health.lost);
         if health.repaired > 0 {
-            repaired.push((row, health.repaired));
+            repaired.push((place, health.bad));
         }
-        done += u64::from(row.record_len);
+        done += u64::from(place.record_len);
         progress.progress(done, total, "heal");
     }
     volume.blocks().sync_healed(&mut unsynced)?;
     // Only what reads back counts.
-    for (row, written) in repaired {
-        let again = volume.blocks().heal_stripe(row, None, &mut unsynced)?;
-        report.shards_repaired += written.saturating_sub(again.bad) as u64;
+    for (place, bad) in repaired {
+        let again = volume.blocks().heal_stripe(place, None, &mut unsynced)?;
+        report.shards_repaired += bad.saturating_sub(again.bad) as u64;
     }
     report.shards_left = report.shards_bad - report.shards_repaired;
     report.healed = report.shards_left == 0 && report.stripes_lost == 0;

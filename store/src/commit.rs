@@ -1,15 +1,16 @@
 //! How a generation becomes durable, and how waiters share the work.
 //!
-//! Promises: when [`Commit::run`] returns, everything accepted before it was called is on stable storage; no row is
-//! committed that names a block whose shards are not synced (so that after a power cut the database names nothing
-//! that is lost). Knows neither files nor FUSE: what the caller holds dirty comes through [`Flusher`].
+//! Promises: when [`Commit::run`] returns, everything accepted before it was called is on stable storage. The record
+//! of a generation and all it names are synced before its rows are committed locally, so the database never runs ahead
+//! of the log. Knows neither files nor FUSE: what the caller holds dirty comes through [`Flusher`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::blocks::Blocks;
+use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::ids::Generation;
 use crate::meta::Meta;
@@ -68,6 +69,20 @@ pub struct Commit {
     commits: AtomicU64,
 }
 
+/// What commits work on.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    /// The store of blocks.
+    pub blocks: &'a Arc<Blocks>,
+    /// The metadata database.
+    pub meta: &'a Meta,
+    /// The commit log.
+    pub log: &'a CommitLog,
+}
+
+/// With fewer unsynced bytes than this everything is synced at once with the record, while writers are held off.
+const OPEN_SYNC_MIN: u64 = 2 << 20;
+
 /// Flushes done with writers running before they are held off for the rest.
 const OPEN_FLUSHES_MAX: usize = 3;
 
@@ -77,13 +92,18 @@ impl Commit {
         GateGuard(self.gate.read_recursive())
     }
 
+    /// Hold off all changes and commits.
+    pub fn exclusive(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write()
+    }
+
     /// Commits made durable since the volume was opened.
     pub fn count(&self) -> u64 {
         self.commits.load(Ordering::Relaxed)
     }
 
     /// Make everything accepted so far durable. Callers that come while one runs are answered together by the next.
-    pub fn run(&self, blocks: &Arc<Blocks>, meta: &Meta, flusher: &dyn Flusher) -> Result<Generation> {
+    pub fn run(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
         let mut queue = self.queue.lock();
         queue.asked += 1;
         let ticket = queue.asked;
@@ -107,7 +127,7 @@ impl Commit {
         let covered = queue.asked;
         drop(queue);
 
-        let outcome = self.lead(blocks, meta, flusher);
+        let outcome = self.lead(parts, flusher);
 
         let mut queue = self.queue.lock();
         queue.running = false;
@@ -115,7 +135,7 @@ impl Commit {
         queue.outcome = Some(match &outcome {
             Ok(generation) => Ok(*generation),
             Err(error) => Err(Failure {
-                generation: Generation(meta.committed().0 + 1),
+                generation: Generation(parts.meta.committed().0 + 1),
                 reason: error.to_string(),
                 no_space: matches!(error, Error::NoSpace),
             }),
@@ -125,25 +145,37 @@ impl Commit {
         outcome
     }
 
-    fn lead(&self, blocks: &Arc<Blocks>, meta: &Meta, flusher: &dyn Flusher) -> Result<Generation> {
-        // Most of the work is done while others go on writing.
+    fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
+        let Parts { blocks, meta, log } = parts;
+        // Where there is much, most of the work is done while others go on writing.
         for _ in 0..OPEN_FLUSHES_MAX {
             flusher.flush(false)?;
-            blocks.segments().sync()?;
-            if !flusher.has_dirty() {
+            if blocks.segments().unsynced_bytes() < OPEN_SYNC_MIN {
                 break;
             }
+            blocks.segments().sync()?;
         }
-        let closed = {
-            let _held_off = self.gate.write();
-            flusher.flush(true)?;
-            // Rows may only be committed after the shards they name are synced.
-            if blocks.segments().has_unsynced() {
-                blocks.segments().sync()?;
-            }
-            meta.commit_generation()?
-        };
-        meta.sync()?;
+        let held_off = self.gate.write();
+        flusher.flush(true)?;
+        meta.flush_atimes()?;
+        meta.with(|txn| {
+            blocks.settle_segments(txn)?;
+            // The last record stays until the next is there: by it the database knows where on the log it stands.
+            let open = txn.generation();
+            txn.clear_outbox(Generation(open.0.saturating_sub(2)))
+        })?;
+        let mut head = None;
+        let closed = meta.commit_with(|closed| {
+            let (after, rows) = log.append(blocks, closed)?;
+            head = Some(after);
+            Ok(rows)
+        })?;
+        if let Some(head) = head {
+            log.advance(head);
+        } else if blocks.segments().has_unsynced() {
+            blocks.segments().sync()?;
+        }
+        drop(held_off);
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(closed.generation)
     }

@@ -19,6 +19,9 @@ pub mod placement; // which members a segment is placed on
 pub mod segment; // append-only files in which stripes lie
 pub mod stripes; // whole stripes, verified shard by shard
 pub mod blocks; // put and get of sealed blocks: dedup, cache, degraded reads
+pub mod commit_log; // each generation as a sealed record in the backing directories
+pub mod checkpoint; // images of the metadata, from which the log is replayed
+pub mod recover; // a database brought up to the log, or made from it
 pub mod commit; // how a generation becomes durable
 pub mod fence; // one writer: terms
 pub mod lock; // one daemon a volume on one host

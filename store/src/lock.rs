@@ -46,7 +46,8 @@ impl LocalLock {
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder);
-                let who = holder.trim().parse::<u32>().map_or_else(|_| String::new(), |pid| format!(" by process {pid}"));
+                let who =
+                    holder.trim().parse::<u32>().map_or_else(|_| String::new(), |pid| format!(" by process {pid}"));
                 Err(Error::InUse(format!(
                     "the volume is in use{who} (lock {}); unmount it first: `brine status` shows where it is mounted",
                     path.display()

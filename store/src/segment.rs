@@ -91,6 +91,7 @@ pub struct Segments {
     /// Members known lost do not lower `min_slots`.
     fixed: bool,
     state: Mutex<State>,
+    unsynced_bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Segments {
@@ -111,7 +112,16 @@ impl Segments {
         next: SegmentId,
     ) -> Self {
         let state = State { next: next.0, ..State::default() };
-        Self { set, geometry, writer, entropy, min_slots, fixed, state: Mutex::new(state) }
+        Self {
+            set,
+            geometry,
+            writer,
+            entropy,
+            min_slots,
+            fixed,
+            state: Mutex::new(state),
+            unsynced_bytes: AtomicU64::new(0),
+        }
     }
 
     /// The members the segments lie on.
@@ -162,6 +172,25 @@ impl Segments {
     /// Close whatever is open.
     pub fn close(&self) {
         Self::close_in(&mut self.state.lock());
+    }
+
+    /// Nothing will be appended any more: give back what is preallocated past the end of the open segment.
+    pub fn finish(&self) {
+        if let Some((segment, _)) = &self.state.lock().open {
+            for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
+                member.finish_segment(segment.id);
+            }
+        }
+    }
+
+    /// The number the next segment will have.
+    pub fn next_id(&self) -> SegmentId {
+        SegmentId(self.state.lock().next)
+    }
+
+    /// The open segment and the length its files have, as a checkpoint names them.
+    pub fn open_tails(&self) -> Vec<(SegmentId, u64)> {
+        self.state.lock().open.iter().map(|(segment, tail)| (segment.id, *tail)).collect()
     }
 
     /// Segments closed since the last call, with the length of their files in bytes.
@@ -288,6 +317,7 @@ impl Segments {
     pub fn appended(&self, extent: &Extent, len: u64) {
         let segment = &extent.segment;
         self.state.lock().unsynced.insert(segment.id, segment.clone());
+        self.unsynced_bytes.fetch_add(len, Ordering::Relaxed);
         if segment.unwritten.fetch_add(len, Ordering::Relaxed) + len < WRITEBACK_STEP {
             return;
         }
@@ -297,6 +327,11 @@ impl Segments {
         for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
             member.start_writeback(segment.id, start, end - start);
         }
+    }
+
+    /// Bytes of every file appended since the last sync.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes.load(Ordering::Relaxed)
     }
 
     /// True if bytes were appended since the last successful sync.
@@ -309,6 +344,7 @@ impl Segments {
     /// Records appended while this runs may or may not be covered: they are listed for the next call.
     pub fn sync(&self) -> Result<()> {
         let segments = std::mem::take(&mut self.state.lock().unsynced);
+        self.unsynced_bytes.store(0, Ordering::Relaxed);
         if segments.is_empty() {
             return Ok(());
         }

@@ -262,7 +262,8 @@ impl Stripes {
                 continue;
             };
             let Ok(len) = member.read_segment(segment, offset, &mut bytes) else { continue };
-            let found = RecordHeader::decode(&bytes[..len]).and_then(|header: UnverifiedHeader| header.verify(&self.header_mac));
+            let found = RecordHeader::decode(&bytes[..len])
+                .and_then(|header: UnverifiedHeader| header.verify(&self.header_mac));
             let Ok(header) = found else { continue };
             let identical = header.volume == self.volume
                 && header.segment == segment

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Vfs;
 use crate::errno::{Errno, Outcome};
+use crate::workers::MustFinish;
 
 type Waiter = Box<dyn FnOnce(Outcome<()>) + Send>;
 
@@ -50,6 +51,7 @@ pub(super) fn start(vfs: &Arc<Vfs>) -> io::Result<()> {
 }
 
 fn run(vfs: &Weak<Vfs>) {
+    let _finish = MustFinish;
     let mut last = Instant::now();
     while let Some(vfs) = vfs.upgrade() {
         let interval = vfs.options.commit_interval;

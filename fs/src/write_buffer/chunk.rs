@@ -1,5 +1,7 @@
 //! One chunk that was written and is not in the store yet, and the memory it lies in.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use parking_lot::Mutex;
 
 use super::ranges::Ranges;
@@ -9,6 +11,8 @@ const SMALL_MIN: usize = 4 << 10;
 /// Up to this many bytes buffers are allocated to measure; larger ones come whole from the pool. Ten thousand new
 /// 4 KiB files must not cost ten thousand whole chunks of memory.
 const SMALL_MAX: usize = 32 << 10;
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(0);
 
 /// Whole-chunk buffers kept for reuse: fresh memory costs a page fault per 4 KiB.
 pub struct BufferPool {
@@ -52,7 +56,7 @@ impl BufferPool {
 /// A byte at `p` is: what was written, if `valid` has it; else the store's, if `p < old_len`; else zero. So a write of
 /// a few bytes reads nothing; [`Self::fill`] brings the store's bytes in when the chunk is sealed.
 pub struct ChunkBuf<R> {
-    /// Tells this buffer from a later one of the same chunk.
+    /// Tells this buffer from any other, also one of the same chunk after the file was clean in between.
     pub(super) id: u64,
     /// Bytes from the chunk's start; those not in `valid` are zero.
     data: Vec<u8>,
@@ -65,7 +69,8 @@ pub struct ChunkBuf<R> {
 }
 
 impl<R> ChunkBuf<R> {
-    pub(super) fn new(id: u64, data: Vec<u8>, old_len: u32) -> Self {
+    pub(super) fn new(data: Vec<u8>, old_len: u32) -> Self {
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         Self { id, data, valid: Ranges::default(), old_len, reserved: Vec::new(), reserved_len: 0 }
     }
 
@@ -160,10 +165,10 @@ impl<R> ChunkBuf<R> {
     }
 
     /// A copy to write to while this one is being sealed.
-    pub(super) fn copy(&self, id: u64, pool: &BufferPool) -> Self {
+    pub(super) fn copy(&self, pool: &BufferPool) -> Self {
         let mut data = pool.take(self.data.len());
         data.extend_from_slice(&self.data);
-        let mut copy = Self::new(id, data, 0);
+        let mut copy = Self::new(data, 0);
         copy.valid.insert(0, self.data.len() as u32);
         copy
     }

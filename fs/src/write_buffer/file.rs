@@ -49,7 +49,6 @@ pub struct FileBuffer<R> {
     dirty: BTreeMap<u64, ChunkBuf<R>>,
     sealing: BTreeMap<u64, Arc<ChunkBuf<R>>>,
     held: usize,
-    next_id: u64,
     pool: Arc<BufferPool>,
 }
 
@@ -63,7 +62,6 @@ impl<R> FileBuffer<R> {
             dirty: BTreeMap::new(),
             sealing: BTreeMap::new(),
             held: 0,
-            next_id: 0,
             pool,
         }
     }
@@ -160,10 +158,9 @@ impl<R> FileBuffer<R> {
     /// The dirty buffer of a chunk, made if there is none.
     fn chunk(&mut self, chunk: u64, room: usize) -> &mut ChunkBuf<R> {
         if !self.dirty.contains_key(&chunk) {
-            self.next_id += 1;
             let buffer = match self.sealing.get(&chunk) {
-                Some(sealing) => sealing.copy(self.next_id, &self.pool),
-                None => ChunkBuf::new(self.next_id, self.pool.take(room), self.old_len(chunk)),
+                Some(sealing) => sealing.copy(&self.pool),
+                None => ChunkBuf::new(self.pool.take(room), self.old_len(chunk)),
             };
             self.held += buffer.held();
             self.dirty.insert(chunk, buffer);
@@ -254,13 +251,15 @@ impl<R> FileBuffer<R> {
     }
 
     /// Make `start..end` zero, as far as the file's size. The whole chunks returned are dropped here and must be
-    /// dropped in the store; none of them, nor of the edges, may be being sealed.
-    pub fn zero(&mut self, start: u64, end: u64, mut reservation: Option<R>) -> Range<u64> {
+    /// dropped in the store; none of them, nor of the edges, may be being sealed. With `inline` the store keeps the
+    /// content inline and has no chunks to drop; chunk 0 stays here then, so that something says that it is zero.
+    pub fn zero(&mut self, start: u64, end: u64, inline: bool, mut reservation: Option<R>) -> Range<u64> {
         let end = end.min(self.size);
         let mut punched: Option<Range<u64>> = None;
         for (chunk, from, to) in self.pieces(start.min(end), end) {
             let last = self.start_of(chunk) + u64::from(to) >= self.size;
-            if from == 0 && (to == self.chunk_len() || last) {
+            let whole = from == 0 && (to == self.chunk_len() || last);
+            if whole && !(inline && chunk == 0) {
                 if let Some(gone) = self.dirty.remove(&chunk) {
                     self.held -= gone.held();
                     self.pool.give(gone.into_data());
@@ -355,11 +354,6 @@ impl<R> FileBuffer<R> {
         }
         self.held -= buffer.held();
         self.pool.give(buffer.into_data());
-    }
-
-    /// The store keeps the whole file inline now, or in chunks.
-    pub fn set_stored_end(&mut self, end: u64) {
-        self.stored_end = end;
     }
 
     /// Whether all of a file of at most `max` bytes lies in its first chunk, whole and dirty.

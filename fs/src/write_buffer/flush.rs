@@ -12,7 +12,7 @@ use super::file::Taken;
 use super::node::FileNode;
 use super::{SEAL_BATCH, WriteBuffer, stored};
 use crate::errno::Errno;
-use crate::workers::for_each_parallel;
+use crate::workers::{MustFinish, for_each_parallel};
 
 /// Up to this many files and bytes are left to the flush that excludes all writers: it takes a few milliseconds, and
 /// putting them earlier would often put them twice.
@@ -30,8 +30,9 @@ const ROUNDS: usize = 6;
 struct Plan {
     node: Arc<FileNode>,
     taken: Vec<Taken<Reservation>>,
-    change: FileChange,
-    /// State of [`super::node::Dirty::changes`] that `change` covers.
+    /// The whole file, if it is small enough to be kept inline: then `taken` is not put as chunks.
+    inline: Option<Vec<u8>>,
+    /// State of [`super::node::Dirty::changes`] that this is of.
     changes: u64,
     failed: AtomicBool,
 }
@@ -106,6 +107,7 @@ impl WriteBuffer {
     }
 
     fn put_group(&self, nodes: &[Arc<FileNode>], exclusive: bool) {
+        let _finish = MustFinish;
         nodes.iter().for_each(|node| self.complete(node));
         let _gate = (!exclusive).then(|| self.volume.gate());
         let plans: Vec<Plan> = nodes.iter().filter_map(|node| self.plan(node)).collect();
@@ -145,7 +147,7 @@ impl WriteBuffer {
     /// Take what can be put of a file, under the gate.
     fn plan(&self, node: &Arc<FileNode>) -> Option<Plan> {
         let mut state = node.state.lock();
-        while node.putting.load(Ordering::Relaxed) || state.as_ref().is_some_and(|dirty| dirty.buffer.is_contended()) {
+        while state.as_ref().is_some_and(|dirty| dirty.buffer.is_contended()) {
             node.settled.wait(&mut state);
         }
         let dirty = state.as_mut()?;
@@ -162,15 +164,13 @@ impl WriteBuffer {
             self.settle(node, &mut state);
             return None;
         }
-        let size = dirty.buffer.size();
         let inline = inline.then(|| {
             let mut data = taken.first().map(|taken| taken.bytes().to_vec()).unwrap_or_default();
-            data.resize(size as usize, 0);
+            data.resize(dirty.buffer.size() as usize, 0);
             data
         });
-        let change = FileChange { size, mtime_ns: dirty.mtime_ns, ctime_ns: dirty.ctime_ns, inline, clear_suid: false };
-        node.putting.store(true, Ordering::Relaxed);
-        Some(Plan { node: Arc::clone(node), taken, change, changes: dirty.changes, failed: AtomicBool::new(false) })
+        let (node, changes) = (Arc::clone(node), dirty.changes);
+        Some(Plan { node, taken, inline, changes, failed: AtomicBool::new(false) })
     }
 
     /// Look at what the store knows now: another operation may have moved the change time on, and inline content that
@@ -211,44 +211,54 @@ impl WriteBuffer {
     }
 
     /// Give the file its new size and times, if its content was stored, and let go of the chunks.
+    ///
+    /// Size and times are those of this moment, under the file's lock: a truncate since the plan was made has been put
+    /// already and must not be undone. What was written since is put later, in the same generation.
     fn conclude(&self, plan: Plan) {
-        let Plan { node, taken, change, changes, failed } = plan;
-        let stored = !failed.into_inner();
-        let put = stored.then(|| self.volume.set_file(node.ino, &change));
-        let kept_inline = change.inline.is_some();
+        let Plan { node, taken, inline, changes, failed } = plan;
         let mut state = node.state.lock();
-        node.putting.store(false, Ordering::Relaxed);
-        if let Some(dirty) = state.as_mut() {
-            let before = dirty.buffer.held();
-            let first_chunk = taken.iter().any(|taken| taken.chunk == 0);
-            // Inline content goes by the change itself.
-            let chunks_stored = if kept_inline { matches!(put, Some(Ok(_))) } else { stored };
-            for chunk in taken {
-                dirty.buffer.end_seal(chunk, chunks_stored);
-            }
-            if chunks_stored && first_chunk {
-                dirty.stored_inline = kept_inline;
-            }
-            if let Some(Ok(attr)) = &put {
-                dirty.base = attr.clone();
-                dirty.put = changes;
-                if !kept_inline {
-                    dirty.stored_inline = false;
-                }
-                node.succeeded();
-            }
-            self.account(before, dirty.buffer.held());
-            self.settle(&node, &mut state);
+        // Nothing was taken and everything was put by others.
+        let Some(dirty) = state.as_mut() else { return };
+        let was_inline = inline.is_some();
+        // Inline content is the whole file or nothing.
+        let stored = !failed.into_inner() && (!was_inline || changes == dirty.changes);
+        let put = stored.then(|| {
+            let (size, mtime_ns, ctime_ns) = (dirty.buffer.size(), dirty.mtime_ns, dirty.ctime_ns);
+            self.volume.set_file(node.ino, &FileChange { size, mtime_ns, ctime_ns, inline, clear_suid: false })
+        });
+        let is_put = matches!(put, Some(Ok(_)));
+        // Inline content is stored by the change itself.
+        let content_stored = if was_inline { is_put } else { stored };
+        if is_put || (content_stored && taken.iter().any(|taken| taken.chunk == 0)) {
+            dirty.stored_inline = was_inline;
         }
+        let before = dirty.buffer.held();
+        for chunk in taken {
+            dirty.buffer.end_seal(chunk, content_stored);
+        }
+        self.account(before, dirty.buffer.held());
+        let refusal = match put {
+            Some(Ok(attr)) => {
+                node.put(attr.version);
+                dirty.base = attr;
+                dirty.put = dirty.changes;
+                node.succeeded();
+                None
+            }
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        self.settle(&node, &mut state);
         node.settled.notify_all();
         drop(state);
-        if let Some(Err(error)) = put {
+        if let Some(error) = refusal {
             self.refused(&node, "storing its size and times", &error);
         }
     }
 
     /// Seal a run of full chunks of a file that is being streamed to.
     pub(super) fn seal_run(&self, node: &Arc<FileNode>, first: u64, count: u64) {
+        let _finish = MustFinish;
         let _gate = self.volume.gate();
         let taken = match node.state.lock().as_mut() {
             Some(dirty) => dirty.buffer.begin_seal(first..first + count, true),
@@ -296,7 +306,7 @@ impl WriteBuffer {
 fn batches(plans: &[Plan]) -> Vec<Batch> {
     let (mut all, mut open, mut bytes) = (Vec::new(), Batch::new(), 0);
     for (index, plan) in plans.iter().enumerate() {
-        if plan.change.inline.is_some() {
+        if plan.inline.is_some() {
             continue;
         }
         let mut start = 0;

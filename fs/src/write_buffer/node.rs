@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 
-use brine_store::ids::Ino;
+use brine_store::ids::{Ino, Version};
 use brine_store::volume::{Attr, Reservation};
 use parking_lot::{Condvar, Mutex};
 
@@ -53,12 +53,11 @@ pub struct FileNode {
     pub no_xattrs: AtomicBool,
     /// What went wrong after writes were answered.
     pub errors: ErrorMark,
+    /// Version of the inode that the last flush made.
+    put_version: AtomicU64,
     retry_at_ns: AtomicI64,
     retry_pause_ns: AtomicI64,
     pub(super) state: Mutex<Option<Box<Dirty>>>,
-    /// A flush is between taking the file's size and giving it to the store. Another one, or a new size, must wait:
-    /// an older size given later would cut off what was stored since. Read and written under `state`.
-    pub(super) putting: AtomicBool,
     /// Signalled when chunks end being sealed.
     pub(super) settled: Condvar,
 }
@@ -71,12 +70,22 @@ impl FileNode {
             orphan: AtomicBool::new(false),
             no_xattrs: AtomicBool::new(false),
             errors: ErrorMark::default(),
+            put_version: AtomicU64::new(0),
             retry_at_ns: AtomicI64::new(0),
             retry_pause_ns: AtomicI64::new(RETRY_FIRST_NS),
             state: Mutex::new(None),
-            putting: AtomicBool::new(false),
             settled: Condvar::new(),
         }
+    }
+
+    /// A flush made this version. To be called with the state locked.
+    pub(super) fn put(&self, version: Version) {
+        self.put_version.store(version.0, Ordering::Release);
+    }
+
+    /// Whether a flush made a later version than this.
+    pub(super) fn was_put_after(&self, version: Version) -> bool {
+        self.put_version.load(Ordering::Acquire) > version.0
     }
 
     /// Let the next flush try this file, whatever failed before.

@@ -36,13 +36,15 @@ impl From<Option<Arc<Chunk>>> for Stored {
     }
 }
 
-/// The inline content, if the file may have some. `inline` tells what is known of that already.
-fn inline(volume: &Volume, attr: &Attr, chunks: &[ChunkNo], inline: Option<bool>) -> Result<Option<Stored>, Error> {
-    let possible = inline.unwrap_or(attr.size <= INLINE_MAX as u64);
-    if !possible || chunks != [ChunkNo(0)] {
-        return Ok(None);
+impl From<Vec<u8>> for Stored {
+    fn from(data: Vec<u8>) -> Self {
+        Self::Inline(data.into())
     }
-    Ok(volume.inline_data(attr.ino)?.map(|data| Stored::Inline(data.into())))
+}
+
+/// Whether to look for inline content first: `known` tells what is known of that already.
+fn may_be_inline(attr: &Attr, chunks: &[ChunkNo], known: Option<bool>) -> bool {
+    chunks == [ChunkNo(0)] && known.unwrap_or(attr.size <= INLINE_MAX as u64)
 }
 
 /// Stored chunks that need no disk; `None` if one of them does.
@@ -50,19 +52,38 @@ fn inline(volume: &Volume, attr: &Attr, chunks: &[ChunkNo], inline: Option<bool>
 /// # Errors
 /// The store's.
 pub fn cached(volume: &Volume, attr: &Attr, chunks: &[ChunkNo], known: Option<bool>) -> Result<Option<Vec<Stored>>, Error> {
-    if let Some(data) = inline(volume, attr, chunks, known)? {
-        return Ok(Some(vec![data]));
+    if may_be_inline(attr, chunks, known)
+        && let Some(data) = volume.inline_data(attr.ino)?
+    {
+        return Ok(Some(vec![data.into()]));
     }
-    Ok(volume.cached_chunks(attr, chunks).map(|found| found.into_iter().map(Stored::from).collect()))
+    let Some(found) = volume.cached_chunks(attr, chunks) else { return Ok(None) };
+    // Rather a hole once more than the wrong answer: see `read`.
+    if chunks.first() == Some(&ChunkNo(0)) && found.first().is_some_and(Option::is_none) {
+        return Ok(None);
+    }
+    Ok(Some(found.into_iter().map(Stored::from).collect()))
 }
 
 /// Stored chunks, read from the backing directories where they must be.
 ///
+/// A flush may turn a small file's chunk into inline content and back while this looks, so a first chunk that seems to
+/// be a hole is looked for in both places again.
+///
 /// # Errors
 /// The store's.
 pub fn read(volume: &Volume, attr: &Attr, chunks: &[ChunkNo], known: Option<bool>) -> Result<Vec<Stored>, Error> {
-    if let Some(data) = inline(volume, attr, chunks, known)? {
-        return Ok(vec![data]);
+    if may_be_inline(attr, chunks, known)
+        && let Some(data) = volume.inline_data(attr.ino)?
+    {
+        return Ok(vec![data.into()]);
     }
-    Ok(volume.read_chunks(attr, chunks)?.into_iter().map(Stored::from).collect())
+    let mut found: Vec<Stored> = volume.read_chunks(attr, chunks)?.into_iter().map(Stored::from).collect();
+    if let (Some(ChunkNo(0)), Some(first @ Stored::Hole)) = (chunks.first(), found.first_mut()) {
+        *first = match volume.inline_data(attr.ino)? {
+            Some(data) => data.into(),
+            None => volume.read_chunks(attr, &chunks[..1])?.pop().flatten().into(),
+        };
+    }
+    Ok(found)
 }

@@ -66,6 +66,15 @@ impl Member {
         }
     }
 
+    /// A segment takes no more appends: give back what is preallocated past its end. Best effort.
+    pub fn finish_segment(self: &Arc<Self>, id: SegmentId) {
+        if let Ok(backing) = self.writable()
+            && let Err(error) = backing.finish_segment(id)
+        {
+            log::warn!("{}: segment {id}: {error}", self.path().display());
+        }
+    }
+
     /// All segments with the lengths of their files, by number.
     pub fn list_segments(self: &Arc<Self>) -> io::Result<Vec<(SegmentId, u64)>> {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.list_segments()
@@ -94,6 +103,16 @@ impl Member {
 }
 
 impl BackingSet {
+    /// Count members as missing whose path no longer leads to a superblock. May take as long as the slowest directory.
+    pub fn look_for_markers(&self) {
+        for member in self.members() {
+            if member.is_healthy() && !member.verify_marker() {
+                log::error!("{}: its superblock is gone; it counts as missing", member.path().display());
+                member.mark_missing("its superblock is gone: removed, or its disk was unmounted");
+            }
+        }
+    }
+
     /// A write or sync failed. Decide what that says about the directory: gone (its marker is), full (nothing), or
     /// failed (not written any more until it is restored). Slow ones are marked where the wait ended.
     pub fn report_write_error(&self, id: &MemberId, operation: &str, error: &io::Error) {

@@ -138,8 +138,7 @@ impl Blocks {
                     quick_check(&bytes[at..at + record_len], info.incarnation, offset, shard).is_some()
                 })
         };
-        let outcome =
-            self.set.read_shards(&wants, ReadPlan { need, first: need, hedge: self.hedge, accept: &accept });
+        let outcome = self.set.read_shards(&wants, ReadPlan { need, first: need, hedge: self.hedge, accept: &accept });
         if outcome.good.len() < need {
             return None;
         }
@@ -214,7 +213,8 @@ impl Blocks {
                 continue;
             }
             rebuilt.resize(shard_len, 0);
-            self.stripes.coder(info.geometry)
+            self.stripes
+                .coder(info.geometry)
                 .reconstruct(&payloads, &[ShardIndex(slot as u8)], &mut [&mut rebuilt[..]])
                 .ok()?;
             sealed.extend_from_slice(&rebuilt[from..to]);

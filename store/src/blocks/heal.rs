@@ -6,12 +6,10 @@ use std::io::IoSlice;
 use std::time::Duration;
 
 use super::Blocks;
-use super::get::place_of;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::meta::rows::BlockRow;
 use crate::shard::{RECORD_ALIGN, RecordHeader, SegmentHeader};
-use crate::stripes::{GoodShard, SegmentInfo};
+use crate::stripes::{GoodShard, SegmentInfo, StripePlace};
 
 /// How long syncing a healed file may take.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
@@ -39,16 +37,16 @@ pub struct Identity {
 }
 
 impl Blocks {
-    /// Look at every shard of the stripe that `row` lies in, and, if `repair` says who is writing, write the bad ones
+    /// Look at every shard of a stripe, and, if `repair` says who is writing, write the bad ones
     /// anew. The files written are added to `unsynced`; call [`Self::sync_healed`] before telling anyone.
     pub fn heal_stripe(
         &self,
-        row: &BlockRow,
+        place: StripePlace,
         repair: Option<Identity>,
         unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
     ) -> Result<StripeHealth> {
-        let info = self.segment_info(row.segment)?;
-        let survey = self.stripes.survey(place_of(row), &info);
+        let info = self.segment_info(place.segment)?;
+        let survey = self.stripes.survey(place, &info);
         let mut health = StripeHealth {
             shards: survey.good.len() + survey.bad.len(),
             bad: survey.bad.len(),
@@ -71,7 +69,7 @@ impl Blocks {
         let Some(identity) = repair else { return Ok(health) };
         let targets: Vec<usize> = survey.bad.iter().map(|(slot, _)| *slot).chain(strays).collect();
         for slot in targets {
-            if self.rewrite(row, &info, &group, slot, identity, unsynced)? {
+            if self.rewrite(place, &info, &group, slot, identity, unsynced)? {
                 health.repaired += 1;
             }
         }
@@ -96,7 +94,7 @@ impl Blocks {
     /// False if the slot's directory cannot take the shard now.
     fn rewrite(
         &self,
-        row: &BlockRow,
+        place: StripePlace,
         info: &SegmentInfo,
         group: &[&GoodShard],
         slot: usize,
@@ -107,18 +105,15 @@ impl Blocks {
         if !member.can_write() {
             return Ok(false);
         }
-        let payloads: Vec<(ShardIndex, &[u8])> =
-            group.iter().map(|shard| (shard.index, shard.payload())).collect();
+        let payloads: Vec<(ShardIndex, &[u8])> = group.iter().map(|shard| (shard.index, shard.payload())).collect();
         let model = &group[0].header;
         let mut shard = vec![0; model.shard_len as usize];
-        self.stripes.coder(info.geometry)
+        self.stripes
+            .coder(info.geometry)
             .reconstruct(&payloads, &[ShardIndex(slot as u8)], &mut [&mut shard[..]])
-            .map_err(|_| Error::BlockLost {
-                block: row.id,
-                segment: row.segment,
-                offset: row.offset,
-                good: group.len(),
-                needed: info.geometry.data(),
+            .map_err(|_| {
+                let object = format!("stripe at {} of segment {}", place.offset, place.segment);
+                Error::format(object, format!("{} shards do not give the others back", group.len()))
             })?;
         let header = RecordHeader {
             shard: ShardIndex(slot as u8),
@@ -127,18 +122,18 @@ impl Blocks {
         }
         .encode(&self.header_mac);
         let padding = [0u8; RECORD_ALIGN as usize];
-        let pad = row.record_len as usize - header.len() - shard.len();
+        let pad = place.record_len as usize - header.len() - shard.len();
         let parts = [IoSlice::new(&header), IoSlice::new(&shard), IoSlice::new(&padding[..pad])];
         let wrote = self
-            .ensure_file(row.segment, info, slot, identity)
-            .and_then(|()| member.write_segment(row.segment, row.offset, &parts));
+            .ensure_file(place.segment, info, slot, identity)
+            .and_then(|()| member.write_segment(place.segment, place.offset, &parts));
         match wrote {
             Ok(()) => {
-                unsynced.insert((member.id, row.segment));
+                unsynced.insert((member.id, place.segment));
                 Ok(true)
             }
             Err(error) => {
-                self.set.report_write_error(&member.id, &format!("heal segment {}", row.segment), &error);
+                self.set.report_write_error(&member.id, &format!("heal segment {}", place.segment), &error);
                 Ok(false)
             }
         }

@@ -20,6 +20,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 
 pub use cache::{Cache, CacheFigures};
 pub use damage::{Damage, DamageEvent, DamageFigures};
+pub(crate) use get::place_of;
 pub use heal::{Identity, StripeHealth};
 pub(crate) use put::close_segment;
 pub use put::{Put, Stored};

@@ -11,10 +11,10 @@ use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
 use crate::segment::Extent;
-use crate::stripes::SegmentInfo;
 use crate::shard::{
     BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
 };
+use crate::stripes::SegmentInfo;
 
 /// A chunk to store.
 #[derive(Clone, Copy, Debug)]
@@ -72,11 +72,7 @@ impl Blocks {
     /// Store `puts` and, in the same operation of the metadata, whatever `rows` does with their keys.
     ///
     /// Appended, not synced, when it returns. Errors: [`Error::NoSpace`], [`Error::TooFewMembers`], database errors.
-    pub fn put<R>(
-        &self,
-        puts: &[Put<'_>],
-        rows: impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>,
-    ) -> Result<R> {
+    pub fn put<R>(&self, puts: &[Put<'_>], rows: impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>) -> Result<R> {
         let candidates: Vec<Candidate> = puts
             .iter()
             .map(|put| {
@@ -86,16 +82,17 @@ impl Blocks {
             })
             .collect();
         let claims = self.claim(candidates.iter().map(|c| c.id));
-        let known = self.meta.with(|txn| {
-            claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>()
-        })?;
+        let known = self
+            .meta
+            .with(|txn| claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>())?;
 
         // The first of equal chunks in this call is stored, the others find it.
         let mut fresh_ids: HashMap<BlockId, usize> = HashMap::new();
         let mut fresh = Vec::new();
         let mut stored = Vec::with_capacity(puts.len());
         for (index, candidate) in candidates.iter().enumerate() {
-            let usable = known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state != BlockState::Condemned);
+            let usable =
+                known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state != BlockState::Condemned);
             let duplicate = usable || fresh_ids.contains_key(&candidate.id);
             if !duplicate {
                 fresh_ids.insert(candidate.id, index);
@@ -260,7 +257,11 @@ impl Blocks {
 
     /// Write stripes side by side at one offset. A directory that fails is taken out and the whole run written again
     /// elsewhere (offsets are never reused).
-    pub(super) fn write_stripes(&self, stripes: &mut [Stripe], generation: Generation) -> Result<(Extent, Option<SegmentRow>)> {
+    pub(super) fn write_stripes(
+        &self,
+        stripes: &mut [Stripe],
+        generation: Generation,
+    ) -> Result<(Extent, Option<SegmentRow>)> {
         let total: u64 = stripes.iter().map(|stripe| stripe.record_len).sum();
         let mut at = 0;
         for stripe in stripes.iter_mut() {
@@ -335,7 +336,11 @@ impl Blocks {
             stripe_tag: stripe.tag,
             payload_checksum: stripe.checksums[slot],
             blocks: stripe.entries.clone(),
-            commit: stripe.commit.map(|commit| CommitHeader { ack_set: self.ack_set(extent), copies: occupied(extent), ..commit }),
+            commit: stripe.commit.map(|commit| CommitHeader {
+                ack_set: self.ack_set(extent),
+                copies: occupied(extent),
+                ..commit
+            }),
         }
     }
 

@@ -105,6 +105,12 @@ pub struct Meta {
     restart_wal: AtomicBool,
 }
 
+impl std::fmt::Debug for Meta {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Meta").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Meta {
     /// Make the database of a new volume in a state directory, with its root directory in the open generation.
     ///
@@ -166,7 +172,10 @@ impl Meta {
         let identified = conn.and_then(|conn| schema::identity(&conn).map(|found| (conn, found)));
         let conn = match identified {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                return Err(refused("cannot be opened with this volume's key, or is damaged"));
+                return Err(Error::format(
+                    format!("metadata database {}", path.display()),
+                    "it is damaged, or was made with another key",
+                ));
             }
             Err(source) => return Err(Error::Database { path, source }),
             Ok((_, (false, _))) => return Err(refused("is not a metadata database of brine")),

@@ -6,15 +6,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::open::write_copies;
-use super::probe::default_state_dir;
-use crate::backing::{Backing, DirBacking, is_network_fs};
+use super::probe::{default_state_dir, discover};
+use super::{OpenOptions, Volume};
+use crate::backing::{Backing, DirBacking, Hedge, is_network_fs};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
+use crate::commit::NothingDirty;
+use crate::commit_log::{HEAD_KEY, Head};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, MemberId, SegmentId, Term, VolumeId};
-use crate::keyslot::{KdfCost, KeySlot, NewSecret, WrappedConvergence};
+use crate::keyslot::{KdfCost, KeySlot, NewSecret, Unlock, WrappedConvergence};
 use crate::meta::rows::{FileKind, NewNode};
 use crate::meta::{Meta, Setup};
+use crate::record::ChainHash;
 use crate::seal::{Codec, Sealer, SecretKey, VolumeKeys};
 use crate::superblock::{DomainPolicy, MemberEntry, MemberState, SUPERBLOCK_FILES, Superblock};
 
@@ -127,8 +131,7 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     };
 
     // The database first: a directory that carries a superblock belongs to a volume that can be mounted.
-    let setup =
-        Setup { volume, name_key: *keys.name_key(), clock: Arc::new(SystemClock), block_id: Sealer::block_id };
+    let setup = Setup { volume, name_key: *keys.name_key(), clock: Arc::new(SystemClock), block_id: Sealer::block_id };
     let root = NewNode {
         kind: FileKind::Directory,
         perm: 0o755,
@@ -139,18 +142,43 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     };
     let meta = Meta::create(&state_dir, keys.database_key(), &setup, &root, options.chunk_bits)?;
     meta.commit_generation()?;
-    meta.sync()?;
+    meta.with(|txn| {
+        txn.put_local(HEAD_KEY, &Head { generation: meta_generation(txn), chain: ChainHash::START }.encode())
+    })?;
     meta.close()?;
     for (path, (member, backing)) in directories.iter().zip(superblock.members.iter().zip(&backings)) {
         let own = Superblock { member: member.id, ..superblock.clone() };
-        write_copies(backing.as_ref(), &own, &keys)
-            .map_err(|source| Error::Backing {
-                directory: path.clone(),
-                operation: "writing the superblock".into(),
-                source,
-            })?;
+        write_copies(backing.as_ref(), &own, &keys).map_err(|source| Error::Backing {
+            directory: path.clone(),
+            operation: "writing the superblock".into(),
+            source,
+        })?;
     }
+    // The first checkpoint: from now on the backing directories alone are enough.
+    let options = OpenOptions {
+        sources: directories.clone(),
+        unlock: Unlock::KeyFile(zeroize::Zeroizing::default()),
+        state_dir: Some(state_dir.clone()),
+        read_only: false,
+        hedge: Hedge::Adaptive,
+        min_ack: None,
+        cache_bytes: 0,
+        copies: None,
+        epoch: None,
+        domain: None,
+        codec: None,
+        use_member: Vec::new(),
+        report: None,
+    };
+    let made = Volume::open_unlocked(options, discover(&directories)?, keys)?;
+    made.checkpoint()?;
+    made.close(&NothingDirty)?;
     Ok(Formatted { volume, geometry, directories, state_dir, recovery_key: recovery_key.to_text(), warnings })
+}
+
+/// The generation committed last, inside an operation.
+fn meta_generation(txn: &crate::meta::Txn<'_>) -> Generation {
+    Generation(txn.generation().0 - 1)
 }
 
 fn choose_geometry(options: &FormatOptions) -> Result<Geometry> {
@@ -210,9 +238,7 @@ fn check_directories(options: &FormatOptions, warnings: &mut Vec<String>) -> Res
             )));
         }
         check_empty(&path)?;
-        let device = std::fs::metadata(&path)
-            .map_err(|source| Error::io(path.display().to_string(), source))?
-            .dev();
+        let device = std::fs::metadata(&path).map_err(|source| Error::io(path.display().to_string(), source))?.dev();
         if let Some((_, other)) = devices.iter().find(|(other, _)| *other == device) {
             warnings.push(format!(
                 "{} and {} are on one filesystem: losing it loses both",

@@ -5,12 +5,14 @@
 
 mod data;
 mod format;
+mod image;
 mod open;
 mod prefetch;
 mod probe;
 mod replace;
 mod space;
 mod status;
+mod watch;
 #[cfg(test)]
 mod tests;
 
@@ -33,7 +35,7 @@ pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use format::{FormatOptions, Formatted, format};
-pub use open::OpenOptions;
+pub use open::{OpenOptions, ReportFn};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use replace::replace;
 pub use space::Reservation;
@@ -42,11 +44,12 @@ pub use status::{StatFs, VolumeStatus};
 use crate::backing::BackingSet;
 use crate::blocks::Blocks;
 use crate::clock::Clock;
-use crate::commit::Commit;
+use crate::commit::{Commit, Parts};
+use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
-use crate::lock::LocalLock;
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, ROOT_INO, Term, VolumeId};
+use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::Superblock;
@@ -82,6 +85,8 @@ pub struct Volume {
     space: Arc<Space>,
     prefetcher: Prefetcher,
     commit: Commit,
+    log: CommitLog,
+    last_image: Mutex<image::LastImage>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -90,6 +95,7 @@ pub struct Volume {
     asked_read_only: bool,
     warnings: Mutex<Vec<String>>,
     housekeeper: Mutex<Option<Housekeeper>>,
+    watcher: Mutex<Option<watch::Watcher>>,
     /// Released last.
     _lock: LocalLock,
 }
@@ -298,7 +304,7 @@ impl Volume {
             return Ok(self.meta.committed());
         }
         self.writable()?;
-        let outcome = self.commit.run(&self.blocks, &self.meta, flusher);
+        let outcome = self.commit.run(&self.parts(), flusher);
         if let Err(error) = &outcome
             && !matches!(error, Error::NoSpace)
         {
@@ -310,23 +316,21 @@ impl Volume {
         outcome
     }
 
+    fn parts(&self) -> Parts<'_> {
+        Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log }
+    }
+
     /// Commit, record a clean end, and let go of everything.
     pub fn close(self: Arc<Self>, flusher: &dyn Flusher) -> Result<()> {
         let outcome = if self.asked_read_only { Ok(()) } else { self.commit(flusher).map(|_| ()) };
         if let Some(housekeeper) = self.housekeeper.lock().take() {
             housekeeper.stop();
         }
+        drop(self.watcher.lock().take());
         outcome?;
         if !self.asked_read_only {
-            self.blocks.segments().close();
-            self.meta.with(|txn| {
-                for (id, tail) in self.blocks.segments().take_closed() {
-                    crate::blocks::close_segment(txn, id, tail)?;
-                }
-                Ok(())
-            })?;
-            self.meta.commit_generation()?;
-            self.meta.sync()?;
+            self.checkpoint_if_due()?;
+            self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }
         self.meta.close()
@@ -399,6 +403,7 @@ impl Volume {
         if self.writable().is_err() {
             return Ok(());
         }
+        self.checkpoint_if_due()?;
         while {
             let _held = self.gate();
             self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
@@ -414,7 +419,7 @@ impl Volume {
             let Some(row) = self.meta.with(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
                 continue;
             };
-            self.blocks.heal_stripe(&row, Some(self.identity()), &mut unsynced)?;
+            self.blocks.heal_stripe(crate::blocks::place_of(&row), Some(self.identity()), &mut unsynced)?;
         }
         self.blocks.sync_healed(&mut unsynced)
     }

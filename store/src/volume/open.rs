@@ -1,10 +1,12 @@
 //! Opening a volume: unlock, find the members, take the locks, trust or refuse the database.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -15,14 +17,17 @@ use crate::backing::{Backing, BackingSet, Health, Hedge, Member};
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
+use crate::commit_log::{CommitLog, Head, head_of};
 use crate::error::{Error, Result};
 use crate::ids::{SegmentId, Term};
 use crate::keyslot::{SlotError, Unlock};
 use crate::lock::LocalLock;
 use crate::meta::rows::SegmentState;
-use crate::meta::{Meta, Setup};
+use crate::meta::{DATABASE_FILE, Meta, Setup};
+use crate::recover::{self, Reader, Recovered};
 use crate::seal::{Codec, Sealer, VolumeKeys};
 use crate::segment::{Segments, Writer};
+use crate::stripes::Stripes;
 use crate::superblock::{SUPERBLOCK_FILES, Superblock, UnverifiedSuperblock};
 
 /// How a volume is opened.
@@ -52,7 +57,24 @@ pub struct OpenOptions {
     pub codec: Option<Codec>,
     /// The true one of directories that claim to be the same member.
     pub use_member: Vec<PathBuf>,
+    /// Told how far recovery is: what is being done, how much of how much.
+    pub report: Option<ReportFn>,
 }
+
+/// What is being done, and how much of how much is done.
+type Told = dyn Fn(&str, u64, u64) + Send + Sync;
+
+/// Told what is being done, and how much of how much is done.
+pub struct ReportFn(pub Box<Told>);
+
+impl std::fmt::Debug for ReportFn {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ReportFn")
+    }
+}
+
+/// How long the sync of what was left may take in one directory.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
 /// This host's name, for the superblock's hint of who wrote last.
 pub(super) fn host_name() -> String {
@@ -94,7 +116,9 @@ fn members(discovery: Discovery, keys: &VolumeKeys, options: &OpenOptions) -> Re
         .map(|(_, _, superblock)| superblock)
         .max_by_key(|superblock| superblock.age())
         .cloned()
-        .ok_or_else(|| Error::Refused("no directory has an authentic superblock; bring another backing directory".into()))?;
+        .ok_or_else(|| {
+            Error::Refused("no directory has an authentic superblock; bring another backing directory".into())
+        })?;
     let disagree = verified.iter().find(|(_, _, superblock)| {
         superblock.geometry != newest.geometry || superblock.created_ns != newest.created_ns
     });
@@ -165,6 +189,11 @@ impl Volume {
     pub fn open(options: OpenOptions) -> Result<Arc<Self>> {
         let discovery = discover(&options.sources)?;
         let keys = unlock(discovery.newest_unverified(), &options.unlock)?;
+        Self::open_unlocked(options, discovery, keys)
+    }
+
+    /// The rest of opening, once there are keys.
+    pub(super) fn open_unlocked(options: OpenOptions, discovery: Discovery, keys: VolumeKeys) -> Result<Arc<Self>> {
         let mut with_clones = discovery;
         find_clones(&mut with_clones, &options);
         let Members { set, superblock, mut warnings } = members(with_clones, &keys, &options)?;
@@ -182,7 +211,7 @@ impl Volume {
         }
 
         let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
-        check_state_dir(&state_dir, &superblock)?;
+        make_state_dir(&state_dir)?;
         let lock = LocalLock::take(&state_dir)?;
         for member in set.members().iter().filter(|member| member.can_read()) {
             member.lock().map_err(|source| {
@@ -199,20 +228,15 @@ impl Volume {
             clock: clock.clone(),
             block_id: Sealer::block_id,
         };
-        let meta = Arc::new(Meta::open(&state_dir, keys.database_key(), &setup)?);
-        if meta.committed() < superblock.generation {
-            return Err(Error::Refused(format!(
-                "the state directory {} is at generation {}, the volume at {}: it is an older copy. \
-                 Name the current one with -o state=",
-                state_dir.display(),
-                meta.committed(),
-                superblock.generation
-            )));
-        }
+        let sealer = Arc::new(Sealer::new(&keys));
+        let stripes = Stripes::new(set.clone(), superblock.volume, *keys.header_mac());
+        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer };
+        let (meta, head) = database(&state_dir, &setup, &reader, &superblock, &options, &mut warnings)?;
 
         let term = Term(superblock.term.0 + u64::from(!read_only));
         let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         let next = next_segment(&set, &meta, &superblock)?;
+        let log = CommitLog::new(superblock.volume, term, *keys.log_key(), entropy.clone(), head);
         let writer = Writer { volume: superblock.volume, term, header_mac: *keys.header_mac() };
         let min_slots = options.min_ack.or(superblock.min_ack.map(usize::from)).unwrap_or(geometry.min_ack());
         if min_slots < geometry.data() || min_slots > geometry.total() {
@@ -230,7 +254,6 @@ impl Volume {
             epoch: options.epoch.unwrap_or(superblock.epoch),
             codec: options.codec.unwrap_or(superblock.codec),
         };
-        let sealer = Arc::new(Sealer::new(&keys));
         let config = BlocksConfig {
             codec: policy.codec,
             hedge: options.hedge,
@@ -258,6 +281,8 @@ impl Volume {
             sealer,
             prefetcher,
             commit: Commit::default(),
+            log,
+            last_image: Mutex::default(),
             clock,
             keys,
             superblock: Mutex::new(superblock),
@@ -265,16 +290,19 @@ impl Volume {
             asked_read_only: read_only,
             warnings: Mutex::new(warnings),
             housekeeper: Mutex::new(None),
+            watcher: Mutex::new(None),
             _lock: lock,
         });
         if !read_only {
             volume.begin()?;
         }
+        *volume.watcher.lock() = Some(super::watch::Watcher::start(volume.set.clone())?);
         Ok(volume)
     }
 
     /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
     fn begin(self: &Arc<Self>) -> Result<()> {
+        self.sync_what_was_left()?;
         self.meta.with(|txn| {
             let open: Vec<_> = txn.segments()?.into_iter().filter(|row| row.state == SegmentState::Open).collect();
             for row in open {
@@ -305,6 +333,29 @@ impl Volume {
     }
 }
 
+impl Volume {
+    /// What a killed writer appended last was read back from memory, perhaps, and stands on no disk: before anything is
+    /// built on it, it is synced (R15).
+    fn sync_what_was_left(&self) -> Result<()> {
+        let rows = self.meta.with(|txn| txn.segments())?;
+        let closed: HashSet<SegmentId> =
+            rows.iter().filter(|row| row.state != SegmentState::Open).map(|row| row.id).collect();
+        let mut files = Vec::new();
+        for member in self.set.members().iter().filter(|member| member.can_write()) {
+            let listed = member.list_segments().unwrap_or_default();
+            files.extend(listed.into_iter().filter(|(id, _)| !closed.contains(id)).map(|(id, _)| (member.id, id)));
+        }
+        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+            if let Err(error) = outcome {
+                self.set.report_write_error(&member, &format!("sync segment {segment}"), &error);
+            }
+        }
+        let healthy = self.set.members().iter().filter(|member| member.can_write()).count();
+        let needed = self.blocks.segments().min_ack();
+        if healthy < needed { Err(Error::TooFewMembers { healthy, needed }) } else { Ok(()) }
+    }
+}
+
 /// Directories named as sources that claim a member another directory claims, too, were both found; a clone at a path
 /// nobody named cannot be seen. Kept as one list, so that [`members`] can refuse both.
 fn find_clones(discovery: &mut Discovery, options: &OpenOptions) {
@@ -316,17 +367,92 @@ fn find_clones(discovery: &mut Discovery, options: &OpenOptions) {
     }
 }
 
-fn check_state_dir(path: &Path, superblock: &Superblock) -> Result<()> {
+fn make_state_dir(path: &Path) -> Result<()> {
     if !path.is_dir() {
-        return Err(Error::Refused(format!(
-            "the metadata database of volume {} is expected in {}, which does not exist; \
-             name the directory with -o state= (last written by host {:?})",
-            superblock.volume,
-            path.display(),
-            superblock.host
-        )));
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|source| Error::io(format!("making the state directory {}", path.display()), source))?;
     }
     super::format::refuse_network(path)
+}
+
+/// The database, brought up to the log; rebuilt from the backing directories if it is missing, damaged or not on the
+/// log (R13).
+fn database(
+    dir: &Path,
+    setup: &Setup,
+    reader: &Reader<'_>,
+    superblock: &Superblock,
+    options: &OpenOptions,
+    warnings: &mut Vec<String>,
+) -> Result<(Arc<Meta>, Head)> {
+    let report: recover::Report<'_> = match &options.report {
+        Some(report) => report.0.as_ref(),
+        None => &|_, _, _| {},
+    };
+    let key = reader.keys.database_key();
+    let mut found = match Meta::open(dir, key, setup) {
+        Ok(meta) => Some(meta),
+        Err(error)
+            if dir.join(DATABASE_FILE).exists() && !matches!(error, Error::Format { .. } | Error::Database { .. }) =>
+        {
+            return Err(error);
+        }
+        Err(error) => {
+            if dir.join(DATABASE_FILE).exists() {
+                let aside = recover::set_aside(dir, setup.clock.now_ns())?;
+                warnings.push(format!("{error}; it is kept as {}", aside.display()));
+            }
+            None
+        }
+    };
+    for rebuilt in [false, true] {
+        if let Some(meta) = found.take() {
+            let outcome = match head_of(&meta)? {
+                Some(head) => reader.catch_up(&meta, head, report)?,
+                None => None,
+            };
+            match outcome {
+                Some((head, Recovered { replayed, notes })) => {
+                    warnings.extend(notes);
+                    if replayed > 0 {
+                        log::info!("{replayed} generations replayed from the commit log");
+                    }
+                    if head.generation < superblock.generation {
+                        return Err(Error::Refused(format!(
+                            "the log ends at generation {}, the superblocks tell of {}: directories were rolled back, or \
+                             those with the newer records are missing. Bring them back",
+                            head.generation, superblock.generation
+                        )));
+                    }
+                    return Ok((Arc::new(meta), head));
+                }
+                None if rebuilt => {
+                    return Err(Error::Refused(
+                        "the database that was rebuilt does not stand on the log; report this as a defect".into(),
+                    ));
+                }
+                None => {
+                    let generation = meta.committed();
+                    meta.close()?;
+                    drop(meta);
+                    let aside = recover::set_aside(dir, setup.clock.now_ns())?;
+                    warnings.push(format!(
+                        "the metadata database (generation {generation}) is not on the commit log; it is kept as {}",
+                        aside.display()
+                    ));
+                }
+            }
+        }
+        if !rebuilt {
+            let out = reader.rebuild(dir, setup, &superblock.checkpoints, report)?;
+            warnings.extend(out.notes);
+            found = Some(Meta::open(dir, key, setup)?);
+        }
+    }
+    Err(Error::Refused("the metadata database could not be rebuilt".into()))
 }
 
 /// A number that no segment ever had: above all the metadata, the superblock and the directories know of.

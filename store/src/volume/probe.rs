@@ -161,11 +161,7 @@ pub(super) fn discover(sources: &[PathBuf]) -> Result<Discovery> {
 }
 
 fn newest_of(found: &[Found]) -> usize {
-    (0..found.len())
-        .max_by_key(|&i| {
-            found[i].unchecked().age()
-        })
-        .unwrap_or(0)
+    (0..found.len()).max_by_key(|&i| found[i].unchecked().age()).unwrap_or(0)
 }
 
 /// What can be known of a volume without a key.

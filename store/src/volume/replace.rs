@@ -4,8 +4,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::open::write_copies;
 use super::Volume;
+use super::open::write_copies;
 use crate::backing::{Backing, DirBacking};
 use crate::error::{Error, Result};
 use crate::superblock::Superblock;

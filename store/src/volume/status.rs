@@ -200,7 +200,7 @@ impl Volume {
     pub fn status(&self) -> Result<VolumeStatus> {
         let figures = self.meta.counters();
         let raw = self.space.raw();
-        let directories: Vec<DirectoryStatus> = self.set.members().iter().map(|m| directory(m)).collect();
+        let directories: Vec<DirectoryStatus> = self.set.members().iter().map(directory).collect();
         let absent = self.set.members().iter().filter(|member| !member.can_read()).count();
         let damage: DamageFigures = self.blocks.damage().figures();
         let (health, health_reason) = self.health(&directories, absent, &damage);

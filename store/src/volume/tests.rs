@@ -67,6 +67,7 @@ impl Scratch {
             domain: None,
             codec: None,
             use_member: Vec::new(),
+            report: None,
         }
     }
 
@@ -101,8 +102,7 @@ fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
         bytes.chunks(1 << attr.chunk_bits).enumerate().map(|(n, chunk)| (ChunkNo(n as u64), chunk)).collect();
     volume.write_chunks(attr.ino, &chunks).unwrap();
     let now = volume.clock().now_ns();
-    let change =
-        FileChange { size: bytes.len() as u64, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false };
+    let change = FileChange { size: bytes.len() as u64, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false };
     volume.set_file(attr.ino, &change).unwrap()
 }
 
@@ -291,20 +291,22 @@ fn beyond_parity_only_the_files_concerned_fail() {
     let (first, second) = (noise(7, 400_000), noise(8, 400_000));
     write(&volume, "first", &first);
     volume.commit(&NothingDirty).unwrap();
-    let until: Vec<u64> = (0..3)
-        .map(|n| std::fs::metadata(&segment_files(&scratch.0.join(format!("d{n}")))[0]).unwrap().len())
-        .collect();
+    let until: Vec<u64> =
+        (0..3).map(|n| std::fs::metadata(&segment_files(&scratch.0.join(format!("d{n}")))[0]).unwrap().len()).collect();
     write(&volume, "second", &second);
     volume.commit(&NothingDirty).unwrap();
-    for n in 0..3 {
+    for (n, until) in until.iter().enumerate() {
         let file = &segment_files(&scratch.0.join(format!("d{n}")))[0];
-        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(until[n]).unwrap();
+        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(*until).unwrap();
     }
     assert_eq!(read(&volume, "first").unwrap(), first);
     assert!(matches!(read(&volume, "second"), Err(Error::BlockLost { good: 3, needed: 4, .. })));
     let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
     assert!(!report.healthy);
-    assert_eq!(report.damaged.iter().filter(|d| !d.recoverable).map(|d| d.path.as_str()).collect::<Vec<_>>(), ["/second"]);
+    assert_eq!(
+        report.damaged.iter().filter(|d| !d.recoverable).map(|d| d.path.as_str()).collect::<Vec<_>>(),
+        ["/second"]
+    );
     drop(volume);
 }
 
@@ -335,21 +337,122 @@ fn a_lost_directory_is_replaced_and_healed() {
 fn what_cannot_be_opened_says_why() {
     let scratch = Scratch::new("refuse");
     scratch.format(6, 1);
-    let wrong = OpenOptions {
-        unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"wrong".to_vec())),
-        ..scratch.options()
-    };
+    let wrong =
+        OpenOptions { unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"wrong".to_vec())), ..scratch.options() };
     assert!(matches!(Volume::open(wrong), Err(Error::Unlock(_))));
-    let key_file = OpenOptions {
-        unlock: Unlock::KeyFile(zeroize::Zeroizing::new(vec![7; 64])),
-        ..scratch.options()
-    };
+    let key_file = OpenOptions { unlock: Unlock::KeyFile(zeroize::Zeroizing::new(vec![7; 64])), ..scratch.options() };
     assert!(matches!(Volume::open(key_file), Err(Error::Unlock(_))));
     let volume = scratch.open();
     assert!(matches!(Volume::open(scratch.options()), Err(Error::InUse(_))));
     volume.close(&NothingDirty).unwrap();
     let nowhere = OpenOptions { sources: vec![scratch.0.clone()], ..scratch.options() };
     assert!(matches!(Volume::open(nowhere), Err(Error::NotAVolume(_))));
-    let stateless = OpenOptions { state_dir: Some(scratch.0.join("none")), ..scratch.options() };
-    assert!(matches!(Volume::open(stateless), Err(Error::Refused(_))));
+}
+
+#[test]
+fn the_database_is_rebuilt_from_the_directories_alone() {
+    let scratch = Scratch::new("rebuild");
+    scratch.format(6, 1);
+    let content = noise(20, 900_000);
+    let volume = scratch.open();
+    write(&volume, "before", &content);
+    volume.commit(&NothingDirty).unwrap();
+    volume.checkpoint().unwrap();
+    write(&volume, "after", &content[5..]);
+    volume.unlink(ROOT_INO, b"before").unwrap();
+    volume.commit(&NothingDirty).unwrap();
+    volume.create(ROOT_INO, b"unsynced", &new_file()).unwrap();
+    // The daemon dies: nothing is closed.
+    let digest = volume.meta().reader().unwrap().digest().unwrap();
+    drop(volume);
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    // And m directories with it.
+    std::fs::remove_dir_all(scratch.0.join("d4")).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("d1")).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("rebuilt")), "{:?}", volume.warnings());
+    assert_eq!(volume.meta().reader().unwrap().digest().unwrap(), digest);
+    assert_eq!(read(&volume, "after").unwrap(), &content[5..]);
+    assert!(matches!(read(&volume, "before"), Err(Error::NotFound)));
+    write(&volume, "more", &content[9..]);
+    volume.close(&NothingDirty).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "more").unwrap(), &content[9..]);
+    assert!(check(&volume, &CheckOptions::default(), &Silent).unwrap().tables.is_empty());
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn an_older_copy_of_the_database_is_brought_up_to_the_log() {
+    let scratch = Scratch::new("older");
+    scratch.format(6, 1);
+    let content = noise(21, 300_000);
+    let volume = scratch.open();
+    write(&volume, "first", &content);
+    volume.close(&NothingDirty).unwrap();
+    let copy = scratch.0.join("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::copy(scratch.0.join("state/meta.db"), copy.join("meta.db")).unwrap();
+    let volume = scratch.open();
+    write(&volume, "second", &content[1..]);
+    volume.close(&NothingDirty).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    std::fs::rename(&copy, scratch.0.join("state")).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "second").unwrap(), &content[1..]);
+    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn a_database_of_another_history_is_set_aside_and_rebuilt() {
+    let scratch = Scratch::new("diverged");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    volume.close(&NothingDirty).unwrap();
+    let copy = |from: &str, to: &str| {
+        let status =
+            std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
+        assert!(status.unwrap().success());
+    };
+    for name in ["d0", "d1", "d2", "d3", "d4", "d5"] {
+        copy(name, &format!("old-{name}"));
+    }
+    let volume = scratch.open();
+    write(&volume, "one", &noise(22, 50_000));
+    volume.close(&NothingDirty).unwrap();
+    // The directories go back to their copies and take another way; the database stays.
+    for name in ["d0", "d1", "d2", "d3", "d4", "d5"] {
+        std::fs::remove_dir_all(scratch.0.join(name)).unwrap();
+        copy(&format!("old-{name}"), name);
+    }
+    copy("state", "state-of-one");
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    let volume = scratch.open();
+    write(&volume, "two", &noise(23, 50_000));
+    volume.close(&NothingDirty).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    std::fs::rename(scratch.0.join("state-of-one"), scratch.0.join("state")).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("not on the commit log")), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "two").unwrap(), noise(23, 50_000));
+    assert!(read(&volume, "one").is_err());
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn a_damaged_database_is_set_aside_and_rebuilt() {
+    let scratch = Scratch::new("corrupt");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    write(&volume, "file", &noise(24, 70_000));
+    volume.close(&NothingDirty).unwrap();
+    let path = scratch.0.join("state/meta.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("aside")), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "file").unwrap(), noise(24, 70_000));
+    volume.close(&NothingDirty).unwrap();
 }

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::*;
 
 fn refusal(result: Result<Meta>) -> String {
-    match result.err().expect("it must not open") {
+    match result.expect_err("it must not open") {
         Error::Refused(text) => text,
         other => panic!("unexpected: {other}"),
     }

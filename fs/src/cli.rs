@@ -1,0 +1,208 @@
+//! The `brine` program: a table of commands, and one place where failures are shown.
+
+mod args;
+mod check;
+mod doctor;
+mod format;
+mod help;
+mod mount;
+mod output;
+mod prompt;
+mod secret;
+mod show;
+mod status;
+mod sync;
+mod target;
+mod umount;
+
+use std::ffi::OsString;
+
+use lexopt::Parser;
+
+use crate::config::distance;
+use crate::exit_code::{ExitCode, Failure};
+
+/// One command.
+struct Command {
+    name: &'static str,
+    /// Its arguments, as help shows them.
+    arguments: &'static str,
+    /// One line.
+    summary: &'static str,
+    /// Options and what else to know.
+    details: &'static str,
+    run: fn(Parser) -> Result<ExitCode, Failure>,
+}
+
+const COMMANDS: &[Command] = &[
+    Command {
+        name: "format",
+        arguments: "DIR... [options]",
+        summary: "make a volume over empty directories",
+        details: help::FORMAT,
+        run: format::run,
+    },
+    Command {
+        name: "mount",
+        arguments: "SOURCE MOUNTPOINT [-o OPTIONS] [-f]",
+        summary: "mount a volume; SOURCE is any of its directories",
+        details: help::MOUNT,
+        run: mount::run,
+    },
+    Command {
+        name: "umount",
+        arguments: "MOUNTPOINT [--lazy]",
+        summary: "unmount; returns when everything is durable and the daemon has ended",
+        details: help::UMOUNT,
+        run: umount::run,
+    },
+    Command {
+        name: "status",
+        arguments: "[--json] [SOURCE|MOUNTPOINT]",
+        summary: "health, directories, space and damage; without argument of all mounted volumes",
+        details: help::STATUS,
+        run: status::run,
+    },
+    Command {
+        name: "check",
+        arguments: "[--json] [PATH] SOURCE|MOUNTPOINT",
+        summary: "read and verify everything, or what is at and below PATH",
+        details: help::CHECK,
+        run: check::run_check,
+    },
+    Command {
+        name: "heal",
+        arguments: "[--json] SOURCE|MOUNTPOINT",
+        summary: "rebuild what is missing or wrong in the directories",
+        details: help::HEAL,
+        run: check::run_heal,
+    },
+    Command {
+        name: "replace",
+        arguments: "[--json] OLD_DIR NEW_DIR SOURCE|MOUNTPOINT",
+        summary: "give a lost directory's place to an empty one, and fill it",
+        details: help::REPLACE,
+        run: check::run_replace,
+    },
+    Command {
+        name: "sync",
+        arguments: "MOUNTPOINT",
+        summary: "make everything written so far durable",
+        details: help::SYNC,
+        run: sync::run,
+    },
+    Command {
+        name: "doctor",
+        arguments: "[--json]",
+        summary: "look whether this machine can mount brine volumes",
+        details: help::DOCTOR,
+        run: doctor::run,
+    },
+    Command { name: "help", arguments: "[COMMAND]", summary: "this text, or a command's", details: "", run: help::run },
+    Command { name: "version", arguments: "[--json]", summary: "the version", details: "", run: help::version },
+];
+
+/// The whole program.
+pub fn main() -> std::process::ExitCode {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let json = arguments.iter().any(|argument| argument == "--json");
+    let mount8 = arguments.iter().any(|argument| argument == "--mount8");
+    let code = match dispatch(&arguments[1.min(arguments.len())..]) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::failure(&failure, json);
+            failure.code()
+        }
+    };
+    std::process::ExitCode::from(if mount8 { code.for_mount8() } else { code.number() })
+}
+
+fn dispatch(arguments: &[OsString]) -> Result<ExitCode, Failure> {
+    let Some((first, rest)) = arguments.split_first() else {
+        help::overview_to(&mut std::io::stderr());
+        return Ok(ExitCode::Usage);
+    };
+    let name = first.to_string_lossy();
+    let name = match name.as_ref() {
+        "--help" | "-h" => "help",
+        "--version" | "-V" => "version",
+        // Started by `mount`, with what they need on standard input.
+        "serve" => return Ok(crate::mount::serve_command()),
+        "supervise" => return Ok(crate::mount::supervise_command()),
+        other => other,
+    };
+    let Some(command) = find(name) else {
+        return Err(Failure::usage(format!("there is no command \"{name}\"{}", suggestion(name))));
+    };
+    // Up to "--", after which everything is a name.
+    let options = rest.iter().take_while(|argument| *argument != "--");
+    if name != "help" && options.into_iter().any(|argument| argument == "--help" || argument == "-h") {
+        help::of(command);
+        return Ok(ExitCode::Success);
+    }
+    (command.run)(Parser::from_args(rest)).map_err(|failure| {
+        if failure.code() == ExitCode::Usage && !failure.message().contains("`brine help") {
+            return Failure::usage(format!("{name}: {} (`brine help {name}`)", failure.message()));
+        }
+        failure
+    })
+}
+
+fn find(name: &str) -> Option<&'static Command> {
+    COMMANDS.iter().find(|command| command.name == name)
+}
+
+fn suggestion(name: &str) -> String {
+    let known = COMMANDS.iter().map(|command| (distance(name, command.name), command.name)).min();
+    match known {
+        Some((far, near)) if far <= 2 => format!("; did you mean `brine {near}`?"),
+        _ => "; `brine help` lists them".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dispatch_words(words: &[&str]) -> Result<ExitCode, Failure> {
+        dispatch(&words.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn commands_are_unique_and_documented() {
+        let manual = include_str!("../../packaging/man/brine.1");
+        let contract = include_str!("../../docs/CLI.md");
+        for (index, command) in COMMANDS.iter().enumerate() {
+            assert!(COMMANDS[index + 1..].iter().all(|other| other.name != command.name));
+            assert!(manual.contains(&format!("brine {}", command.name)), "brine.1 lacks {}", command.name);
+            assert!(contract.contains(&format!("`brine {}", command.name)), "CLI.md lacks {}", command.name);
+        }
+    }
+
+    #[test]
+    fn every_mount_option_is_documented() {
+        let help = help::MOUNT;
+        let manual = include_str!("../../packaging/man/mount.brine.8");
+        for name in ["passfile", "keyfile", "recoveryfile", "state", "ro", "allow_other", "noatime", "hedge", "min_ack"]
+        {
+            assert!(help.contains(name) && manual.contains(name), "{name}");
+        }
+        for name in ["cache", "copies", "epoch", "domain", "compress", "use_member", "threads", "log", "nosupervise"] {
+            assert!(help.contains(name) && manual.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn wrong_commands_are_refused_with_a_next_step() {
+        let failure = dispatch_words(&["statsu"]).unwrap_err();
+        assert_eq!(failure.code(), ExitCode::Usage);
+        assert!(failure.message().ends_with("did you mean `brine status`?"));
+        assert!(dispatch_words(&["frobnicate"]).unwrap_err().message().contains("`brine help`"));
+        let failure = dispatch_words(&["umount", "--frobnicate"]).unwrap_err();
+        assert!(failure.message().contains("--frobnicate") && failure.message().contains("`brine help umount`"));
+        for command in ["format", "mount", "umount", "check", "heal", "replace", "sync"] {
+            let failure = dispatch_words(&[command]).unwrap_err();
+            assert_eq!(failure.code(), ExitCode::Usage, "{command}: {failure}");
+        }
+    }
+}

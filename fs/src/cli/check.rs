@@ -1,0 +1,316 @@
+//! `brine check`, `brine heal`, `brine replace`: in the daemon of a mounted volume, else in this process.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use brine_store::check::{CheckOptions, CheckProgress, check, heal};
+use brine_store::volume::{NothingDirty, Volume, replace};
+use lexopt::{Arg, Parser};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::output::{Meter, bytes, grouped, plural};
+use super::secret::SecretArgs;
+use super::status::open_options;
+use super::target::{Live, Offline, Target, resolve};
+use super::{args, output};
+use crate::control::{Progress, Request};
+use crate::exit_code::{ExitCode, Failure};
+use crate::mount::harden;
+use crate::telemetry::{self, printable};
+
+/// Damaged files listed for people; `--json` has them all.
+const SHOWN_MAX: usize = 50;
+
+#[derive(Default)]
+struct Asked {
+    json: bool,
+    repair: bool,
+    path: Option<PathBuf>,
+    secret: SecretArgs,
+    state_dir: Option<PathBuf>,
+    paths: Vec<PathBuf>,
+}
+
+fn parse(mut parser: Parser, for_check: bool) -> Result<Asked, Failure> {
+    let mut asked = Asked::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => asked.json = true,
+            Arg::Long("repair") if for_check => asked.repair = true,
+            Arg::Long("path") if for_check => asked.path = Some(args::path(&mut parser, "--path")?),
+            Arg::Long("state-dir") => asked.state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
+            Arg::Long(name) => {
+                let name = name.to_owned();
+                if !asked.secret.take(&name, &mut parser)? {
+                    return Err(Failure::usage(format!("unknown option --{name}")));
+                }
+            }
+            other => args::positional(other, &mut asked.paths)?,
+        }
+    }
+    Ok(asked)
+}
+
+/// `brine check [PATH] VOLUME`.
+pub(super) fn run_check(parser: Parser) -> Result<ExitCode, Failure> {
+    let mut asked = parse(parser, true)?;
+    if asked.paths.len() == 2 {
+        let path = asked.paths.remove(0);
+        if asked.path.replace(path).is_some() {
+            return Err(Failure::usage("the path to check is given twice, by --path and as an argument"));
+        }
+    }
+    let [named] = args::exactly(std::mem::take(&mut asked.paths), "[PATH] and one SOURCE or MOUNTPOINT")?;
+    let target = resolve(&named)?;
+    let path = inside(&target, asked.path.as_deref())?;
+    let request = Request::Check { path, repair: asked.repair };
+    let report = perform(&target, &request, &asked)?;
+    if asked.json {
+        output::say_json(&report);
+    } else {
+        show_check(&report);
+    }
+    Ok(if report["healthy"] == true { ExitCode::Success } else { ExitCode::Damaged })
+}
+
+/// `brine heal VOLUME`.
+pub(super) fn run_heal(parser: Parser) -> Result<ExitCode, Failure> {
+    let mut asked = parse(parser, false)?;
+    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    let target = whole(resolve(&named)?, &named)?;
+    let report = perform(&target, &Request::Heal, &asked)?;
+    Ok(healed(&report, asked.json))
+}
+
+/// `brine replace OLD NEW VOLUME`.
+pub(super) fn run_replace(parser: Parser) -> Result<ExitCode, Failure> {
+    let mut asked = parse(parser, false)?;
+    let [old, new, named] =
+        args::exactly(std::mem::take(&mut asked.paths), "OLD_DIR, NEW_DIR and one SOURCE or MOUNTPOINT")?;
+    let (old, new) = (args::absolute(&old), args::absolute(&new));
+    let target = whole(resolve(&named)?, &named)?;
+    let report = perform(&target, &Request::Replace { old: old.clone(), new: new.clone() }, &asked)?;
+    if !asked.json {
+        output::say(&format!(
+            "{} has the place of {}.",
+            printable(&new.to_string_lossy()),
+            printable(&old.to_string_lossy())
+        ));
+    }
+    Ok(healed(&report, asked.json))
+}
+
+/// Heal and replace concern the whole volume.
+fn whole(target: Target, named: &Path) -> Result<Target, Failure> {
+    match &target {
+        Target::Mounted(Live { inside: Some(_), mountpoint, .. }) => Err(Failure::usage(format!(
+            "{} lies in the volume mounted at {}; name the mountpoint",
+            named.display(),
+            mountpoint.as_deref().unwrap_or(Path::new("?")).display()
+        ))),
+        _ => Ok(target),
+    }
+}
+
+/// A path inside the volume: as given, below the mountpoint, or what the target's own name already says.
+fn inside(target: &Target, path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+    let (mountpoint, named) = match target {
+        Target::Mounted(live) => (live.mountpoint.as_deref(), live.inside.as_deref()),
+        Target::Unmounted(_) => (None, None),
+    };
+    let Some(path) = path else { return Ok(named.map(Path::to_owned)) };
+    let below = mountpoint.and_then(|mountpoint| path.strip_prefix(mountpoint).ok());
+    let path = Path::new("/").join(below.unwrap_or(path).strip_prefix("./").unwrap_or(below.unwrap_or(path)));
+    match named {
+        Some(_) => Err(Failure::usage(
+            "the volume's name is a path on a mount, and a path is given as well; name the mountpoint",
+        )),
+        None => Ok(Some(path)),
+    }
+}
+
+fn perform(target: &Target, request: &Request, asked: &Asked) -> Result<Value, Failure> {
+    let mut meter = Meter::new(asked.json);
+    let outcome = match target {
+        Target::Mounted(live) => live.ask_long(request, |step| meter.step(step)),
+        Target::Unmounted(offline) => {
+            let own = OwnProgress(Mutex::new(meter));
+            let outcome = here(offline, request, asked, &own);
+            meter = own.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            outcome
+        }
+    };
+    meter.finish();
+    outcome
+}
+
+/// Open the volume in this process for the time it takes.
+fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgress) -> Result<Value, Failure> {
+    if let Some(pid) = offline.probe.holder {
+        return Err(Failure::new(
+            ExitCode::Busy,
+            format!(
+                "{} is in use by process {pid}, which cannot be asked; is it mounted by another user?",
+                offline.name()
+            ),
+        ));
+    }
+    harden();
+    telemetry::log_to_terminal();
+    let unlock = asked.secret.unlock(&offline.name())?.into_unlock();
+    let read_only = matches!(request, Request::Check { repair: false, .. });
+    let volume = Volume::open(open_options(offline.sources.clone(), unlock, asked.state_dir.clone(), read_only))?;
+    volume.warnings().iter().for_each(|warning| output::warn(warning));
+    let outcome = work(&volume, request, progress);
+    // What was found is worth telling even if closing fails; what was healed is not said healed then.
+    let closed = Arc::clone(&volume).close(&NothingDirty);
+    let report = outcome?;
+    closed?;
+    Ok(report)
+}
+
+fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Value, Failure> {
+    match request {
+        Request::Check { path, repair } => {
+            json(&check(volume, &CheckOptions { path: path.clone(), repair: *repair }, progress)?)
+        }
+        Request::Replace { old, new } => {
+            replace(volume, old, new)?;
+            json(&heal(volume, progress)?)
+        }
+        _ => json(&heal(volume, progress)?),
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|error| Failure::new(ExitCode::Failed, error.to_string()))
+}
+
+struct OwnProgress(Mutex<Meter>);
+
+impl CheckProgress for OwnProgress {
+    fn progress(&self, done_bytes: u64, total_bytes: u64, phase: &str) {
+        if let Ok(mut meter) = self.0.lock() {
+            meter.step(&Progress { phase: phase.to_owned(), done_bytes, total_bytes });
+        }
+    }
+
+    /// Ctrl-C ends this process; a volume survives that at any time.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+fn show_check(report: &Value) {
+    let figure = |key: &str| report[key].as_u64().unwrap_or_default();
+    let word = if report["healthy"] == true { "CLEAN" } else { "DAMAGED" };
+    output::say(&format!(
+        "{word}: {}, {}, {} in {} read and verified, {}",
+        plural(figure("files"), "file", "files"),
+        plural(figure("directories"), "directory", "directories"),
+        bytes(figure("bytes")),
+        plural(figure("blocks"), "block", "blocks"),
+        plural(figure("shards_checked"), "shard", "shards"),
+    ));
+    if report["complete"] == false {
+        output::say("  It was stopped before the end: the rest is unknown.");
+    }
+    for table in report["tables"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output::say(&format!("  metadata: {}", printable(table)));
+    }
+    let (bad, repaired) = (figure("shards_bad"), figure("shards_repaired"));
+    if bad > 0 {
+        output::say(&format!(
+            "  {} missing or wrong, {} written anew; {}, {} lost",
+            plural(bad, "shard", "shards"),
+            grouped(repaired),
+            plural(
+                figure("blocks_degraded"),
+                "block readable with less redundancy",
+                "blocks readable with less redundancy"
+            ),
+            grouped(figure("blocks_lost")),
+        ));
+    }
+    let damaged = report["damaged"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for file in damaged.iter().take(SHOWN_MAX) {
+        let fate = if file["recoverable"] == true { "recoverable" } else { "LOST" };
+        let [path, what] = ["path", "what"].map(|key| printable(file[key].as_str().unwrap_or_default()));
+        output::say(&format!("  {fate:<11}  {path}: {what}"));
+    }
+    if damaged.len() > SHOWN_MAX {
+        output::say(&format!("  ... and {} more; --json lists them", grouped((damaged.len() - SHOWN_MAX) as u64)));
+    }
+    if bad > repaired {
+        output::say("  `brine heal` rebuilds what can be rebuilt.");
+    }
+}
+
+fn healed(report: &Value, as_json: bool) -> ExitCode {
+    if as_json {
+        output::say_json(report);
+    } else {
+        show_heal(report);
+    }
+    if report["healed"] == true { ExitCode::Success } else { ExitCode::Damaged }
+}
+
+fn show_heal(report: &Value) {
+    let figure = |key: &str| report[key].as_u64().unwrap_or_default();
+    let word = if report["healed"] == true { "HEALED" } else { "NOT HEALED" };
+    output::say(&format!(
+        "{word}: {} looked at; {} missing or wrong, {} written anew and read back",
+        plural(figure("stripes"), "stripe", "stripes"),
+        plural(figure("shards_bad"), "shard", "shards"),
+        grouped(figure("shards_repaired")),
+    ));
+    let left = figure("shards_left");
+    if left > 0 {
+        output::say(&format!(
+            "  {} left: their directory cannot take them; `brine status` shows which, `brine replace` gives its place away",
+            plural(left, "shard is", "shards are")
+        ));
+    }
+    if figure("stripes_lost") > 0 {
+        output::say(&format!(
+            "  {} lost: more directories failed than parity covers; `brine check` names the files",
+            plural(figure("stripes_lost"), "stripe is", "stripes are")
+        ));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mounted(inside: Option<&str>) -> Target {
+        Target::Mounted(Live {
+            socket: "/s".into(),
+            mountpoint: Some("/mnt/a".into()),
+            pid: None,
+            supervisor: None,
+            inside: inside.map(PathBuf::from),
+        })
+    }
+
+    #[test]
+    fn paths_are_taken_from_the_root_of_the_volume() {
+        let path = |path: Option<&str>, named| inside(&mounted(named), path.map(Path::new)).map_err(|f| f.code());
+        assert_eq!(path(None, None), Ok(None));
+        assert_eq!(path(Some("photos/1"), None), Ok(Some("/photos/1".into())));
+        assert_eq!(path(Some("/photos"), None), Ok(Some("/photos".into())));
+        assert_eq!(path(Some("/mnt/a/photos"), None), Ok(Some("/photos".into())));
+        assert_eq!(path(Some("./photos"), None), Ok(Some("/photos".into())));
+        assert_eq!(path(None, Some("/photos")), Ok(Some("/photos".into())));
+        assert_eq!(path(Some("x"), Some("/photos")), Err(ExitCode::Usage));
+    }
+
+    #[test]
+    fn heal_takes_no_options_of_check() {
+        assert!(parse(Parser::from_args(["--repair", "/v"]), true).unwrap().repair);
+        assert!(parse(Parser::from_args(["--repair", "/v"]), false).is_err());
+        assert!(whole(mounted(Some("/x")), Path::new("/mnt/a/x")).is_err());
+        assert!(whole(mounted(None), Path::new("/mnt/a")).is_ok());
+    }
+}

@@ -1,0 +1,169 @@
+//! Help, as text. The manual pages in packaging/man say the same at more length.
+
+use std::io::Write;
+
+use lexopt::{Arg, Parser};
+use serde_json::json;
+
+use super::{COMMANDS, Command, args, find, output, suggestion};
+use crate::exit_code::{ExitCode, Failure};
+
+const SECRETS: &str = "
+A secret is taken from a file, or asked for on the terminal if none is named:
+  --passphrase-file FILE   one line (FILE - is standard input)
+  --key-file FILE          32 bytes to 1 MiB, anything
+  --recovery-key-file FILE what `brine format` showed once";
+
+pub(super) const FORMAT: &str = "\
+DIRs are empty directories, one a disk if you can. Their content will be sealed: unreadable without the secret. Without
+--passphrase-file or --key-file a passphrase is asked for twice. A recovery key is shown once.
+
+  --data K --parity M    K data shards and M parity shards: any M directories may be lost. Default by the number of
+                         directories: 1+0, 1+1, 2+1, 2+2, 3+2, and 4+2 from six on
+  --passphrase-file FILE one line (FILE - is standard input)
+  --key-file FILE        32 bytes to 1 MiB, anything: `head -c 32 /dev/urandom > FILE`
+  --state-dir DIR        where the metadata database lies: on a local disk. Default /var/lib/brine/ID, for ordinary
+                         users ~/.local/state/brine/ID. Back it up
+  --label TEXT           a name for people, at most 64 bytes
+  --copies R             store equal content up to R times (default 1)
+  --domain volume|owner  who shares equal content: all, or each owner for himself (default volume)
+  --compress none|lz4    default none: compressed lengths tell something about content
+  --chunk-size SIZE      4K to 1M, a power of two (default 128K)
+  --kdf default|fast     what guessing a passphrase costs; fast is for tests only
+  --json                 print the result as JSON";
+
+pub(super) const MOUNT: &str = "\
+Returns when the mount works. A daemon serves it from then on, and a small supervisor starts the daemon again should it
+die. SOURCE is any backing directory, or several separated by colons.
+
+  -o OPTIONS  separated by commas, see below
+  -f          stay in the foreground, without supervisor; Ctrl-C unmounts
+  -r          the same as -o ro
+  -v          say what was done
+  --mount8    exit codes as mount(8) wants them
+
+Options:
+  passfile=FILE keyfile=FILE recoveryfile=FILE
+                        where the secret is; asked for on the terminal if none is named
+  state=DIR             the state directory, if it is not where it was last
+  ro rw                 read-only; read-write (the default)
+  allow_other           let other users in; permissions are checked by the kernel. Implies domain=owner unless given
+  noatime               do not note accesses
+  hedge=adaptive|all|off  ask parity when a disk is late (default), from the start, or only on errors
+  min_ack=N             acknowledge only what is durable in N directories, even if some are missing
+  cache=SIZE            memory for decoded blocks (default 256M)
+  copies=R epoch=N domain=volume|owner compress=none|lz4
+                        for new content, in place of what format was told
+  use_member=PATH       of two copies of one directory, the true one
+  threads=N             FUSE event threads (default 1)
+  log=FILE              the daemon's log (default daemon.log in the state directory)
+  nosupervise           no supervisor
+  suid dev noexec sync dirsync  for the kernel; set-uid programs and devices are off unless asked for
+What mount(8) and fstab pass (defaults, nofail, noauto, _netdev, user, x-..., comment=) is taken and ignored.";
+
+pub(super) const UMOUNT: &str = "\
+Everything is durable when it returns. If the mount is in use, says by whom.
+
+  -l, --lazy  take it out of sight at once; the daemon ends when nobody uses it any more";
+
+pub(super) const STATUS: &str = "\
+Of a mounted volume all figures; of one that is not mounted what can be known without a key, or all of them if a secret
+file is given. Exit code 0 if healthy, 7 if not.
+
+  --json             fields are listed in docs/CLI.md
+  --passphrase-file FILE, --key-file FILE, --recovery-key-file FILE
+                     open a volume that is not mounted, to see its figures
+  --state-dir DIR    where its metadata database lies, if not where it was last";
+
+pub(super) const CHECK: &str = "\
+Every shard is read and verified, every block decrypted, every table compared; what is damaged is listed by path. Exit
+code 0 if nothing is, 8 otherwise.
+
+  PATH, --path PATH  only what is at and below this path, from the root of the volume or of the file system
+  --repair           write bad shards anew
+  --json             the report as JSON on standard output, progress as JSON lines on standard error
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const HEAL: &str = "\
+Reads every stripe and writes shards that are missing or wrong anew, onto the directories that are present. What it says
+was written anew has been read back. Exit code 0 if every stripe is whole, 8 otherwise.
+
+  --json             the report as JSON on standard output, progress as JSON lines on standard error
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const REPLACE: &str = "\
+OLD_DIR is a directory of the volume that is missing or failed, by the path it had. NEW_DIR is empty. It is filled as by
+`brine heal`; the volume can be used meanwhile.
+
+  --json             the report as JSON on standard output, progress as JSON lines on standard error
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const SYNC: &str = "Returns when everything written so far, by anybody, would survive a power cut.";
+
+pub(super) const DOCTOR: &str = "\
+Looks at the kernel, /dev/fuse, fusermount3 and limits, and names the step for what is missing.
+
+  --json  the findings as JSON";
+
+/// All commands.
+pub(super) fn overview_to(out: &mut impl Write) {
+    let mut text = String::from(
+        "brine: a POSIX filesystem over several directories: encrypted, deduplicated, readable with any M of them lost\n\n",
+    );
+    for command in COMMANDS {
+        text += &format!("  brine {:<9} {}\n", command.name, command.summary);
+    }
+    text += "\n`brine help COMMAND` says more. Exit codes and JSON: docs/CLI.md.";
+    let _ = writeln!(out, "{text}");
+}
+
+/// One command.
+pub(super) fn of(command: &Command) {
+    output::say(&format!("brine {} {}\n  {}", command.name, command.arguments, command.summary));
+    if !command.details.is_empty() {
+        output::say(&format!("\n{}", command.details));
+    }
+    if matches!(command.name, "check" | "heal" | "replace") {
+        output::say(SECRETS);
+    }
+}
+
+/// `brine help`.
+pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
+    let mut names = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("help") | Arg::Short('h') => {}
+            other => args::positional(other, &mut names)?,
+        }
+    }
+    for name in &names {
+        let name = name.to_string_lossy();
+        match find(&name) {
+            Some(command) => of(command),
+            None => return Err(Failure::usage(format!("there is no command \"{name}\"{}", suggestion(&name)))),
+        }
+    }
+    if names.is_empty() {
+        overview_to(&mut std::io::stdout());
+    }
+    Ok(ExitCode::Success)
+}
+
+/// `brine version`.
+pub(super) fn version(mut parser: Parser) -> Result<ExitCode, Failure> {
+    let mut as_json = false;
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => as_json = true,
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    if as_json {
+        output::say_json(&json!({ "version": version }));
+    } else {
+        output::say(&format!("brine {version}"));
+    }
+    Ok(ExitCode::Success)
+}

@@ -1,0 +1,212 @@
+//! `brine mount`.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use brine_store::volume::{Probe, probe};
+use lexopt::{Arg, Parser};
+use nix::unistd::geteuid;
+
+use super::target::name;
+use super::{args, output, secret};
+use crate::config::MountOptions;
+use crate::control;
+use crate::exit_code::{ExitCode, Failure};
+use crate::mount::{Mountpoint, Plan, Secret, check_overlap, harden, launch, prepare, run_foreground};
+
+/// Name of the log file in a state directory.
+const LOG_FILE: &str = "daemon.log";
+/// Times a passphrase is asked for.
+const ATTEMPTS: usize = 3;
+
+#[derive(Default)]
+struct Asked {
+    options: Vec<OsString>,
+    foreground: bool,
+    verbose: bool,
+    paths: Vec<PathBuf>,
+}
+
+fn parse(mut parser: Parser) -> Result<Asked, Failure> {
+    let mut asked = Asked::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Short('o') | Arg::Long("options") => asked.options.push(parser.value()?),
+            Arg::Short('f') | Arg::Long("foreground") => asked.foreground = true,
+            Arg::Short('r') | Arg::Long("read-only") => asked.options.push("ro".into()),
+            Arg::Short('w') | Arg::Long("rw" | "read-write") => asked.options.push("rw".into()),
+            Arg::Short('v') | Arg::Long("verbose") => asked.verbose = true,
+            // Exit codes as mount(8) wants them: seen to in main.
+            Arg::Long("mount8") => {}
+            other => args::positional(other, &mut asked.paths)?,
+        }
+    }
+    Ok(asked)
+}
+
+pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
+    let asked = parse(parser)?;
+    let [source, point] = args::exactly(asked.paths, "SOURCE (any directory of the volume) and MOUNTPOINT")?;
+    let base = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    let options = MountOptions::parse(&asked.options, &base)?;
+    harden();
+    let sources = args::sources(&source);
+    let point = prepare(&point)?;
+    let probe = probe_for(&sources, &options)?;
+    let state_dir = options.state.clone().unwrap_or_else(|| probe.state_dir.clone());
+    let members = probe.members.iter().map(|member| member.path.as_path());
+    check_overlap(&point.path, members, &state_dir)?;
+    check_machine(&options)?;
+    tell(&point, &options, asked.verbose);
+    let plan = |secret| Plan {
+        shown_source: shown_source(&source, &sources),
+        sources: sources.clone(),
+        mountpoint: point.path.clone(),
+        base: base.clone(),
+        options: asked.options.clone(),
+        log: log_file(&options, &state_dir),
+        secret,
+    };
+    if asked.foreground {
+        let secret = first_secret(&options, &probe)?;
+        return run_foreground(plan(secret), options.log.as_deref()).map(|()| ExitCode::Success);
+    }
+    for attempt in 1.. {
+        match launch(&plan(first_secret(&options, &probe)?), options.supervise) {
+            Ok(mounted) => {
+                mounted.warnings.iter().for_each(|warning| output::warn(warning));
+                if asked.verbose {
+                    output::note(&format!(
+                        "{} mounted at {}, daemon {}",
+                        name(&probe),
+                        point.path.display(),
+                        mounted.pid
+                    ));
+                }
+                return Ok(ExitCode::Success);
+            }
+            // Typed wrong: ask again. A file does not change by asking.
+            Err(failure)
+                if failure.code() == ExitCode::WrongSecret && options.secret.is_none() && attempt < ATTEMPTS =>
+            {
+                output::note(failure.message());
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    unreachable!("the loop returns at its last attempt")
+}
+
+fn first_secret(options: &MountOptions, probe: &Probe) -> Result<Secret, Failure> {
+    match &options.secret {
+        Some(file) => secret::read(file),
+        None => secret::ask_to_unlock(&name(probe), "give -o passfile=FILE, keyfile=FILE or recoveryfile=FILE"),
+    }
+}
+
+/// What is known without a key, before one is asked for.
+fn probe_for(sources: &[PathBuf], options: &MountOptions) -> Result<Probe, Failure> {
+    let mut all = sources.to_vec();
+    all.extend(options.use_member.iter().cloned());
+    let probe = probe(&all)?;
+    if let Some(entry) = control::find_volume(probe.volume) {
+        return Err(Failure::new(
+            ExitCode::Busy,
+            format!(
+                "{} is mounted at {} already, by process {}; `brine umount {}` ends that",
+                name(&probe),
+                entry.mountpoint.display(),
+                entry.pid,
+                entry.mountpoint.display()
+            ),
+        ));
+    }
+    if let Some(pid) = probe.holder
+        && options.state.is_none()
+    {
+        return Err(Failure::new(
+            ExitCode::Busy,
+            format!("{} is in use by process {pid}; wait for it, or unmount it where it is mounted", name(&probe)),
+        ));
+    }
+    Ok(probe)
+}
+
+/// What this machine and user must have, with the exact step to get it.
+fn check_machine(options: &MountOptions) -> Result<(), Failure> {
+    if !Path::new("/dev/fuse").exists() {
+        return Err(Failure::new(ExitCode::NotFound, "/dev/fuse is missing; load the module: `modprobe fuse` as root"));
+    }
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&path).any(|dir| dir.join("fusermount3").is_file()) {
+        return Err(Failure::new(
+            ExitCode::NotFound,
+            "fusermount3 is missing, by which ordinary users mount; as root: `apt-get install fuse3`",
+        ));
+    }
+    if options.allow_other && !user_allow_other() {
+        return Err(Failure::new(
+            ExitCode::NotPermitted,
+            "allow_other is for root, or for all once /etc/fuse.conf has the line user_allow_other; add it as root, \
+             or mount without allow_other",
+        ));
+    }
+    Ok(())
+}
+
+/// Whether ordinary users may let others in.
+pub(super) fn user_allow_other() -> bool {
+    let text = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
+    text.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+fn tell(point: &Mountpoint, options: &MountOptions, verbose: bool) {
+    if point.stale {
+        output::note(&format!(
+            "{}: the daemon of the mount there died; taking the dead mount away",
+            point.path.display()
+        ));
+    }
+    if verbose {
+        options.notes.iter().for_each(|note| output::note(note));
+    }
+}
+
+/// The source as written, absolute: fstab and mount(8) then recognise it.
+fn shown_source(source: &Path, sources: &[PathBuf]) -> OsString {
+    match sources {
+        [one] => one.clone().into_os_string(),
+        _ => source.as_os_str().to_owned(),
+    }
+}
+
+/// Where the daemon writes what it has to say; nowhere if the state directory is missing (the mount then fails anyway).
+fn log_file(options: &MountOptions, state_dir: &Path) -> Option<PathBuf> {
+    options.log.clone().or_else(|| state_dir.is_dir().then(|| state_dir.join(LOG_FILE)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_may_stand_anywhere() {
+        let asked =
+            parse(Parser::from_args(["-o", "ro", "/a", "-f", "/mnt", "-okeyfile=/k", "-v", "--mount8"])).unwrap();
+        assert_eq!(asked.paths, [PathBuf::from("/a"), "/mnt".into()]);
+        assert_eq!(asked.options, ["ro", "keyfile=/k"]);
+        assert!(asked.foreground && asked.verbose);
+        assert!(parse(Parser::from_args(["-x"])).is_err());
+    }
+
+    #[test]
+    fn sources_are_shown_as_fstab_has_them() {
+        let shown = |source: &str| shown_source(Path::new(source), &args::sources(Path::new(source)));
+        assert_eq!(shown("/no/a"), "/no/a");
+        assert_eq!(shown("/no/a:/no/b"), "/no/a:/no/b");
+    }
+}

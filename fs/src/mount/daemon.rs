@@ -1,0 +1,307 @@
+//! The daemon: opens the volume, mounts it, serves until unmounted, and leaves everything durable.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use brine_store::volume::{OpenOptions, Volume};
+use parking_lot::{Condvar, Mutex};
+
+use super::busy::users_of;
+use super::launch::Word;
+use super::plan::Plan;
+use super::process;
+use super::service::{VolumeService, unmount};
+use crate::config::MountOptions;
+use crate::control::{Entry, Registration, SOCKET_FILE, Server, start_time};
+use crate::exit_code::{ExitCode, Failure};
+use crate::fuse::{self, FuseConfig};
+use crate::mount_table;
+use crate::telemetry;
+use crate::vfs::{Atime, Vfs, VfsOptions};
+
+/// How long those who use a mount may go on after SIGTERM before they are cut off. What they wrote is kept.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// How far the daemon is, for its signals.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is mounted; there is nothing to lose.
+    Starting,
+    /// Mounted; the kernel's device number of the mount.
+    Mounted(Option<String>),
+    /// Unmounted.
+    Ended,
+}
+
+struct Life {
+    stage: Mutex<Stage>,
+    moved: Condvar,
+    mountpoint: PathBuf,
+}
+
+impl Life {
+    fn set(&self, stage: Stage) {
+        *self.stage.lock() = stage;
+        self.moved.notify_all();
+    }
+
+    fn wait_ended(&self, patience: Duration) -> bool {
+        let mut stage = self.stage.lock();
+        self.moved.wait_while_for(&mut stage, |stage| *stage != Stage::Ended, patience);
+        *stage == Stage::Ended
+    }
+
+    /// An orderly end, asked for by a signal: files that are open are cut off after [`GRACE`], nothing written is lost.
+    fn end(&self) {
+        let device = match &*self.stage.lock() {
+            Stage::Starting => std::process::exit(ExitCode::Interrupted.number().into()),
+            Stage::Mounted(device) => device.clone(),
+            Stage::Ended => return,
+        };
+        let mount = mount_table::at(&self.mountpoint).ok().flatten();
+        match unmount(&self.mountpoint, false) {
+            Ok(()) => return,
+            Err(failure) => log::warn!("asked to end: {failure}"),
+        }
+        for user in mount.iter().flat_map(users_of) {
+            log::warn!("{user} is cut off in {} s", GRACE.as_secs());
+        }
+        if let Err(failure) = unmount(&self.mountpoint, true) {
+            log::warn!("{failure}");
+        }
+        if !self.wait_ended(GRACE)
+            && let Some(device) = device
+            && let Err(error) = mount_table::abort(&device)
+        {
+            log::error!("ending the connection of {}: {error}", self.mountpoint.display());
+        }
+    }
+}
+
+/// `brine serve`: a daemon started by the command or the supervisor.
+pub fn serve_command() -> ExitCode {
+    process::harden();
+    process::set_name();
+    let failed = |failure: Failure| {
+        log::error!("{failure}");
+        let code = failure.code();
+        // Nobody waits any more if the mount was ready; the log has it.
+        let _ = Word::Failed(failure).say(io::stdout());
+        code
+    };
+    let plan = match Plan::from_stdin() {
+        Ok(plan) => plan,
+        Err(error) => return failed(Failure::new(ExitCode::Usage, error.to_string())),
+    };
+    process::detach_from_terminal();
+    if let Some(log) = &plan.log
+        && let Err(error) = telemetry::log_to_file(log)
+    {
+        return failed(Failure::io(format!("log file {}", log.display()), &error));
+    }
+    telemetry::log_panics();
+    let ready = |warnings: Vec<String>| {
+        Word::Ready { pid: std::process::id(), warnings }.say(io::stdout())?;
+        process::close_standard_files()
+    };
+    match run(plan, ready) {
+        Ok(()) => ExitCode::Success,
+        Err(failure) => failed(failure),
+    }
+}
+
+/// `brine mount -f`: serve in this process until unmounted.
+///
+/// # Errors
+/// Why it could not be mounted, or what kept the last changes from becoming durable.
+pub fn run_foreground(plan: Plan, log: Option<&Path>) -> Result<(), Failure> {
+    match log {
+        Some(log) => {
+            telemetry::log_to_file(log).map_err(|error| Failure::io(format!("log file {}", log.display()), &error))?
+        }
+        None => telemetry::log_to_terminal(),
+    }
+    telemetry::log_panics();
+    let mountpoint = plan.mountpoint.clone();
+    run(plan, move |warnings| {
+        for warning in warnings {
+            let _ = writeln!(io::stderr(), "brine: warning: {warning}");
+        }
+        let _ = writeln!(io::stderr(), "brine: mounted at {}; ends with Ctrl-C", mountpoint.display());
+        notify_service_manager();
+        Ok(())
+    })
+}
+
+/// Tell a service manager that waits for it that the mount is ready: see sd_notify(3).
+fn notify_service_manager() {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let address = match name.as_bytes().strip_prefix(b"@") {
+        Some(hidden) => SocketAddr::from_abstract_name(hidden),
+        None => SocketAddr::from_pathname(&name),
+    };
+    // Best effort: the manager's own timeout tells if it did not hear.
+    if let (Ok(socket), Ok(address)) = (UnixDatagram::unbound(), address) {
+        let _ = socket.send_to_addr(b"READY=1", &address);
+    }
+}
+
+fn open_options(plan: Plan, options: &MountOptions) -> OpenOptions {
+    OpenOptions {
+        sources: plan.sources,
+        unlock: plan.secret.into_unlock(),
+        state_dir: options.state.clone(),
+        read_only: options.read_only,
+        hedge: options.hedge,
+        min_ack: options.min_ack,
+        cache_bytes: options.cache_bytes,
+        copies: options.copies,
+        epoch: options.epoch,
+        domain: options.domain,
+        codec: options.codec,
+        use_member: options.use_member.clone(),
+        report: None,
+    }
+}
+
+/// Open, mount, say that it is ready, serve, close.
+fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<(), Failure> {
+    process::raise_open_files();
+    let options = plan.parsed_options()?;
+    let mountpoint = plan.mountpoint.clone();
+    let fsname = options.fsname.clone().unwrap_or_else(|| plan.shown_source.to_string_lossy().into_owned());
+    let source = plan.sources.first().cloned().unwrap_or_default();
+    let life =
+        Arc::new(Life { stage: Mutex::new(Stage::Starting), moved: Condvar::new(), mountpoint: mountpoint.clone() });
+    // Before any thread exists, so that all inherit it.
+    let signals = process::ending_signals();
+    signals.thread_block().map_err(|errno| Failure::io("blocking signals", &errno.into()))?;
+    let heard = Arc::clone(&life);
+    std::thread::Builder::new()
+        .name("brine-signals".into())
+        .spawn(move || {
+            while signals.wait().is_ok() {
+                // Each in a thread of its own: the second one cuts the grace of the first short.
+                let life = Arc::clone(&heard);
+                let _ = std::thread::Builder::new().name("brine-end".into()).spawn(move || life.end());
+            }
+        })
+        .map_err(|error| Failure::io("starting a thread", &error))?;
+
+    let volume = Volume::open(open_options(plan, &options))?;
+    let mut warnings = options.notes.clone();
+    warnings.extend(volume.warnings());
+    let vfs_options = VfsOptions {
+        atime: if options.noatime { Atime::Off } else { Atime::Relative },
+        report: Arc::new(|line| log::error!("{line}")),
+        ..VfsOptions::default()
+    };
+    let vfs = Vfs::new(Arc::clone(&volume), vfs_options).map_err(|error| Failure::io("starting threads", &error))?;
+    let socket = volume.state_dir().join(SOCKET_FILE);
+    let service = VolumeService::new(Arc::clone(&volume), Arc::clone(&vfs), mountpoint.clone(), source.clone());
+    let server = match Server::start(&socket, service) {
+        Ok(server) => server,
+        Err(error) => {
+            let failure = Failure::io(format!("control socket {}", socket.display()), &error);
+            vfs.close()?;
+            return Err(failure);
+        }
+    };
+    let entry = Entry {
+        volume: volume.volume_id().to_string(),
+        label: volume.label().to_owned(),
+        mountpoint: mountpoint.clone(),
+        source,
+        pid: std::process::id(),
+        start_time: start_time(std::process::id()).unwrap_or_default(),
+        supervisor: super::supervisor::of_this_process(),
+        socket,
+    };
+    drop(volume);
+
+    take_dead_mount_away(&mountpoint)?;
+    let mut registration = None;
+    let mut mounted = None;
+    let outcome = fuse::serve(vfs, &fuse_config(&mountpoint, fsname, &options), || {
+        let device = mount_table::at(&mountpoint).ok().flatten().map(|mount| mount.device);
+        mounted = Some(device.clone());
+        life.set(Stage::Mounted(device));
+        match Registration::new(&entry) {
+            Ok(entry) => registration = Some(entry),
+            Err(error) => log::warn!("`brine status` will not list this mount: {error}"),
+        }
+        log::info!("volume {} mounted at {}", entry.volume, mountpoint.display());
+        if let Err(error) = ready(warnings) {
+            log::warn!("whoever mounted this has gone ({error}): unmounting");
+            let life = Arc::clone(&life);
+            let _ = std::thread::Builder::new().name("brine-end".into()).spawn(move || life.end());
+        }
+    });
+    life.set(Stage::Ended);
+    let outcome = match (outcome, &mounted) {
+        (Ok(()), _) => Ok(()),
+        (Err(error), None) => Err(mount_failure(&mountpoint, &error)),
+        (Err(error), Some(_)) => {
+            Err(Failure::new(ExitCode::Io, format!("closing the volume of {}: {error}", mountpoint.display())))
+        }
+    };
+    if let Some(Some(device)) = mounted {
+        detach_own(&mountpoint, &device);
+    }
+    log::info!("volume {} closed{}", entry.volume, if outcome.is_ok() { "" } else { " with an error" });
+    server.finish(outcome.clone());
+    drop(registration);
+    outcome
+}
+
+fn fuse_config(mountpoint: &Path, fsname: String, options: &MountOptions) -> FuseConfig {
+    let mut extra = options.kernel.clone();
+    if options.noatime {
+        extra.push("noatime".into());
+    }
+    FuseConfig {
+        read_only: options.read_only,
+        allow_other: options.allow_other,
+        default_permissions: true,
+        threads: options.threads,
+        extra,
+        // A comma would end the option in what fusermount3 reads.
+        ..FuseConfig::new(mountpoint, fsname.replace(',', "_"))
+    }
+}
+
+/// Just before mounting, so that programs meet an error rather than the empty directory below for as long as possible.
+fn take_dead_mount_away(mountpoint: &Path) -> Result<(), Failure> {
+    while let Ok(Some(mount)) = mount_table::at(mountpoint)
+        && mount.is_brine()
+        && mount.is_dead()
+    {
+        log::info!("taking the dead mount at {} away", mountpoint.display());
+        unmount(mountpoint, true)?;
+    }
+    Ok(())
+}
+
+/// A connection that was aborted leaves its mount behind.
+fn detach_own(mountpoint: &Path, device: &str) {
+    if mount_table::at(mountpoint).ok().flatten().is_some_and(|mount| mount.is_brine() && mount.device == device)
+        && let Err(failure) = unmount(mountpoint, true)
+    {
+        log::warn!("{failure}");
+    }
+}
+
+fn mount_failure(mountpoint: &Path, error: &io::Error) -> Failure {
+    let hint = match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "; `brine doctor` tells what is missing to mount as this user",
+        Some(libc::ENODEV | libc::ENOENT) => "; is the fuse module loaded (`modprobe fuse`)?",
+        _ => "",
+    };
+    let code = if error.kind() == io::ErrorKind::PermissionDenied { ExitCode::NotPermitted } else { ExitCode::Io };
+    Failure::new(code, format!("mounting at {}: {error}{hint}", mountpoint.display()))
+}

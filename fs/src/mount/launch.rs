@@ -1,0 +1,152 @@
+//! Starting the supervisor or the daemon, and hearing how it went.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::Plan;
+use crate::exit_code::{ExitCode, Failure};
+use crate::telemetry;
+
+/// Longest word, bytes: a warning for each of many directories.
+pub(super) const WORD_LEN_MAX: u64 = 1 << 20;
+/// Lines of the log shown when a daemon ended without a word.
+const LOG_TAIL_LINES: usize = 3;
+
+/// What a daemon says to whoever started it: one line, once.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Word {
+    /// The mount works.
+    Ready {
+        /// The daemon.
+        pid: u32,
+        /// What the user should know.
+        warnings: Vec<String>,
+    },
+    /// It does not.
+    Failed(Failure),
+}
+
+impl Word {
+    pub(super) fn say(&self, mut to: impl Write) -> io::Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        to.write_all(&line)?;
+        to.flush()
+    }
+
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+        serde_json::from_slice(line.strip_suffix(b"\n")?).ok()
+    }
+}
+
+/// A mount that works.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The daemon.
+    pub pid: u32,
+    /// What the user should know.
+    pub warnings: Vec<String>,
+}
+
+/// This program once more, as a part of a mount.
+pub(super) fn start(role: &str, plan: &Plan) -> io::Result<Child> {
+    let errors = match &plan.log {
+        Some(log) => Stdio::from(telemetry::append(log)?),
+        None => Stdio::null(),
+    };
+    // The file may have been replaced by a newer version: the parts of a mount are all of one.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("brine").arg(role).arg(&plan.mountpoint);
+    command.stdin(plan.to_memory()?).stdout(Stdio::piped()).stderr(errors);
+    command.spawn()
+}
+
+/// Mount in the background; returns when the mount works.
+///
+/// # Errors
+/// Why it does not.
+pub fn launch(plan: &Plan, supervise: bool) -> Result<Mounted, Failure> {
+    let role = if supervise { "supervise" } else { "serve" };
+    let mut child = start(role, plan).map_err(|error| Failure::io("starting the daemon", &error))?;
+    let mut line = Vec::new();
+    let heard = match child.stdout.take() {
+        Some(output) => BufReader::new(output).take(WORD_LEN_MAX).read_to_end(&mut line),
+        None => Ok(0),
+    };
+    match heard.ok().and_then(|_| Word::parse(&line)) {
+        // The child goes on; nobody waits for it.
+        Some(Word::Ready { pid, warnings }) => Ok(Mounted { pid, warnings }),
+        Some(Word::Failed(failure)) => {
+            // Its end lets go of the locks, so that the next attempt does not meet them.
+            let _ = child.wait();
+            Err(failure)
+        }
+        None => {
+            let ended = child.wait().map(|status| status.to_string()).unwrap_or_default();
+            Err(without_a_word(plan.log.as_deref(), &ended))
+        }
+    }
+}
+
+pub(super) fn without_a_word(log: Option<&Path>, ended: &str) -> Failure {
+    let tail = log.map(tail_of).filter(|tail| !tail.is_empty());
+    let seen = match (log, tail) {
+        (Some(log), Some(tail)) => format!("; the end of {}:\n{tail}", log.display()),
+        (Some(log), None) => format!("; its log is {}", log.display()),
+        (None, _) => "; mount with -f to see why".to_owned(),
+    };
+    Failure::new(ExitCode::Failed, format!("the daemon ended ({ended}) before the mount was ready{seen}"))
+}
+
+fn tail_of(path: &Path) -> String {
+    let Ok(file) = File::open(path) else { return String::new() };
+    let len = fs::metadata(path).map_or(0, |meta| meta.len());
+    let mut reader = BufReader::new(file);
+    let mut bytes = Vec::new();
+    let start = len.saturating_sub(4096);
+    let read = io::Seek::seek(&mut reader, io::SeekFrom::Start(start)).and_then(|_| reader.read_to_end(&mut bytes));
+    if read.is_err() {
+        return String::new();
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..]
+        .iter()
+        .map(|line| format!("  {line}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_through_whole_or_not_at_all() {
+        let mut line = Vec::new();
+        Word::Failed(Failure::new(ExitCode::WrongSecret, "wrong passphrase\nsecond line")).say(&mut line).unwrap();
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+        let Some(Word::Failed(failure)) = Word::parse(&line) else { panic!("it is a failure") };
+        assert_eq!(failure.code(), ExitCode::WrongSecret);
+        assert!(Word::parse(&line[..line.len() - 1]).is_none());
+        assert!(Word::parse(b"").is_none());
+        assert!(Word::parse(b"thread 'main' panicked\n").is_none());
+    }
+
+    #[test]
+    fn the_end_of_the_log_is_shown() {
+        let path = std::env::temp_dir().join(format!("brine-tail-{}", std::process::id()));
+        fs::write(&path, "one\ntwo\nthree\nfour\n").unwrap();
+        let failure = without_a_word(Some(&path), "signal: 9 (SIGKILL)");
+        fs::remove_file(&path).unwrap();
+        assert!(failure.message().contains("signal: 9 (SIGKILL)"));
+        assert!(failure.message().ends_with(":\n  two\n  three\n  four"), "{failure}");
+        assert!(without_a_word(None, "").message().contains("-f"));
+    }
+}

@@ -1,0 +1,195 @@
+//! What a mounted volume does when asked through the control socket.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Instant, SystemTime};
+
+use brine_store::check::{CheckOptions, CheckProgress, check, heal};
+use brine_store::volume::{Volume, replace};
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::busy::users_of;
+use crate::control::{Progress, Request, Service};
+use crate::exit_code::{ExitCode, Failure};
+use crate::mount_table::{self, UnmountError};
+use crate::telemetry::timestamp;
+use crate::vfs::Vfs;
+
+/// Steps of a long request are told at most this often.
+const STEP_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// A mounted volume.
+pub(super) struct VolumeService {
+    volume: Arc<Volume>,
+    vfs: Arc<Vfs>,
+    mountpoint: PathBuf,
+    source: PathBuf,
+    since: SystemTime,
+    started: Instant,
+    /// Held by the one long request that runs.
+    working: Mutex<()>,
+    /// It is to stop.
+    stop: AtomicBool,
+}
+
+impl VolumeService {
+    pub(super) fn new(volume: Arc<Volume>, vfs: Arc<Vfs>, mountpoint: PathBuf, source: PathBuf) -> Self {
+        Self {
+            volume,
+            vfs,
+            mountpoint,
+            source,
+            since: SystemTime::now(),
+            started: Instant::now(),
+            working: Mutex::new(()),
+            stop: AtomicBool::new(false),
+        }
+    }
+
+    fn work_alone(&self, request: &Request, progress: &Steps<'_>) -> Result<Value, Failure> {
+        match request {
+            Request::Check { path, repair } => {
+                // What was accepted is checked, too.
+                self.sync()?;
+                to_json(&check(&self.volume, &CheckOptions { path: path.clone(), repair: *repair }, progress)?)
+            }
+            Request::Heal => {
+                self.sync()?;
+                to_json(&heal(&self.volume, progress)?)
+            }
+            Request::Replace { old, new } => {
+                replace(&self.volume, old, new)?;
+                log::info!("{} takes the place of {}", new.display(), old.display());
+                to_json(&heal(&self.volume, progress)?)
+            }
+            Request::Status | Request::Sync | Request::Umount { .. } => {
+                Err(Failure::new(ExitCode::Failed, "this request is not a long one"))
+            }
+        }
+    }
+}
+
+impl Service for VolumeService {
+    fn status(&self) -> Result<Value, Failure> {
+        let mut status = to_json(&self.volume.status()?)?;
+        let counts = self.vfs.counts();
+        let live = json!({
+            "mounted": true,
+            "mountpoint": self.mountpoint.to_string_lossy(),
+            "source": self.source.to_string_lossy(),
+            "pid": std::process::id(),
+            "version": env!("CARGO_PKG_VERSION"),
+            "since": timestamp(self.since),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "read_only": self.volume.is_read_only(),
+            "open_files": counts.open_files,
+            "inodes_cached": counts.inodes,
+            "dirty_files": counts.dirty_files,
+            "unsynced_bytes": counts.dirty_bytes,
+        });
+        if let (Value::Object(status), Value::Object(live)) = (&mut status, live) {
+            status.extend(live);
+        }
+        Ok(status)
+    }
+
+    fn sync(&self) -> Result<Value, Failure> {
+        if self.volume.is_read_only().is_some() {
+            return Ok(json!({ "generation": self.volume.status()?.generation }));
+        }
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.vfs.sync_all(move |outcome| {
+            let _ = sender.send(outcome);
+        });
+        match receiver.recv() {
+            Ok(Ok(())) => Ok(json!({ "generation": self.volume.status()?.generation })),
+            Ok(Err(errno)) => {
+                let reason = self.volume.is_read_only().map(|reason| format!(" ({reason})")).unwrap_or_default();
+                let error = std::io::Error::from_raw_os_error(errno.0);
+                Err(Failure::io(
+                    format!("what was written to {} is not durable{reason}", self.mountpoint.display()),
+                    &error,
+                ))
+            }
+            Err(_) => Err(Failure::new(ExitCode::NotMounted, "the volume is being closed")),
+        }
+    }
+
+    fn work(&self, request: &Request, step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
+        let Some(_alone) = self.working.try_lock() else {
+            return Err(Failure::new(
+                ExitCode::Busy,
+                "another check, heal or replace of this volume runs; wait for it",
+            ));
+        };
+        let steps = Steps { step, stop: &self.stop, hung_up: AtomicBool::new(false), last: Mutex::new(None) };
+        let outcome = self.work_alone(request, &steps);
+        if steps.cancelled() { Err(Failure::new(ExitCode::Interrupted, "stopped before it was done")) } else { outcome }
+    }
+
+    fn umount(&self, lazy: bool) -> Result<(), Failure> {
+        // A check must not run into a volume that is being closed.
+        self.stop.store(true, Ordering::Relaxed);
+        let _idle = self.working.lock();
+        let outcome = unmount(&self.mountpoint, lazy);
+        if outcome.is_err() {
+            self.stop.store(false, Ordering::Relaxed);
+        }
+        outcome
+    }
+}
+
+/// Unmount, and say who is in the way.
+pub(super) fn unmount(point: &Path, lazy: bool) -> Result<(), Failure> {
+    let mount = mount_table::at(point).ok().flatten();
+    mount_table::unmount(point, lazy).map_err(|error| match error {
+        UnmountError::Busy => {
+            let users: Vec<String> = mount.iter().flat_map(users_of).map(|user| user.to_string()).collect();
+            let who = if users.is_empty() { "a process this user may not look into".into() } else { users.join(", ") };
+            Failure::new(
+                ExitCode::Busy,
+                format!(
+                    "{} is in use by {who}; end that, or take the mount out of sight with `brine umount --lazy {}`",
+                    point.display(),
+                    point.display()
+                ),
+            )
+        }
+        UnmountError::Other(reason) => {
+            Failure::new(ExitCode::NotPermitted, format!("unmounting {}: {reason}", point.display()))
+        }
+    })
+}
+
+/// Passes steps on, not too often, and remembers whether anybody still listens.
+struct Steps<'a> {
+    step: &'a (dyn Fn(Progress) -> bool + Sync),
+    stop: &'a AtomicBool,
+    hung_up: AtomicBool,
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl CheckProgress for Steps<'_> {
+    fn progress(&self, done_bytes: u64, total_bytes: u64, phase: &str) {
+        let mut last = self.last.lock();
+        let early = last.as_ref().is_some_and(|(at, before)| before == phase && at.elapsed() < STEP_INTERVAL);
+        if early && done_bytes != total_bytes {
+            return;
+        }
+        *last = Some((Instant::now(), phase.to_owned()));
+        if !(self.step)(Progress { phase: phase.to_owned(), done_bytes, total_bytes }) {
+            self.hung_up.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.hung_up.load(Ordering::Relaxed)
+    }
+}
+
+fn to_json(value: &impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value).map_err(|error| Failure::new(ExitCode::Failed, format!("writing JSON: {error}")))
+}

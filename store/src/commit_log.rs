@@ -1,0 +1,155 @@
+//! The commit log: each generation's row changes as a sealed record in the backing directories, chained to the one
+//! before. The log is the truth; the local database is a cache of it.
+//!
+//! Promises: when [`CommitLog::append`] returns, the record and everything it names are synced in every healthy
+//! occupied slot and in at least min_ack of them (R8). Knows records, not what they change.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::blocks::Blocks;
+use crate::clock::Entropy;
+use crate::error::{Error, Result};
+use crate::ids::{Generation, Term, VolumeId};
+use crate::meta::codec::encode_changes;
+use crate::meta::{Closed, Meta, OutboxRow};
+use crate::record::{ChainHash, GenerationRecord};
+use crate::shard::CommitHeader;
+
+/// Where the log ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The last generation.
+    pub generation: Generation,
+    /// Chain hash of its record.
+    pub chain: ChainHash,
+}
+
+impl Head {
+    /// Bytes under which a database that was rebuilt remembers where it stands.
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let mut bytes = self.generation.0.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&self.chain.0);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (generation, chain) = bytes.split_first_chunk::<8>()?;
+        Some(Self { generation: Generation(u64::from_le_bytes(*generation)), chain: ChainHash(chain.try_into().ok()?) })
+    }
+}
+
+/// Name under which a rebuilt database remembers its head.
+pub(crate) const HEAD_KEY: &str = "head";
+
+/// Where on the log a database stands: by its own last record, or as its rebuilding left it. `None`: it does not say.
+pub fn head_of(meta: &Meta) -> Result<Option<Head>> {
+    let generation = meta.committed();
+    meta.with(|txn| {
+        let rows = txn.outbox()?;
+        if let Some(last) = rows.iter().rfind(|row| row.generation == generation) {
+            return Ok(Some(Head { generation, chain: ChainHash::of(&last.message) }));
+        }
+        let noted = txn.local(HEAD_KEY)?.and_then(|bytes| Head::decode(&bytes));
+        Ok(noted.filter(|head| head.generation == generation))
+    })
+}
+
+/// The log of one open volume.
+pub struct CommitLog {
+    volume: VolumeId,
+    term: Term,
+    log_key: zeroize::Zeroizing<[u8; 32]>,
+    entropy: Arc<dyn Entropy>,
+    head: Mutex<Head>,
+    /// Bytes of records appended since the last checkpoint.
+    since_checkpoint: Mutex<u64>,
+}
+
+impl std::fmt::Debug for CommitLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CommitLog").field("head", &*self.head.lock()).finish_non_exhaustive()
+    }
+}
+
+impl CommitLog {
+    /// Going on from `head`.
+    pub fn new(volume: VolumeId, term: Term, log_key: [u8; 32], entropy: Arc<dyn Entropy>, head: Head) -> Self {
+        Self {
+            volume,
+            term,
+            log_key: zeroize::Zeroizing::new(log_key),
+            entropy,
+            head: Mutex::new(head),
+            since_checkpoint: Mutex::new(0),
+        }
+    }
+
+    /// Where the log ends now.
+    pub fn head(&self) -> Head {
+        *self.head.lock()
+    }
+
+    /// Bytes of records appended since the last checkpoint.
+    pub fn bytes_since_checkpoint(&self) -> u64 {
+        *self.since_checkpoint.lock()
+    }
+
+    /// A checkpoint was published when the log had this many bytes more than at the one before.
+    pub fn checkpointed(&self, bytes: u64) {
+        let mut since = self.since_checkpoint.lock();
+        *since = since.saturating_sub(bytes);
+    }
+
+    /// Append the record of a generation and sync it together with everything it names. Returns what the database
+    /// keeps of it, to be committed with the rows.
+    ///
+    /// # Errors
+    /// Those of appending and syncing: the generation is then not durable, though it may still become so (R9).
+    pub fn append(&self, blocks: &Blocks, closed: &Closed) -> Result<(Head, Vec<OutboxRow>)> {
+        let before = self.head();
+        let record = GenerationRecord {
+            volume: self.volume,
+            term: self.term,
+            generation: closed.generation,
+            // Every record is synced before the next is made.
+            durable_through: before.generation,
+            previous: before.chain,
+            rows_digest: None,
+            changes: encode_changes(&closed.changes),
+        };
+        let parts = record.seal(&self.log_key, self.entropy.as_ref()).map_err(|error| {
+            Error::format(format!("commit record of generation {}", closed.generation), error.to_string())
+        })?;
+        let mut head = before;
+        let mut rows = Vec::with_capacity(parts.len());
+        let mut bytes = 0;
+        for part in parts {
+            let header = CommitHeader {
+                term: self.term,
+                generation: closed.generation,
+                part: part.part,
+                parts: part.parts,
+                ack_set: 0,
+                copies: 0,
+                random: part.random,
+            };
+            blocks.append_commit(header, &part.message)?;
+            bytes += part.message.len() as u64;
+            head = Head { generation: closed.generation, chain: part.chain };
+            // Only the last part is needed to know where the database stands.
+            if part.part + 1 == part.parts {
+                rows.push(OutboxRow { generation: closed.generation, part: part.part, message: part.message });
+            }
+        }
+        blocks.segments().sync()?;
+        *self.since_checkpoint.lock() += bytes;
+        Ok((head, rows))
+    }
+
+    /// The database committed the rows of `head`.
+    pub fn advance(&self, head: Head) {
+        *self.head.lock() = head;
+    }
+}

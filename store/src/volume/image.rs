@@ -1,0 +1,78 @@
+//! When a checkpoint is due, and publishing it.
+
+use super::Volume;
+use crate::checkpoint;
+use crate::error::Result;
+use crate::record::ImageEntry;
+use crate::recover::Reader;
+use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
+
+/// A checkpoint is due when the log grew by this much since the last, bytes. Replaying it takes a second or two.
+const LOG_BYTES_MAX: u64 = 16 << 20;
+/// A checkpoint is due when this many segments were opened since the last: their headers would be scanned.
+const SEGMENTS_MAX: u64 = 8;
+
+/// The image written last, whose blocks the next one need not write again.
+#[derive(Debug, Default)]
+pub(super) struct LastImage {
+    entries: Option<Vec<ImageEntry>>,
+    /// Number of the next segment when it was written.
+    next_segment: u64,
+}
+
+impl Volume {
+    /// Write a checkpoint if one is due.
+    pub(super) fn checkpoint_if_due(&self) -> Result<()> {
+        let opened = self.blocks.segments().next_id().0.saturating_sub(self.last_image.lock().next_segment);
+        if self.log.bytes_since_checkpoint() >= LOG_BYTES_MAX || opened >= SEGMENTS_MAX {
+            return self.checkpoint();
+        }
+        Ok(())
+    }
+
+    /// Write an image of the last committed state and publish it in the superblocks (R11).
+    pub fn checkpoint(&self) -> Result<()> {
+        self.writable()?;
+        let mut last = self.last_image.lock();
+        // What is read, where the log ends and where the segments end must be of one moment.
+        let (state, head, tails, log_bytes) = {
+            let _held_off = self.commit.exclusive();
+            let state = self.meta.reader()?;
+            (state, self.log.head(), self.blocks.segments().open_tails(), self.log.bytes_since_checkpoint())
+        };
+        let pointer = self.superblock.lock().checkpoints.first().cloned();
+        if pointer.as_ref().is_some_and(|pointer| pointer.generation == head.generation) {
+            return Ok(());
+        }
+        if last.entries.is_none() {
+            let reader = Reader { stripes: self.blocks.stripes(), keys: &self.keys, sealer: &self.sealer };
+            // An image that cannot be read is no reason not to write a new one.
+            last.entries = pointer.and_then(|pointer| reader.image_index(&pointer).ok()).map(|index| index.entries);
+        }
+        let before = last.entries.take().unwrap_or_default();
+        let written = checkpoint::write(&self.blocks, &self.sealer, self.id, &state, head, &before)?;
+        drop(state);
+        last.entries = Some(written.entries);
+        last.next_segment = self.blocks.segments().next_id().0;
+        let pointer = CheckpointPointer {
+            generation: head.generation,
+            chain: head.chain,
+            root: written.root,
+            location: written.location,
+            open_segments: tails.into_iter().map(|(segment, tail)| OpenSegment { segment, tail }).collect(),
+        };
+        self.write_superblocks(|superblock| {
+            superblock.checkpoints.insert(0, pointer);
+            superblock.checkpoints.truncate(CHECKPOINTS_MAX);
+            superblock.generation = superblock.generation.max(head.generation);
+        })?;
+        self.log.checkpointed(log_bytes);
+        log::debug!(
+            "checkpoint of generation {}: {} bytes written, {} kept",
+            head.generation,
+            written.bytes.0,
+            written.bytes.1
+        );
+        Ok(())
+    }
+}
