@@ -4,6 +4,7 @@
 //! leaves a mount or a daemon behind fails.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -186,6 +187,7 @@ impl Builder {
             Secret::KeyFile => fs::write(&key_file, crate::content(0x6b6579, 64)),
             Secret::Passphrase => fs::write(&key_file, format!("{PASSPHRASE}\n")),
         }
+        .and_then(|()| fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)))
         .expect("write the secret");
         let watchdog = Watchdog::new(&self.name, mountpoint.clone(), self.lifetime);
         TestVolume {
@@ -470,7 +472,7 @@ impl TestVolume {
 impl Drop for TestVolume {
     fn drop(&mut self) {
         let mut complaints = Vec::new();
-        if self.daemon.is_some() || is_mounted(&self.mountpoint) {
+        if is_mounted(&self.mountpoint) {
             if std::thread::panicking() {
                 self.tell_how_it_was();
             }
