@@ -42,8 +42,9 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 /// HANDLE_KILLPRIV_V2: we clear set-id bits on write, truncate and chown. It also lets the kernel remember that a file
 /// has no capabilities; without it, every write would first ask for `security.capability`. The kernel does not forget
 /// the mode it has cached when a write makes us clear bits: see [`convert::attr_ttl`].
+/// EXPORT_SUPPORT: file handles (NFS) outlive what the kernel has cached; they ask for "." and "..".
 /// EXPLICIT_INVAL_DATA: pages are never dropped because attributes changed; our own changes all came through the kernel.
-const CAPABILITIES: [InitFlags; 8] = [
+const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -52,6 +53,7 @@ const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
 /// Serves the kernel's requests from a [`Vfs`].

@@ -239,9 +239,13 @@ impl WriteBuffer {
                 self.list.lock().remove(&node.ino);
             }
             *state = None;
-        } else if !dirty.listed && !(dirty.changes == dirty.put && dirty.buffer.is_all_sealing()) {
-            dirty.listed = true;
-            self.list.lock().insert(node.ino, Arc::clone(node));
+        } else if !dirty.listed {
+            // Nothing to put, if what is missing in the store is being sealed.
+            let put = dirty.changes == dirty.put && dirty.buffer.is_all_sealing();
+            if !put {
+                dirty.listed = true;
+                self.list.lock().insert(node.ino, Arc::clone(node));
+            }
         }
     }
 

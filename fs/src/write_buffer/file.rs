@@ -5,6 +5,7 @@
 //! time, so the later content always wins.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -346,8 +347,8 @@ impl<R> FileBuffer<R> {
         let Some(buffer) = Arc::into_inner(buffer) else { return };
         if stored {
             self.stored_end = self.stored_end.max(self.start_of(chunk) + u64::from(buffer.len()));
-        } else if !self.dirty.contains_key(&chunk) {
-            self.dirty.insert(chunk, buffer);
+        } else if let Entry::Vacant(slot) = self.dirty.entry(chunk) {
+            slot.insert(buffer);
             return;
         }
         self.held -= buffer.held();

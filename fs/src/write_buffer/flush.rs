@@ -74,6 +74,11 @@ impl WriteBuffer {
         self.put_groups(&nodes);
     }
 
+    /// Let the next flush try all files, whatever failed before.
+    pub fn retry_all(&self) {
+        self.list.lock().values().for_each(|node| node.retry_now());
+    }
+
     /// Whether a file that has a name has something to put.
     pub fn has_dirty(&self) -> bool {
         self.list.lock().values().any(|node| !node.orphan.load(Ordering::Relaxed))
