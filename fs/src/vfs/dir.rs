@@ -181,7 +181,13 @@ impl Vfs {
     }
 
     /// "." and ".."; true if `emit` had enough. The kernel does not count these as told of.
-    fn emit_dots(&self, ino: Ino, offset: u64, plus: bool, emit: &mut dyn FnMut(&DirItem<'_>) -> bool) -> Outcome<bool> {
+    fn emit_dots(
+        &self,
+        ino: Ino,
+        offset: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirItem<'_>) -> bool,
+    ) -> Outcome<bool> {
         let fail = |error| self.fail("readdir of", ino, &error);
         let attr = self.volume.attr(ino).map_err(fail)?;
         self.touch_atime(&attr);
