@@ -63,9 +63,9 @@ pub fn append(path: &Path) -> io::Result<File> {
 impl Log for Sink {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let limit = match self {
+            // The FUSE library warns of what is usual, such as a mount that was taken away from outside.
+            _ if metadata.target().starts_with("fuser") => Level::Error,
             Self::Terminal => Level::Warn,
-            // The FUSE library's own messages matter only when something is wrong.
-            Self::File(_) if metadata.target().starts_with("fuser") => Level::Warn,
             Self::File(_) => Level::Info,
         };
         metadata.level() <= limit

@@ -2,13 +2,13 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use brine_store::volume::{OpenOptions, Volume};
 use parking_lot::{Condvar, Mutex};
 
-use super::busy::users_of;
 use super::launch::Word;
 use super::plan::Plan;
 use super::process;
@@ -17,12 +17,14 @@ use crate::config::MountOptions;
 use crate::control::{Entry, Registration, SOCKET_FILE, Server, start_time};
 use crate::exit_code::{ExitCode, Failure};
 use crate::fuse::{self, FuseConfig};
-use crate::mount_table;
+use crate::mount_table::{self, Mount};
 use crate::telemetry;
 use crate::vfs::{Atime, Vfs, VfsOptions};
 
 /// How long those who use a mount may go on after SIGTERM before they are cut off. What they wrote is kept.
 const GRACE: Duration = Duration::from_secs(10);
+/// Between two attempts to unmount in that time.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// How far the daemon is, for its signals.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ struct Life {
     stage: Mutex<Stage>,
     moved: Condvar,
     mountpoint: PathBuf,
+    vfs: OnceLock<Arc<Vfs>>,
+    /// A signal has asked for the end.
+    asked: AtomicBool,
 }
 
 impl Life {
@@ -60,23 +65,43 @@ impl Life {
             Stage::Mounted(device) => device.clone(),
             Stage::Ended => return,
         };
-        let mount = mount_table::at(&self.mountpoint).ok().flatten();
+        let own = |mount: &Mount| device.as_ref().is_none_or(|device| *device == mount.device);
+        let mount = mount_table::at(&self.mountpoint).ok().flatten().filter(own);
         match unmount(&self.mountpoint, false) {
             Ok(()) => return,
-            Err(failure) => log::warn!("asked to end: {failure}"),
+            Err(failure) => log::warn!("asked to end: {failure}; cut off in {} s", GRACE.as_secs()),
         }
-        for user in mount.iter().flat_map(users_of) {
-            log::warn!("{user} is cut off in {} s", GRACE.as_secs());
+        // The second signal does not wait.
+        let patience = if self.asked.swap(true, Ordering::Relaxed) { Duration::ZERO } else { GRACE };
+        let started = Instant::now();
+        while started.elapsed() < patience {
+            if self.wait_ended(RETRY) || mount_table::unmount(&self.mountpoint, false).is_ok() {
+                return;
+            }
         }
-        if let Err(failure) = unmount(&self.mountpoint, true) {
-            log::warn!("{failure}");
-        }
-        if !self.wait_ended(GRACE)
-            && let Some(device) = device
-            && let Err(error) = mount_table::abort(&device)
+        if let Some(mount) = mount
+            && let Err(error) = mount_table::abort(&mount)
         {
-            log::error!("ending the connection of {}: {error}", self.mountpoint.display());
+            log::warn!("ending the connection of {}: {error}", self.mountpoint.display());
         }
+        // Out of sight, dead or alive.
+        let _ = mount_table::unmount(&self.mountpoint, true);
+        if !self.wait_ended(patience.max(RETRY)) {
+            self.leave();
+        }
+    }
+
+    /// The connection cannot be ended and somebody holds it: make everything durable and go without a farewell.
+    fn leave(&self) {
+        let Some(vfs) = self.vfs.get() else { return };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        vfs.sync_all(move |outcome| {
+            let _ = sender.send(outcome);
+        });
+        let durable = matches!(receiver.recv(), Ok(Ok(())));
+        log::warn!("ending with open files; everything written is {}", if durable { "durable" } else { "NOT durable" });
+        let code = if durable { ExitCode::Success } else { ExitCode::Io };
+        std::process::exit(code.number().into());
     }
 }
 
@@ -176,8 +201,13 @@ fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<
     let mountpoint = plan.mountpoint.clone();
     let fsname = options.fsname.clone().unwrap_or_else(|| plan.shown_source.to_string_lossy().into_owned());
     let source = plan.sources.first().cloned().unwrap_or_default();
-    let life =
-        Arc::new(Life { stage: Mutex::new(Stage::Starting), moved: Condvar::new(), mountpoint: mountpoint.clone() });
+    let life = Arc::new(Life {
+        stage: Mutex::new(Stage::Starting),
+        moved: Condvar::new(),
+        mountpoint: mountpoint.clone(),
+        vfs: OnceLock::new(),
+        asked: AtomicBool::new(false),
+    });
     // Before any thread exists, so that all inherit it.
     let signals = process::ending_signals();
     signals.thread_block().map_err(|errno| Failure::io("blocking signals", &errno.into()))?;
@@ -202,6 +232,7 @@ fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<
         ..VfsOptions::default()
     };
     let vfs = Vfs::new(Arc::clone(&volume), vfs_options).map_err(|error| Failure::io("starting threads", &error))?;
+    let _ = life.vfs.set(Arc::clone(&vfs));
     let socket = volume.state_dir().join(SOCKET_FILE);
     let service = VolumeService::new(Arc::clone(&volume), Arc::clone(&vfs), mountpoint.clone(), source.clone());
     let server = match Server::start(&socket, service) {

@@ -55,16 +55,19 @@ pub struct Mounted {
 }
 
 /// This program once more, as a part of a mount.
-pub(super) fn start(role: &str, plan: &Plan) -> io::Result<Child> {
+pub(super) fn start(role: &str, plan: &Plan) -> Result<Child, Failure> {
     let errors = match &plan.log {
-        Some(log) => Stdio::from(telemetry::append(log)?),
+        Some(log) => Stdio::from(
+            telemetry::append(log).map_err(|error| Failure::io(format!("log file {}", log.display()), &error))?,
+        ),
         None => Stdio::null(),
     };
+    let broken = |error: io::Error| Failure::io("starting the daemon", &error);
     // The file may have been replaced by a newer version: the parts of a mount are all of one.
     let mut command = Command::new("/proc/self/exe");
     command.arg0("brine").arg(role).arg(&plan.mountpoint);
-    command.stdin(plan.to_memory()?).stdout(Stdio::piped()).stderr(errors);
-    command.spawn()
+    command.stdin(plan.to_memory().map_err(broken)?).stdout(Stdio::piped()).stderr(errors);
+    command.spawn().map_err(broken)
 }
 
 /// Mount in the background; returns when the mount works.
@@ -73,7 +76,7 @@ pub(super) fn start(role: &str, plan: &Plan) -> io::Result<Child> {
 /// Why it does not.
 pub fn launch(plan: &Plan, supervise: bool) -> Result<Mounted, Failure> {
     let role = if supervise { "supervise" } else { "serve" };
-    let mut child = start(role, plan).map_err(|error| Failure::io("starting the daemon", &error))?;
+    let mut child = start(role, plan)?;
     let mut line = Vec::new();
     let heard = match child.stdout.take() {
         Some(output) => BufReader::new(output).take(WORD_LEN_MAX).read_to_end(&mut line),

@@ -137,11 +137,12 @@ fn supervise(plan: &Plan, signals: &SignalFd) -> ExitCode {
     let mut restarts = Restarts::default();
     let mut again = false;
     loop {
-        let watched = start("serve", plan).and_then(|child| watch(child, signals, plan, again));
+        let watched = start("serve", plan).and_then(|child| {
+            watch(child, signals, plan, again).map_err(|error| Failure::io("watching the daemon", &error))
+        });
         let ended = match watched {
             Ok(ended) => ended,
-            Err(error) => {
-                let failure = Failure::io("starting the daemon", &error);
+            Err(failure) => {
                 log::error!("{failure}");
                 let code = failure.code();
                 let _ = Word::Failed(failure).say(io::stdout());
