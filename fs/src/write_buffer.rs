@@ -438,7 +438,7 @@ impl WriteBuffer {
     pub fn note_attr(&self, node: &Arc<FileNode>, attr: &Attr, mtime_ns: Option<i64>) {
         let mut state = node.state.lock();
         let Some(dirty) = state.as_mut() else { return };
-        dirty.base = attr.clone();
+        dirty.base = *attr;
         dirty.ctime_ns = attr.ctime_ns;
         dirty.mtime_ns = mtime_ns.unwrap_or(dirty.mtime_ns);
         dirty.changes += 1;
@@ -460,7 +460,7 @@ impl WriteBuffer {
             return Ok(BufferedRead { attr, len, gaps, inline: None });
         };
         let len = clip(dirty.buffer.size());
-        let mut attr = dirty.base.clone();
+        let mut attr = dirty.base;
         attr.size = attr.size.max(dirty.buffer.stored_end());
         let gaps = if dirty.buffer.is_untouched(offset, offset + len as u64) {
             whole_gaps(offset, len, attr.chunk_bits)
@@ -481,7 +481,7 @@ impl WriteBuffer {
     ) -> Option<T> {
         let state = node.state.lock();
         let dirty = state.as_ref()?;
-        let mut attr = dirty.base.clone();
+        let mut attr = dirty.base;
         attr.size = dirty.buffer.size();
         Some(look(&attr, &|from| dirty.buffer.next_data(from)))
     }

@@ -192,7 +192,7 @@ impl Vfs {
         let attr = self.volume.attr(ino).map_err(fail)?;
         self.touch_atime(&attr);
         let parent = self.volume.parent_of(ino).map_err(fail)?;
-        let parent = if parent == ino { attr.clone() } else { self.volume.attr(parent).map_err(fail)? };
+        let parent = if parent == ino { attr } else { self.volume.attr(parent).map_err(fail)? };
         let dots: [(&[u8], &Attr); 2] = [(b".", &attr), (b"..", &parent)];
         for (position, (name, attr)) in (1..).zip(dots) {
             let attr_wanted = plus.then_some(attr);

@@ -145,7 +145,7 @@ impl WriteBuffer {
     fn complete(&self, node: &Arc<FileNode>, budget: &mut usize) {
         let Some((attr, wanted, inline)) = node.state.lock().as_ref().and_then(|dirty| {
             let wanted: Vec<(u64, u64)> = dirty.buffer.incomplete().take(*budget).collect();
-            let mut attr = dirty.base.clone();
+            let mut attr = dirty.base;
             attr.size = attr.size.max(dirty.buffer.stored_end());
             (!wanted.is_empty()).then_some((attr, wanted, dirty.stored_inline))
         }) else {

@@ -12,9 +12,9 @@ mod probe;
 mod replace;
 mod space;
 mod status;
-mod watch;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
