@@ -106,12 +106,14 @@ pub fn log_to_terminal() {
     install(Sink::Terminal);
 }
 
-/// Messages of a daemon go to a file.
+/// Messages of a daemon go to a file, if they do not go anywhere yet.
 ///
 /// # Errors
 /// What the system says when the file cannot be opened.
 pub fn log_to_file(path: &Path) -> io::Result<()> {
-    install(Sink::File(Mutex::new(LogFile::open(path)?)));
+    if log::max_level() == LevelFilter::Off {
+        install(Sink::File(Mutex::new(LogFile::open(path)?)));
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use brine_store::volume::{OpenOptions, Volume};
+use brine_store::volume::{OpenOptions, ReportFn, Volume};
 use parking_lot::{Condvar, Mutex};
 
 use super::launch::Word;
@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::process;
 use super::service::{VolumeService, unmount};
 use crate::config::MountOptions;
-use crate::control::{Entry, Registration, SOCKET_FILE, Server, start_time};
+use crate::control::{Entry, Progress, Registration, SOCKET_FILE, Server, start_time};
 use crate::exit_code::{ExitCode, Failure};
 use crate::fuse::{self, FuseConfig};
 use crate::mount_table::{self, Mount};
@@ -121,17 +121,19 @@ pub fn serve_command() -> ExitCode {
         Err(error) => return failed(Failure::new(ExitCode::Usage, error.to_string())),
     };
     process::detach_from_terminal();
-    if let Some(log) = &plan.log
-        && let Err(error) = telemetry::log_to_file(log)
-    {
-        return failed(Failure::io(format!("log file {}", log.display()), &error));
+    if let Err(failure) = plan.start_log() {
+        return failed(failure);
     }
     telemetry::log_panics();
     let ready = |warnings: Vec<String>| {
         Word::Ready { pid: std::process::id(), warnings }.say(io::stdout())?;
         process::close_standard_files()
     };
-    match run(plan, ready) {
+    // Who has gone is noticed when it is ready.
+    let step = |step| {
+        let _ = Word::Step(step).say(io::stdout());
+    };
+    match run(plan, step, ready) {
         Ok(()) => ExitCode::Success,
         Err(failure) => failed(failure),
     }
@@ -141,16 +143,15 @@ pub fn serve_command() -> ExitCode {
 ///
 /// # Errors
 /// Why it could not be mounted, or what kept the last changes from becoming durable.
-pub fn run_foreground(plan: Plan, log: Option<&Path>) -> Result<(), Failure> {
-    match log {
-        Some(log) => {
-            telemetry::log_to_file(log).map_err(|error| Failure::io(format!("log file {}", log.display()), &error))?
-        }
-        None => telemetry::log_to_terminal(),
+pub fn run_foreground(plan: Plan, step: impl Fn(Progress) + Send + Sync + 'static) -> Result<(), Failure> {
+    if plan.parsed_options()?.log.is_some() {
+        plan.start_log()?;
+    } else {
+        telemetry::log_to_terminal();
     }
     telemetry::log_panics();
     let mountpoint = plan.mountpoint.clone();
-    run(plan, move |warnings| {
+    run(plan, step, move |warnings| {
         for warning in warnings {
             let _ = writeln!(io::stderr(), "brine: warning: {warning}");
         }
@@ -176,10 +177,13 @@ fn notify_service_manager() {
     }
 }
 
-fn open_options(plan: Plan, options: &MountOptions) -> OpenOptions {
+fn open_options(plan: &Plan, options: &MountOptions, step: impl Fn(Progress) + Send + Sync + 'static) -> OpenOptions {
+    let report = move |phase: &str, done, total| {
+        step(Progress { phase: phase.to_owned(), done_bytes: done, total_bytes: total });
+    };
     OpenOptions {
-        sources: plan.sources,
-        unlock: plan.secret.into_unlock(),
+        sources: plan.sources.clone(),
+        unlock: plan.secret.clone().into_unlock(),
         state_dir: options.state.clone(),
         read_only: options.read_only,
         hedge: options.hedge,
@@ -190,12 +194,16 @@ fn open_options(plan: Plan, options: &MountOptions) -> OpenOptions {
         domain: options.domain,
         codec: options.codec,
         use_member: options.use_member.clone(),
-        report: None,
+        report: Some(ReportFn(Box::new(report))),
     }
 }
 
 /// Open, mount, say that it is ready, serve, close.
-fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<(), Failure> {
+fn run(
+    plan: Plan,
+    step: impl Fn(Progress) + Send + Sync + 'static,
+    ready: impl FnOnce(Vec<String>) -> io::Result<()>,
+) -> Result<(), Failure> {
     process::raise_open_files();
     let options = plan.parsed_options()?;
     let mountpoint = plan.mountpoint.clone();
@@ -223,7 +231,11 @@ fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<
         })
         .map_err(|error| Failure::io("starting a thread", &error))?;
 
-    let volume = Volume::open(open_options(plan, &options))?;
+    let volume = Volume::open(open_options(&plan, &options, step))?;
+    // The state directory may have been made just now.
+    plan.start_log()?;
+    // With it goes the secret: the volume has its keys.
+    drop(plan);
     let mut warnings = options.notes.clone();
     warnings.extend(volume.warnings());
     let vfs_options = VfsOptions {
