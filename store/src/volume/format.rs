@@ -270,9 +270,8 @@ fn check_directories(options: &FormatOptions, warnings: &mut Vec<String>) -> Res
         distinct.dedup();
         warnings.clear();
         warnings.push(format!(
-            "the {count} directories lie on {} filesystem{}: a disk that fails takes all its directories with it",
-            distinct.len(),
-            if distinct.len() == 1 { "" } else { "s" }
+            "the {count} directories are on {}: a disk that fails takes all its directories with it",
+            if distinct.len() == 1 { "one filesystem".into() } else { format!("{} filesystems", distinct.len()) }
         ));
     }
     Ok((paths, backings))

@@ -382,20 +382,32 @@ fn make_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
 /// Name of the file in a state directory that tells without a key whose it is.
 const OWNER_FILE: &str = "volume";
 
-/// Refuse a state directory of another volume; make an unowned one this volume's.
-pub(super) fn claim_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
+/// Refuse a state directory of another volume. `Ok(false)`: it does not say whose it is.
+///
+/// # Errors
+/// [`Error::Refused`]; [`Error::Io`] if it cannot be read.
+pub fn check_state_dir(path: &Path, volume: VolumeId) -> Result<bool> {
     let file = path.join(OWNER_FILE);
     match std::fs::read_to_string(&file) {
-        Ok(text) if text.trim() == volume.to_string() => Ok(()),
+        Ok(text) if text.trim() == volume.to_string() => Ok(true),
         Ok(text) => Err(Error::Refused(format!(
             "the state directory {} belongs to volume {}, not to {volume}; name another with -o state=",
             path.display(),
             text.trim()
         ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => std::fs::write(&file, format!("{volume}\n"))
-            .map_err(|source| Error::io(format!("writing {}", file.display()), source)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(Error::io(format!("reading {}", file.display()), source)),
     }
+}
+
+/// Make an unowned state directory this volume's.
+pub(super) fn claim_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
+    if check_state_dir(path, volume)? {
+        return Ok(());
+    }
+    let file = path.join(OWNER_FILE);
+    std::fs::write(&file, format!("{volume}\n"))
+        .map_err(|source| Error::io(format!("writing {}", file.display()), source))
 }
 
 /// The database, brought up to the log; rebuilt from the backing directories if it is missing, damaged or not on the
