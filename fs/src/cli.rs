@@ -132,6 +132,10 @@ fn dispatch(arguments: &[OsString]) -> Result<ExitCode, Failure> {
         other => other,
     };
     let Some(command) = find(name) else {
+        // How mount.fuse3 runs programs for the type fuse.NAME.
+        if name.contains('/') && rest.len() >= 2 {
+            return mount::run(Parser::from_args(arguments));
+        }
         return Err(Failure::usage(format!("there is no command \"{name}\"{}", suggestion(name))));
     };
     // Up to "--", after which everything is a name.

@@ -65,6 +65,8 @@ pub struct MountOptions {
     pub supervise: bool,
     /// Source as mount(8) shows it, if not the source given.
     pub fsname: Option<String>,
+    /// Options nobody knows are no error.
+    pub sloppy: bool,
     /// Options for the kernel.
     pub kernel: Vec<String>,
     /// What was accepted and has no effect, for a message.
@@ -91,6 +93,7 @@ impl Default for MountOptions {
             log: None,
             supervise: true,
             fsname: None,
+            sloppy: false,
             kernel: Vec::new(),
             notes: Vec::new(),
         }
@@ -145,6 +148,8 @@ const TABLE: &[(&str, Effect)] = &[
             Ok(())
         }),
     ),
+    // What mount.brine makes of mount(8)'s -s.
+    ("sloppy", Effect::Flag(|o| o.sloppy = true)),
     // For the kernel. FUSE mounts are nosuid and nodev unless told otherwise.
     ("exec", Effect::Kernel),
     ("noexec", Effect::Kernel),
@@ -290,6 +295,10 @@ impl MountOptions {
             return Ok(());
         }
         let Some((_, effect)) = TABLE.iter().find(|(name, _)| *name == key) else {
+            if self.sloppy {
+                self.notes.push(format!("mount option {key} is unknown and has no effect"));
+                return Ok(());
+            }
             let hint = nearest(&key).map(|name| format!("; did you mean {name}?")).unwrap_or_default();
             return Err(Failure::usage(format!(
                 "unknown mount option \"{key}\"{hint} (`brine help mount` lists them)"
@@ -417,6 +426,13 @@ mod tests {
                 .unwrap();
         assert!(!o.read_only && o.kernel.is_empty() && o.notes.is_empty());
         assert_eq!(parse("strictatime").unwrap().notes.len(), 1);
+    }
+
+    #[test]
+    fn unknown_options_are_noted_if_mount_says_so() {
+        let o = MountOptions::parse(&["sloppy", "fancy=1,ro"], Path::new("/")).unwrap();
+        assert!(o.read_only && o.notes[0].contains("fancy"));
+        assert!(MountOptions::parse(&["sloppy", "hedge=1"], Path::new("/")).is_err());
     }
 
     #[test]

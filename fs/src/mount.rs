@@ -18,6 +18,6 @@ pub use busy::users_of;
 pub use daemon::{run_foreground, serve_command};
 pub use launch::{Mounted, launch};
 pub use plan::{Plan, Secret};
-pub use point::{Mountpoint, check_overlap, prepare};
+pub use point::{Mountpoint, check_overlap, prepare, wait_for_supervisor};
 pub use process::harden;
 pub use supervisor::supervise_command;

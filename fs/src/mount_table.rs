@@ -161,6 +161,8 @@ pub fn spellings(path: &Path) -> Vec<PathBuf> {
 pub enum UnmountError {
     /// Files are open there, or somebody's working directory is.
     Busy,
+    /// Nothing is mounted there.
+    NotMounted,
     /// The system or fusermount3 says no.
     Other(String),
 }
@@ -174,6 +176,7 @@ pub fn unmount(point: &Path, lazy: bool) -> Result<(), UnmountError> {
     match umount2(point, flags) {
         Ok(()) => Ok(()),
         Err(nix::errno::Errno::EBUSY) => Err(UnmountError::Busy),
+        Err(nix::errno::Errno::EINVAL) => Err(UnmountError::NotMounted),
         // What a user mounted through fusermount3 only that takes away.
         Err(nix::errno::Errno::EPERM) => fusermount(point, lazy),
         Err(errno) => Err(UnmountError::Other(errno.desc().to_owned())),
@@ -194,13 +197,21 @@ fn fusermount(point: &Path, lazy: bool) -> Result<(), UnmountError> {
     if text.to_lowercase().contains("busy") { Err(UnmountError::Busy) } else { Err(UnmountError::Other(text)) }
 }
 
-/// End a mount's connection to its daemon: whoever waits for it gets an error, and the daemon stops serving.
+/// End a mount's connection to its daemon: whoever waits for it gets an error, and the daemon stops serving. The dead
+/// mount stays.
 ///
 /// # Errors
-/// What the system says: only root and the mount's owner may.
-pub fn abort(device: &str) -> io::Result<()> {
-    let minor = device.split(':').nth(1).unwrap_or_default();
-    fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1")
+/// What the system says: root may, and the mount's owner where fusectl is mounted.
+pub fn abort(mount: &Mount) -> io::Result<()> {
+    let minor = mount.device.split(':').nth(1).unwrap_or_default();
+    if fs::write(format!("/sys/fs/fuse/connections/{minor}/abort"), "1").is_ok() {
+        return Ok(());
+    }
+    // Of a FUSE mount that is in use, force aborts the connection before it finds that it is.
+    match umount2(&mount.point, MntFlags::MNT_FORCE | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(nix::errno::Errno::EBUSY) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 #[cfg(test)]

@@ -63,9 +63,9 @@ pub fn append(path: &Path) -> io::Result<File> {
 impl Log for Sink {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let limit = match self {
+            // The FUSE library warns of what is usual, such as a mount that was taken away from outside.
+            _ if metadata.target().starts_with("fuser") => Level::Error,
             Self::Terminal => Level::Warn,
-            // The FUSE library's own messages matter only when something is wrong.
-            Self::File(_) if metadata.target().starts_with("fuser") => Level::Warn,
             Self::File(_) => Level::Info,
         };
         metadata.level() <= limit
@@ -106,12 +106,14 @@ pub fn log_to_terminal() {
     install(Sink::Terminal);
 }
 
-/// Messages of a daemon go to a file.
+/// Messages of a daemon go to a file, if they do not go anywhere yet.
 ///
 /// # Errors
 /// What the system says when the file cannot be opened.
 pub fn log_to_file(path: &Path) -> io::Result<()> {
-    install(Sink::File(Mutex::new(LogFile::open(path)?)));
+    if log::max_level() == LevelFilter::Off {
+        install(Sink::File(Mutex::new(LogFile::open(path)?)));
+    }
     Ok(())
 }
 

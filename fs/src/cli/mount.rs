@@ -3,15 +3,17 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
-use brine_store::volume::{Probe, probe};
+use brine_store::volume::{Probe, check_state_dir, probe};
 use lexopt::{Arg, Parser};
 use nix::unistd::geteuid;
 
+use super::output::Meter;
 use super::target::name;
 use super::{args, output, secret};
 use crate::config::MountOptions;
-use crate::control;
+use crate::control::{self, Progress};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount::{Mountpoint, Plan, Secret, check_overlap, harden, launch, prepare, run_foreground};
 
@@ -57,7 +59,10 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     let state_dir = options.state.clone().unwrap_or_else(|| probe.state_dir.clone());
     let members = probe.members.iter().map(|member| member.path.as_path());
     check_overlap(&point.path, members, &state_dir)?;
+    // The log would be written there before the volume is opened.
+    check_state_dir(&state_dir, probe.volume)?;
     check_machine(&options)?;
+    check_log(&options)?;
     tell(&point, &options, asked.verbose);
     let plan = |secret| Plan {
         shown_source: shown_source(&source, &sources),
@@ -70,10 +75,19 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     };
     if asked.foreground {
         let secret = first_secret(&options, &probe)?;
-        return run_foreground(plan(secret), options.log.as_deref()).map(|()| ExitCode::Success);
+        let meter = Mutex::new(Meter::counting());
+        let step = move |step: Progress| {
+            if let Ok(mut meter) = meter.lock() {
+                meter.step(&step);
+            }
+        };
+        return run_foreground(plan(secret), step).map(|()| ExitCode::Success);
     }
     for attempt in 1.. {
-        match launch(&plan(first_secret(&options, &probe)?), options.supervise) {
+        let mut meter = Meter::counting();
+        let launched = launch(&plan(first_secret(&options, &probe)?), options.supervise, |step| meter.step(step));
+        meter.finish();
+        match launched {
             Ok(mounted) => {
                 mounted.warnings.iter().for_each(|warning| output::warn(warning));
                 if asked.verbose {
@@ -158,6 +172,17 @@ fn check_machine(options: &MountOptions) -> Result<(), Failure> {
     Ok(())
 }
 
+/// A log that was asked for must be writable; the usual one comes with the state directory.
+fn check_log(options: &MountOptions) -> Result<(), Failure> {
+    match &options.log {
+        Some(log) if !log.parent().is_some_and(Path::is_dir) => Err(Failure::new(
+            ExitCode::NotFound,
+            format!("log file {}: its directory does not exist; make it first", log.display()),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether ordinary users may let others in.
 pub(super) fn user_allow_other() -> bool {
     let text = fs::read_to_string("/etc/fuse.conf").unwrap_or_default();
@@ -184,9 +209,9 @@ fn shown_source(source: &Path, sources: &[PathBuf]) -> OsString {
     }
 }
 
-/// Where the daemon writes what it has to say; nowhere if the state directory is missing (the mount then fails anyway).
-fn log_file(options: &MountOptions, state_dir: &Path) -> Option<PathBuf> {
-    options.log.clone().or_else(|| state_dir.is_dir().then(|| state_dir.join(LOG_FILE)))
+/// Where the daemon writes what it has to say.
+fn log_file(options: &MountOptions, state_dir: &Path) -> PathBuf {
+    options.log.clone().unwrap_or_else(|| state_dir.join(LOG_FILE))
 }
 
 #[cfg(test)]

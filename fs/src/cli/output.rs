@@ -92,6 +92,8 @@ pub(super) struct Meter {
     phase_started: Instant,
     phase_from: u64,
     drawn: Option<Instant>,
+    /// What is counted are things, not bytes.
+    counting: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,7 +110,12 @@ impl Meter {
             (false, true) => MeterKind::Terminal,
             (false, false) => MeterKind::Silent,
         };
-        Self { kind, phase: String::new(), phase_started: Instant::now(), phase_from: 0, drawn: None }
+        Self { kind, phase: String::new(), phase_started: Instant::now(), phase_from: 0, drawn: None, counting: false }
+    }
+
+    /// For steps that count segments or records, shown on a terminal only.
+    pub(super) fn counting() -> Self {
+        Self { counting: true, ..Self::new(false) }
     }
 
     pub(super) fn step(&mut self, step: &Progress) {
@@ -130,7 +137,8 @@ impl Meter {
             } });
             writeln!(out, "{object}")
         } else {
-            write!(out, "\r\x1b[K{}", line(step, rate, eta)).and_then(|()| out.flush())
+            let text = if self.counting { count_line(step, eta) } else { line(step, rate, eta) };
+            write!(out, "\r\x1b[K{text}").and_then(|()| out.flush())
         };
     }
 
@@ -170,6 +178,14 @@ fn line(step: &Progress, rate: u64, eta: Option<u64>) -> String {
     text
 }
 
+fn count_line(step: &Progress, eta: Option<u64>) -> String {
+    let left = eta.map_or(String::new(), |eta| format!(", {} left", duration(eta)));
+    match step.total_bytes {
+        0 => format!("{} ...", step.phase),
+        total => format!("{}: {} of {}{left}", step.phase, grouped(step.done_bytes), grouped(total)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +206,7 @@ mod tests {
         assert_eq!((rate, eta), (10 << 20, Some(5)));
         assert_eq!(line(&step, rate, eta), "blocks  50 %  50.0 MiB of 100.0 MiB  10.0 MiB/s  0:05 left");
         assert_eq!(super::rate(&step, 0, Duration::from_millis(1)), (0, None));
+        assert_eq!(count_line(&step, eta), "blocks: 52,428,800 of 104,857,600, 0:05 left");
         assert_eq!(line(&Progress { phase: "files".into(), ..Progress::default() }, 0, None), "files ...");
     }
 }

@@ -38,7 +38,10 @@ pub(super) fn screen(status: &Value) -> String {
         lines.extend(space);
     }
     lines.extend(damage(status));
-    let warnings: Vec<String> = strings(&status["warnings"]).map(|warning| format!("  {warning}")).collect();
+    // What is still so was said above.
+    let reasons: Vec<String> = strings(&status["health_reason"]).collect();
+    let warnings = strings(&status["warnings"]).filter(|warning| !reasons.contains(warning));
+    let warnings: Vec<String> = warnings.map(|warning| format!("  {warning}")).collect();
     if !warnings.is_empty() {
         lines.push("\nWhen it was opened".to_owned());
         lines.extend(warnings);
@@ -83,6 +86,7 @@ fn directories(status: &Value) -> Vec<String> {
     };
     let rows: Vec<&Value> = status["directories"].as_array().into_iter().flatten().collect();
     let width = rows.iter().map(|row| printable(text(row, "path")).chars().count()).max().unwrap_or(0).clamp(9, 60);
+    let reasons: Vec<String> = strings(&status["health_reason"]).collect();
     let live = rows.iter().any(|row| row["total_bytes"].is_u64());
     let mut lines = vec![format!("Directories ({}{geometry})", rows.len())];
     if live {
@@ -105,7 +109,8 @@ fn directories(status: &Value) -> Vec<String> {
                 figure("late_reads")
             );
         }
-        if !reason.is_empty() {
+        // Said above, if it is why the volume is not healthy.
+        if !reason.is_empty() && !reasons.iter().any(|said| said.contains(&path) && said.contains(&reason)) {
             line += &format!("  {reason}");
         }
         lines.push(line.trim_end().to_owned());

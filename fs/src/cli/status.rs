@@ -146,7 +146,7 @@ fn health(probe: &Probe) -> (&'static str, Vec<String>) {
     let mut reasons: Vec<String> =
         missing.map(|(member, reason)| format!("directory {} is missing: {reason}", member.path.display())).collect();
     if probe.holder.is_none() && !probe.state_dir.is_dir() {
-        reasons.push(format!("the metadata database is not in {}", probe.state_dir.display()));
+        reasons.push(format!("the metadata database is not in {}; mounting rebuilds it", probe.state_dir.display()));
     }
     let (absent, parity) = (absent(probe), probe.geometry.parity());
     let word = match absent {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::args::{absolute, sources};
 use crate::control::{self, Client, Progress, Request, SOCKET_FILE};
 use crate::exit_code::{ExitCode, Failure};
+use crate::mount::wait_for_supervisor;
 use crate::mount_table::{self, Answer, Mount};
 
 /// How long a daemon may be silent when asked something short.
@@ -105,6 +106,7 @@ fn on_mount(mount: &Mount, path: &Path) -> Result<Target, Failure> {
     let spelled = mount_table::spellings(path);
     let inside = spelled.iter().find_map(|path| path.strip_prefix(&mount.point).ok());
     let inside = inside.filter(|rest| !rest.as_os_str().is_empty()).map(|rest| Path::new("/").join(rest));
+    wait_for_supervisor(&mount.point);
     if let Some(entry) = control::find_mountpoint(&mount.point) {
         return Ok(Target::Mounted(live(entry, inside)));
     }

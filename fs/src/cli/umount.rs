@@ -50,7 +50,8 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
         Ok(Target::Mounted(live)) => ask(&live, lazy),
         Ok(Target::Unmounted(_)) => Err(not_mounted(&point)),
         Err(failure) if failure.code() == ExitCode::NotFound => Err(not_mounted(&point)),
-        // Somebody else's, or a daemon of which nothing is known here.
+        Err(failure) if failure.code() == ExitCode::NotPermitted && !nix::unistd::geteuid().is_root() => Err(failure),
+        // A daemon of which nothing is known here.
         Err(failure) => match mount_table::at(&point).ok().flatten().filter(Mount::is_brine) {
             Some(mount) => without_daemon(&mount, lazy),
             None => Err(failure),
@@ -138,10 +139,11 @@ fn without_daemon(mount: &Mount, lazy: bool) -> Result<ExitCode, Failure> {
             mount.point.display()
         ));
     }
-    mount_table::unmount(&mount.point, lazy || dead).map(|()| ExitCode::Success).map_err(|error| match error {
-        UnmountError::Busy => busy(mount, &users_of(mount)),
-        UnmountError::Other(reason) => {
-            Failure::new(ExitCode::NotPermitted, format!("unmounting {}: {reason}", mount.point.display()))
+    match mount_table::unmount(&mount.point, lazy || dead) {
+        Ok(()) | Err(UnmountError::NotMounted) => Ok(ExitCode::Success),
+        Err(UnmountError::Busy) => Err(busy(mount, &users_of(mount))),
+        Err(UnmountError::Other(reason)) => {
+            Err(Failure::new(ExitCode::NotPermitted, format!("unmounting {}: {reason}", mount.point.display())))
         }
-    })
+    }
 }

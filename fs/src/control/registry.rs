@@ -194,5 +194,7 @@ pub fn supervisor_of(point: &Path) -> Option<u32> {
     let names = spellings(point);
     let files = fs::read_dir(own_dir()).into_iter().flatten().flatten().filter_map(|file| read(&file.path()));
     let supervisors = files.filter(|entry| names.contains(&entry.mountpoint)).filter_map(|entry| entry.supervisor);
-    supervisors.into_iter().find(|pid| start_time(*pid).is_some())
+    // Its number may have been given to another process since.
+    let is_ours = |pid: &u32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "brine");
+    supervisors.into_iter().find(|pid| start_time(*pid).is_some() && is_ours(pid))
 }

@@ -114,9 +114,14 @@ fn what_is_no_request_is_refused() {
     let socket = temp.0.join(SOCKET_FILE);
     let (_server, _) = start(&socket);
     let endless = format!("\"{}\"\n", "x".repeat(2 * REQUEST_LEN_MAX as usize));
-    for text in
-        ["\n", "{}\n", "{\"command\":\"explode\"}\n", "{\"command\":\"status\",\"more\":1}\n", "\u{0}\n", &endless]
-    {
+    for text in [
+        "\n",
+        "{}\n",
+        "{\"command\":\"explode\"}\n",
+        "{\"command\":\"umount\",\"lazy\":true,\"more\":1}\n",
+        "\u{0}\n",
+        &endless,
+    ] {
         let mut stream = UnixStream::connect(&socket).unwrap();
         // The daemon may hang up before it has read all of a line that is too long.
         let _ = stream.write_all(text.as_bytes());

@@ -2,27 +2,29 @@
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use brine_store::volume::{OpenOptions, Volume};
+use brine_store::volume::{OpenOptions, ReportFn, Volume};
 use parking_lot::{Condvar, Mutex};
 
-use super::busy::users_of;
 use super::launch::Word;
 use super::plan::Plan;
 use super::process;
 use super::service::{VolumeService, unmount};
 use crate::config::MountOptions;
-use crate::control::{Entry, Registration, SOCKET_FILE, Server, start_time};
+use crate::control::{Entry, Progress, Registration, SOCKET_FILE, Server, start_time};
 use crate::exit_code::{ExitCode, Failure};
 use crate::fuse::{self, FuseConfig};
-use crate::mount_table;
+use crate::mount_table::{self, Mount};
 use crate::telemetry;
 use crate::vfs::{Atime, Vfs, VfsOptions};
 
 /// How long those who use a mount may go on after SIGTERM before they are cut off. What they wrote is kept.
 const GRACE: Duration = Duration::from_secs(10);
+/// Between two attempts to unmount in that time.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// How far the daemon is, for its signals.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,9 @@ struct Life {
     stage: Mutex<Stage>,
     moved: Condvar,
     mountpoint: PathBuf,
+    vfs: OnceLock<Arc<Vfs>>,
+    /// A signal has asked for the end.
+    asked: AtomicBool,
 }
 
 impl Life {
@@ -60,23 +65,43 @@ impl Life {
             Stage::Mounted(device) => device.clone(),
             Stage::Ended => return,
         };
-        let mount = mount_table::at(&self.mountpoint).ok().flatten();
+        let own = |mount: &Mount| device.as_ref().is_none_or(|device| *device == mount.device);
+        let mount = mount_table::at(&self.mountpoint).ok().flatten().filter(own);
         match unmount(&self.mountpoint, false) {
             Ok(()) => return,
-            Err(failure) => log::warn!("asked to end: {failure}"),
+            Err(failure) => log::warn!("asked to end: {failure}; cut off in {} s", GRACE.as_secs()),
         }
-        for user in mount.iter().flat_map(users_of) {
-            log::warn!("{user} is cut off in {} s", GRACE.as_secs());
+        // The second signal does not wait.
+        let patience = if self.asked.swap(true, Ordering::Relaxed) { Duration::ZERO } else { GRACE };
+        let started = Instant::now();
+        while started.elapsed() < patience {
+            if self.wait_ended(RETRY) || mount_table::unmount(&self.mountpoint, false).is_ok() {
+                return;
+            }
         }
-        if let Err(failure) = unmount(&self.mountpoint, true) {
-            log::warn!("{failure}");
-        }
-        if !self.wait_ended(GRACE)
-            && let Some(device) = device
-            && let Err(error) = mount_table::abort(&device)
+        if let Some(mount) = mount
+            && let Err(error) = mount_table::abort(&mount)
         {
-            log::error!("ending the connection of {}: {error}", self.mountpoint.display());
+            log::warn!("ending the connection of {}: {error}", self.mountpoint.display());
         }
+        // Out of sight, dead or alive.
+        let _ = mount_table::unmount(&self.mountpoint, true);
+        if !self.wait_ended(patience.max(RETRY)) {
+            self.leave();
+        }
+    }
+
+    /// The connection cannot be ended and somebody holds it: make everything durable and go without a farewell.
+    fn leave(&self) {
+        let Some(vfs) = self.vfs.get() else { return };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        vfs.sync_all(move |outcome| {
+            let _ = sender.send(outcome);
+        });
+        let durable = matches!(receiver.recv(), Ok(Ok(())));
+        log::warn!("ending with open files; everything written is {}", if durable { "durable" } else { "NOT durable" });
+        let code = if durable { ExitCode::Success } else { ExitCode::Io };
+        std::process::exit(code.number().into());
     }
 }
 
@@ -96,17 +121,19 @@ pub fn serve_command() -> ExitCode {
         Err(error) => return failed(Failure::new(ExitCode::Usage, error.to_string())),
     };
     process::detach_from_terminal();
-    if let Some(log) = &plan.log
-        && let Err(error) = telemetry::log_to_file(log)
-    {
-        return failed(Failure::io(format!("log file {}", log.display()), &error));
+    if let Err(failure) = plan.start_log() {
+        return failed(failure);
     }
     telemetry::log_panics();
     let ready = |warnings: Vec<String>| {
         Word::Ready { pid: std::process::id(), warnings }.say(io::stdout())?;
         process::close_standard_files()
     };
-    match run(plan, ready) {
+    // Who has gone is noticed when it is ready.
+    let step = |step| {
+        let _ = Word::Step(step).say(io::stdout());
+    };
+    match run(plan, step, ready) {
         Ok(()) => ExitCode::Success,
         Err(failure) => failed(failure),
     }
@@ -116,16 +143,15 @@ pub fn serve_command() -> ExitCode {
 ///
 /// # Errors
 /// Why it could not be mounted, or what kept the last changes from becoming durable.
-pub fn run_foreground(plan: Plan, log: Option<&Path>) -> Result<(), Failure> {
-    match log {
-        Some(log) => {
-            telemetry::log_to_file(log).map_err(|error| Failure::io(format!("log file {}", log.display()), &error))?
-        }
-        None => telemetry::log_to_terminal(),
+pub fn run_foreground(plan: Plan, step: impl Fn(Progress) + Send + Sync + 'static) -> Result<(), Failure> {
+    if plan.parsed_options()?.log.is_some() {
+        plan.start_log()?;
+    } else {
+        telemetry::log_to_terminal();
     }
     telemetry::log_panics();
     let mountpoint = plan.mountpoint.clone();
-    run(plan, move |warnings| {
+    run(plan, step, move |warnings| {
         for warning in warnings {
             let _ = writeln!(io::stderr(), "brine: warning: {warning}");
         }
@@ -151,10 +177,13 @@ fn notify_service_manager() {
     }
 }
 
-fn open_options(plan: Plan, options: &MountOptions) -> OpenOptions {
+fn open_options(plan: &Plan, options: &MountOptions, step: impl Fn(Progress) + Send + Sync + 'static) -> OpenOptions {
+    let report = move |phase: &str, done, total| {
+        step(Progress { phase: phase.to_owned(), done_bytes: done, total_bytes: total });
+    };
     OpenOptions {
-        sources: plan.sources,
-        unlock: plan.secret.into_unlock(),
+        sources: plan.sources.clone(),
+        unlock: plan.secret.clone().into_unlock(),
         state_dir: options.state.clone(),
         read_only: options.read_only,
         hedge: options.hedge,
@@ -165,19 +194,28 @@ fn open_options(plan: Plan, options: &MountOptions) -> OpenOptions {
         domain: options.domain,
         codec: options.codec,
         use_member: options.use_member.clone(),
-        report: None,
+        report: Some(ReportFn(Box::new(report))),
     }
 }
 
 /// Open, mount, say that it is ready, serve, close.
-fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<(), Failure> {
+fn run(
+    plan: Plan,
+    step: impl Fn(Progress) + Send + Sync + 'static,
+    ready: impl FnOnce(Vec<String>) -> io::Result<()>,
+) -> Result<(), Failure> {
     process::raise_open_files();
     let options = plan.parsed_options()?;
     let mountpoint = plan.mountpoint.clone();
     let fsname = options.fsname.clone().unwrap_or_else(|| plan.shown_source.to_string_lossy().into_owned());
     let source = plan.sources.first().cloned().unwrap_or_default();
-    let life =
-        Arc::new(Life { stage: Mutex::new(Stage::Starting), moved: Condvar::new(), mountpoint: mountpoint.clone() });
+    let life = Arc::new(Life {
+        stage: Mutex::new(Stage::Starting),
+        moved: Condvar::new(),
+        mountpoint: mountpoint.clone(),
+        vfs: OnceLock::new(),
+        asked: AtomicBool::new(false),
+    });
     // Before any thread exists, so that all inherit it.
     let signals = process::ending_signals();
     signals.thread_block().map_err(|errno| Failure::io("blocking signals", &errno.into()))?;
@@ -193,7 +231,11 @@ fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<
         })
         .map_err(|error| Failure::io("starting a thread", &error))?;
 
-    let volume = Volume::open(open_options(plan, &options))?;
+    let volume = Volume::open(open_options(&plan, &options, step))?;
+    // The state directory may have been made just now.
+    plan.start_log()?;
+    // With it goes the secret: the volume has its keys.
+    drop(plan);
     let mut warnings = options.notes.clone();
     warnings.extend(volume.warnings());
     let vfs_options = VfsOptions {
@@ -202,6 +244,7 @@ fn run(plan: Plan, ready: impl FnOnce(Vec<String>) -> io::Result<()>) -> Result<
         ..VfsOptions::default()
     };
     let vfs = Vfs::new(Arc::clone(&volume), vfs_options).map_err(|error| Failure::io("starting threads", &error))?;
+    let _ = life.vfs.set(Arc::clone(&vfs));
     let socket = volume.state_dir().join(SOCKET_FILE);
     let service = VolumeService::new(Arc::clone(&volume), Arc::clone(&vfs), mountpoint.clone(), source.clone());
     let server = match Server::start(&socket, service) {

@@ -6,7 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use brine_store::volume::Unlock;
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -14,6 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::config::MountOptions;
 use crate::exit_code::Failure;
+use crate::telemetry;
 
 /// Longest encoded plan, bytes: a key file of 1 MiB and many long paths.
 const PLAN_LEN_MAX: u64 = 4 << 20;
@@ -69,8 +70,8 @@ pub struct Plan {
     pub base: PathBuf,
     /// Arguments of all `-o`.
     pub options: Vec<OsString>,
-    /// Log file of the daemon; none if there is no place for it.
-    pub log: Option<PathBuf>,
+    /// Log file of the daemon. Its directory may not exist yet: a state directory that was lost is made anew.
+    pub log: PathBuf,
     /// What opens the volume.
     pub secret: Secret,
 }
@@ -86,10 +87,10 @@ impl Plan {
 
     fn encode(&self) -> Zeroizing<Vec<u8>> {
         let (kind, secret) = self.secret.parts();
-        let log = self.log.as_ref().map_or(OsStr::new(""), |path| path.as_os_str());
         // Of its full length at once: growing would leave copies of the secret behind.
         let paths = self.sources.iter().map(|path| path.as_os_str()).chain(self.options.iter().map(|o| o.as_os_str()));
-        let fixed = [self.shown_source.as_os_str(), self.mountpoint.as_os_str(), self.base.as_os_str(), log];
+        let fixed =
+            [self.shown_source.as_os_str(), self.mountpoint.as_os_str(), self.base.as_os_str(), self.log.as_os_str()];
         let len: usize = paths.chain(fixed).map(|text| text.len() + 4).sum::<usize>() + MAGIC.len() + secret.len() + 64;
         let mut out = Zeroizing::new(Vec::with_capacity(len));
         out.extend_from_slice(MAGIC);
@@ -107,7 +108,7 @@ impl Plan {
         let shown_source = os(take(&mut rest)?);
         let mountpoint = os(take(&mut rest)?).into();
         let base = os(take(&mut rest)?).into();
-        let log = Some(take(&mut rest)?).filter(|path| !path.is_empty()).map(|path| os(path).into());
+        let log = os(take(&mut rest)?).into();
         let options = take_list(&mut rest)?;
         let kind = take(&mut rest)?;
         let content = Zeroizing::new(take(&mut rest)?.to_vec());
@@ -118,6 +119,23 @@ impl Plan {
             _ => return None,
         };
         rest.is_empty().then_some(Self { sources, shown_source, mountpoint, base, options, log, secret })
+    }
+
+    /// Whether the log file can be made: not while its directory is missing.
+    pub(super) fn has_place_for_log(&self) -> bool {
+        self.log.parent().is_some_and(Path::is_dir)
+    }
+
+    /// Log into the file, as soon as there is a place for it.
+    ///
+    /// # Errors
+    /// What the system says, with the file's name.
+    pub(super) fn start_log(&self) -> Result<(), Failure> {
+        if !self.has_place_for_log() {
+            return Ok(());
+        }
+        telemetry::log_to_file(&self.log)
+            .map_err(|error| Failure::io(format!("log file {}", self.log.display()), &error))
     }
 
     /// A memory file to pass on as a standard input.
@@ -195,7 +213,7 @@ mod tests {
             mountpoint: OsString::from_vec(b"/mnt/\xff".to_vec()).into(),
             base: "/home/me".into(),
             options: vec!["ro,cache=64M".into()],
-            log: Some("/log".into()),
+            log: "/log".into(),
             secret: Secret::KeyFile(Zeroizing::new(vec![0, 1, 255])),
         }
     }

@@ -78,7 +78,7 @@ pub fn prepare(given: &Path) -> Result<Mountpoint, Failure> {
 }
 
 /// If the daemon of a mount died and its supervisor is about to start it again, give it the time.
-fn wait_for_supervisor(point: &Path) {
+pub fn wait_for_supervisor(point: &Path) {
     let Some(supervisor) = control::supervisor_of(point) else { return };
     let started = Instant::now();
     while control::start_time(supervisor).is_some() && started.elapsed() < RESTART_PATIENCE {

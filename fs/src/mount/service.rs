@@ -145,21 +145,23 @@ impl Service for VolumeService {
 /// Unmount, and say who is in the way.
 pub(super) fn unmount(point: &Path, lazy: bool) -> Result<(), Failure> {
     let mount = mount_table::at(point).ok().flatten();
-    mount_table::unmount(point, lazy).map_err(|error| match error {
+    mount_table::unmount(point, lazy).or_else(|error| match error {
+        // Somebody else was faster; the daemon is about to end.
+        UnmountError::NotMounted => Ok(()),
         UnmountError::Busy => {
             let users: Vec<String> = mount.iter().flat_map(users_of).map(|user| user.to_string()).collect();
             let who = if users.is_empty() { "a process this user may not look into".into() } else { users.join(", ") };
-            Failure::new(
+            Err(Failure::new(
                 ExitCode::Busy,
                 format!(
                     "{} is in use by {who}; end that, or take the mount out of sight with `brine umount --lazy {}`",
                     point.display(),
                     point.display()
                 ),
-            )
+            ))
         }
         UnmountError::Other(reason) => {
-            Failure::new(ExitCode::NotPermitted, format!("unmounting {}: {reason}", point.display()))
+            Err(Failure::new(ExitCode::NotPermitted, format!("unmounting {}: {reason}", point.display())))
         }
     })
 }

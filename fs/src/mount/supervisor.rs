@@ -21,7 +21,6 @@ use super::process;
 use super::service::unmount;
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount_table;
-use crate::telemetry;
 
 /// Restarts in [`RESTART_WINDOW`] at most: a daemon that dies again and again is not helped by more of them.
 const RESTARTS_MAX: usize = 5;
@@ -119,10 +118,8 @@ pub fn supervise_command() -> ExitCode {
         Err(error) => return failed(Failure::new(ExitCode::Usage, error.to_string())),
     };
     process::detach_from_terminal();
-    if let Some(log) = &plan.log
-        && let Err(error) = telemetry::log_to_file(log)
-    {
-        return failed(Failure::io(format!("log file {}", log.display()), &error));
+    if let Err(failure) = plan.start_log() {
+        return failed(failure);
     }
     let mut signals = process::ending_signals();
     signals.add(Signal::SIGCHLD);
@@ -137,11 +134,12 @@ fn supervise(plan: &Plan, signals: &SignalFd) -> ExitCode {
     let mut restarts = Restarts::default();
     let mut again = false;
     loop {
-        let watched = start("serve", plan).and_then(|child| watch(child, signals, plan, again));
+        let watched = start("serve", plan).and_then(|child| {
+            watch(child, signals, plan, again).map_err(|error| Failure::io("watching the daemon", &error))
+        });
         let ended = match watched {
             Ok(ended) => ended,
-            Err(error) => {
-                let failure = Failure::io("starting the daemon", &error);
+            Err(failure) => {
                 log::error!("{failure}");
                 let code = failure.code();
                 let _ = Word::Failed(failure).say(io::stdout());
@@ -191,21 +189,17 @@ fn take_away(mountpoint: &Path) {
     }
 }
 
-/// Until the daemon ends: pass its word on, and signals to it.
+/// Until the daemon ends: pass its words on, and signals to it.
 fn watch(mut child: Child, signals: &SignalFd, plan: &Plan, again: bool) -> io::Result<Ended> {
     let pid = Pid::from_raw(child.id() as i32);
-    let mut output = child.stdout.take();
-    let mut word = Vec::new();
-    let (mut ready, mut asked) = (false, false);
+    let mut words = Words { output: child.stdout.take(), heard: Vec::new(), ready: false, last: false, silent: again };
+    let mut asked = false;
     let status = loop {
-        let (signalled, spoken) = wait(signals, output.as_ref())?;
-        if spoken && !hear(&mut output, &mut word)? {
-            ready = matches!(Word::parse(&word), Some(Word::Ready { .. }));
-            if !again && !word.is_empty() && !pass_on(&word) {
-                // Whoever mounted has gone without waiting for it.
-                asked = true;
-                let _ = kill(pid, Signal::SIGTERM);
-            }
+        let (signalled, spoken) = wait(signals, words.output.as_ref())?;
+        if spoken && !words.hear()? {
+            // Whoever mounted has gone without waiting for it.
+            asked = true;
+            let _ = kill(pid, Signal::SIGTERM);
         }
         if !signalled {
             continue;
@@ -225,19 +219,64 @@ fn watch(mut child: Child, signals: &SignalFd, plan: &Plan, again: bool) -> io::
         }
     };
     // Its last word may still be in the pipe.
-    while hear(&mut output, &mut word)? {}
-    let left_behind = left_behind(&plan.mountpoint);
-    if !again && !ready {
-        let said = Word::parse(&word);
-        ready = matches!(said, Some(Word::Ready { .. }));
-        if said.is_none() {
-            let failure = without_a_word(plan.log.as_deref(), &status.to_string());
-            let _ = Word::Failed(failure).say(io::stdout());
-        } else if !ready {
-            pass_on(&word);
-        }
+    while words.output.is_some() {
+        words.hear()?;
     }
-    Ok(Ended { status, ready, asked, left_behind, again })
+    if !words.last {
+        words.pass_on(&Word::Failed(without_a_word(&plan.log, &status.to_string())));
+    }
+    // By now there is a place for it.
+    let _ = plan.start_log();
+    Ok(Ended { status, ready: words.ready, asked, left_behind: left_behind(&plan.mountpoint), again })
+}
+
+/// What a daemon says until it is ready, passed on to the command that waits.
+struct Words {
+    output: Option<ChildStdout>,
+    heard: Vec<u8>,
+    /// It said that its mount works.
+    ready: bool,
+    /// It said its last word.
+    last: bool,
+    /// Nobody waits: this is not the first daemon.
+    silent: bool,
+}
+
+impl Words {
+    /// Read once. False if nobody is there to be told.
+    fn hear(&mut self) -> io::Result<bool> {
+        let Some(pipe) = &mut self.output else { return Ok(true) };
+        let mut buffer = [0; 4096];
+        let len = pipe.read(&mut buffer)?;
+        self.heard.extend_from_slice(&buffer[..len]);
+        if len == 0 || self.heard.len() as u64 > WORD_LEN_MAX {
+            self.output = None;
+        }
+        let mut told = true;
+        while let Some(end) = self.heard.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.heard.drain(..=end).collect();
+            if let Some(word) = Word::parse(&line) {
+                told &= self.pass_on(&word);
+            }
+        }
+        Ok(told)
+    }
+
+    /// False if nobody waits any more. The last word closes the pipe.
+    fn pass_on(&mut self, word: &Word) -> bool {
+        let last = !matches!(word, Word::Step(_));
+        self.ready |= matches!(word, Word::Ready { .. });
+        self.last |= last;
+        if self.silent {
+            return true;
+        }
+        let said = word.say(io::stdout());
+        if last {
+            self.silent = true;
+            return said.and_then(|()| process::close_standard_files()).is_ok();
+        }
+        said.is_ok()
+    }
 }
 
 /// Sleep until there is a signal or something in the pipe; which of them.
@@ -250,25 +289,6 @@ fn wait(signals: &SignalFd, output: Option<&ChildStdout>) -> io::Result<(bool, b
     }
     let set = |index: usize| files.get(index).and_then(PollFd::any).unwrap_or(false);
     Ok((set(0), set(1)))
-}
-
-/// Read once; false when the pipe is closed, which it is from then on.
-fn hear(output: &mut Option<ChildStdout>, word: &mut Vec<u8>) -> io::Result<bool> {
-    let Some(pipe) = output else { return Ok(false) };
-    let mut buffer = [0; 4096];
-    let len = pipe.read(&mut buffer)?;
-    if len == 0 || word.len() as u64 > WORD_LEN_MAX {
-        *output = None;
-        return Ok(false);
-    }
-    word.extend_from_slice(&buffer[..len]);
-    Ok(true)
-}
-
-/// Give the daemon's word to the command that waits, and let go of the pipe. False if nobody waits.
-fn pass_on(word: &[u8]) -> bool {
-    let said = io::Write::write_all(&mut io::stdout(), word).and_then(|()| io::Write::flush(&mut io::stdout()));
-    said.and_then(|()| process::close_standard_files()).is_ok()
 }
 
 #[cfg(test)]
