@@ -110,11 +110,7 @@ fn stages(options: &Options) -> Vec<Stage> {
 
 /// What a chunk goes through when it is written (with coding, checksums and headers, too), known already, or read.
 fn seal_stages(options: &Options) -> Vec<Stage> {
-    let keys = VolumeKeys::new(
-        VolumeId([1; 16]),
-        SecretKey::from_bytes([2; 32]),
-        SecretKey::from_bytes([3; 32]),
-    );
+    let keys = VolumeKeys::new(VolumeId([1; 16]), SecretKey::from_bytes([2; 32]), SecretKey::from_bytes([3; 32]));
     let header_mac = *keys.header_mac();
     let sealer = Arc::new(Sealer::new(&keys));
     let salt = Salt { domain: 0, epoch: 0, index: 0 };

@@ -4,6 +4,7 @@
 //! The kernel may cache everything for long: all changes come through it, as the daemon is the volume's only writer.
 
 mod convert;
+mod follow;
 mod session;
 
 use std::ffi::OsStr;
@@ -29,6 +30,8 @@ pub use session::{FuseConfig, Unmounter, serve, serve_with};
 
 /// Largest write request, bytes: what the kernel allows by default.
 const WRITE_MAX: u32 = 1 << 20;
+/// Reads of at least this many bytes are taken for read-ahead.
+const READ_AHEAD_MIN: u32 = 64 << 10;
 /// Background requests (read-ahead, release) the kernel may have in flight.
 const BACKGROUND_MAX: u16 = 64;
 /// How long the kernel may believe a name, and attributes.
@@ -39,8 +42,9 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 /// HANDLE_KILLPRIV_V2: we clear set-id bits on write, truncate and chown. It also lets the kernel remember that a file
 /// has no capabilities; without it, every write would first ask for `security.capability`. The kernel does not forget
 /// the mode it has cached when a write makes us clear bits: see [`convert::attr_ttl`].
+/// EXPORT_SUPPORT: file handles (NFS) outlive what the kernel has cached; they ask for "." and "..".
 /// EXPLICIT_INVAL_DATA: pages are never dropped because attributes changed; our own changes all came through the kernel.
-const CAPABILITIES: [InitFlags; 8] = [
+const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -49,6 +53,7 @@ const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_EXPORT_SUPPORT,
 ];
 
 /// Serves the kernel's requests from a [`Vfs`].
@@ -137,7 +142,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        follow::note(request.pid());
         match self.vfs.lookup(ino(parent), name.as_bytes()) {
             Err(Errno::NOT_FOUND) => reply.entry_with_ttls(&Duration::ZERO, &TTL, &negative_entry(), Generation(0)),
             outcome => answer_entry(outcome, reply),
@@ -148,7 +154,8 @@ impl Filesystem for Adapter {
         self.vfs.forget(ino(node), count);
     }
 
-    fn getattr(&self, _request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        follow::note(request.pid());
         answer_attr(self.vfs.attr(ino(node)), reply);
     }
 
@@ -208,7 +215,8 @@ impl Filesystem for Adapter {
         answer_entry(self.vfs.make(caller(request), ino(parent), name.as_bytes(), kind, perm, 0, None), reply);
     }
 
-    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        follow::note(request.pid());
         answer_empty(self.vfs.unlink(ino(parent), name.as_bytes()), reply);
     }
 
@@ -241,6 +249,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        follow::note(request.pid());
         let (caller, node, flags) = (caller(request), ino(node), flags.0);
         if self.vfs.open_waits(node, flags) {
             let vfs = Arc::clone(&self.vfs);
@@ -260,6 +269,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        follow::note(request.pid());
         let perm = (mode & 0o7777) as u16;
         match self.vfs.create(caller(request), ino(parent), name.as_bytes(), perm, flags) {
             Ok(opened) => {
@@ -274,7 +284,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -283,6 +293,10 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        // Larger reads are read-ahead, which works best beside its reader.
+        if size < READ_AHEAD_MIN {
+            follow::note(request.pid());
+        }
         match self.vfs.read(handle.0, offset, size as usize) {
             Ok(ReadStart::Done(bytes)) => reply.data(bytes.as_slice()),
             Ok(ReadStart::Waits(pending)) => {
@@ -298,7 +312,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -308,6 +322,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        follow::note(request.pid());
         let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.room_for(data.len()) {
             Room::Now => answer_written(self.vfs.write(handle.0, offset, data, drop_set_id), reply),

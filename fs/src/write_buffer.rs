@@ -15,7 +15,6 @@ mod chunk;
 mod file;
 mod flush;
 mod node;
-mod ranges;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -187,7 +186,10 @@ impl WriteBuffer {
         outcome
     }
 
-    fn account(&self, before: usize, after: usize) {
+    /// Bring the account of all files' memory up to date with this one's. To be called after every change of a buffer.
+    fn account(&self, dirty: &mut Dirty) {
+        let (before, after) = (dirty.accounted, dirty.buffer.held());
+        dirty.accounted = after;
         if after >= before {
             self.held.fetch_add(after - before, Ordering::Relaxed);
         } else {
@@ -221,9 +223,10 @@ impl WriteBuffer {
             {
                 buffer.load_inline(&data);
                 stored_inline = true;
-                self.account(0, buffer.held());
             }
-            *state = Some(Box::new(Dirty::new(base, buffer, stored_inline)));
+            let mut dirty = Dirty::new(base, buffer, stored_inline);
+            self.account(&mut dirty);
+            *state = Some(Box::new(dirty));
         }
         Ok(state.as_mut().expect("made above"))
     }
@@ -236,15 +239,24 @@ impl WriteBuffer {
                 self.list.lock().remove(&node.ino);
             }
             *state = None;
-        } else if !dirty.listed && !(dirty.changes == dirty.put && dirty.buffer.is_all_sealing()) {
-            dirty.listed = true;
-            self.list.lock().insert(node.ino, Arc::clone(node));
+        } else if !dirty.listed {
+            // Nothing to put, if what is missing in the store is being sealed.
+            let put = dirty.changes == dirty.put && dirty.buffer.is_all_sealing();
+            if !put {
+                dirty.listed = true;
+                self.list.lock().insert(node.ino, Arc::clone(node));
+            }
         }
     }
 
     /// Wait until none of `chunks` is being sealed. The gate is held, so nothing new begins but what began before it
     /// was taken, and that ends.
-    fn wait_sealed(&self, node: &FileNode, state: &mut MutexGuard<'_, Option<Box<Dirty>>>, chunks: std::ops::Range<u64>) {
+    fn wait_sealed(
+        &self,
+        node: &FileNode,
+        state: &mut MutexGuard<'_, Option<Box<Dirty>>>,
+        chunks: std::ops::Range<u64>,
+    ) {
         while state.as_ref().is_some_and(|dirty| dirty.buffer.is_sealing_in(chunks.clone())) {
             node.settled.wait(state);
         }
@@ -269,9 +281,8 @@ impl WriteBuffer {
             if drop_set_id {
                 self.drop_set_id(dirty, now_ns)?;
             }
-            let before = dirty.buffer.held();
             dirty.buffer.write(offset, data, granted);
-            self.account(before, dirty.buffer.held());
+            self.account(dirty);
             dirty.touch(now_ns);
             let runs = dirty.buffer.full_runs(offset, offset + data.len() as u64, SEAL_BATCH);
             Ok((runs, (SEAL_BATCH << dirty.base.chunk_bits) as usize))
@@ -343,9 +354,8 @@ impl WriteBuffer {
             let tail = size & ((1 << dirty.base.chunk_bits) - 1);
             reservation = if tail > 0 { self.volume.reserve(tail).ok() } else { None };
         }
-        let before = dirty.buffer.held();
         dirty.buffer.truncate(size, reservation);
-        self.account(before, dirty.buffer.held());
+        self.account(dirty);
         Ok(())
     }
 
@@ -363,10 +373,9 @@ impl WriteBuffer {
             if !keep_size && end > dirty.buffer.size() {
                 dirty.buffer.truncate(end, None);
             }
-            let before = dirty.buffer.held();
             let reservation = self.volume.reserve(2 << dirty.base.chunk_bits).ok();
             let whole = dirty.buffer.zero(start, end, dirty.stored_inline, reservation);
-            self.account(before, dirty.buffer.held());
+            self.account(dirty);
             if whole.is_empty() || dirty.stored_inline {
                 return Ok(());
             }
@@ -429,7 +438,7 @@ impl WriteBuffer {
     pub fn note_attr(&self, node: &Arc<FileNode>, attr: &Attr, mtime_ns: Option<i64>) {
         let mut state = node.state.lock();
         let Some(dirty) = state.as_mut() else { return };
-        dirty.base = attr.clone();
+        dirty.base = *attr;
         dirty.ctime_ns = attr.ctime_ns;
         dirty.mtime_ns = mtime_ns.unwrap_or(dirty.mtime_ns);
         dirty.changes += 1;
@@ -451,7 +460,7 @@ impl WriteBuffer {
             return Ok(BufferedRead { attr, len, gaps, inline: None });
         };
         let len = clip(dirty.buffer.size());
-        let mut attr = dirty.base.clone();
+        let mut attr = dirty.base;
         attr.size = attr.size.max(dirty.buffer.stored_end());
         let gaps = if dirty.buffer.is_untouched(offset, offset + len as u64) {
             whole_gaps(offset, len, attr.chunk_bits)
@@ -465,10 +474,14 @@ impl WriteBuffer {
     }
 
     /// Look at a file's dirty state and stored attributes together; `None` for one with nothing buffered.
-    pub fn inspect<T>(&self, node: &FileNode, look: impl FnOnce(&Attr, &dyn Fn(u64) -> Option<(u64, u64)>) -> T) -> Option<T> {
+    pub fn inspect<T>(
+        &self,
+        node: &FileNode,
+        look: impl FnOnce(&Attr, &dyn Fn(u64) -> Option<(u64, u64)>) -> T,
+    ) -> Option<T> {
         let state = node.state.lock();
         let dirty = state.as_ref()?;
-        let mut attr = dirty.base.clone();
+        let mut attr = dirty.base;
         attr.size = dirty.buffer.size();
         Some(look(&attr, &|from| dirty.buffer.next_data(from)))
     }
@@ -479,9 +492,8 @@ impl WriteBuffer {
         self.wait_sealed(node, &mut state, 0..u64::MAX);
         if let Some(mut dirty) = state.take() {
             self.list.lock().remove(&node.ino);
-            let before = dirty.buffer.held();
             dirty.buffer.discard();
-            self.account(before, 0);
+            self.account(&mut dirty);
         }
     }
 }
@@ -512,4 +524,3 @@ fn whole_gaps(offset: u64, len: usize, bits: u8) -> Vec<Gap> {
     }
     gaps
 }
-

@@ -68,7 +68,9 @@ pub enum Error {
     Conflict(Ino),
 
     /// More shards of a stripe are missing or wrong than parity can replace.
-    #[error("block {block} cannot be read: {good} good shards of the {needed} needed (segment {segment}, offset {offset})")]
+    #[error(
+        "block {block} cannot be read: {good} good shards of the {needed} needed (segment {segment}, offset {offset})"
+    )]
     BlockLost {
         /// The block asked for.
         block: BlockId,
@@ -92,7 +94,9 @@ pub enum Error {
         source: io::Error,
     },
     /// Too few members to write a generation safely.
-    #[error("{healthy} backing directories can be written, {needed} are needed; bring missing ones back or mount read-only")]
+    #[error(
+        "{healthy} backing directories can be written, {needed} are needed; bring missing ones back or mount read-only"
+    )]
     TooFewMembers {
         /// Members that can be written.
         healthy: usize,

@@ -25,7 +25,7 @@ pub const SEGMENT_CAPACITY_MAX: u64 = 128 << 20;
 /// Shortest capacity chosen on small volumes, bytes.
 pub const SEGMENT_CAPACITY_MIN: u64 = 8 << 20;
 /// A member with less free space than this takes no new segment, bytes.
-pub const MEMBER_FREE_MIN: u64 = 16 << 20;
+pub const MEMBER_FREE_MIN: u64 = 2 << 20;
 /// Appended bytes per file after which their write-back is started, so that a later sync finds little to do.
 const WRITEBACK_STEP: u64 = 4 << 20;
 /// How long a sync may take before its directory counts as sick.
@@ -206,8 +206,9 @@ impl Segments {
             let healthy = candidates.iter().filter(|c| c.healthy).count();
             let needed = self.min_ack();
             if healthy < needed {
-                let full = candidates.iter().filter(|c| c.healthy || c.free_bytes < MEMBER_FREE_MIN).count();
-                if full >= needed {
+                // Directories that could be written if there were room.
+                let present = self.set.healthy().count();
+                if present >= needed {
                     return Err(Error::NoSpace);
                 }
                 return Err(Error::TooFewMembers { healthy, needed });

@@ -77,7 +77,7 @@ impl Finished {
         assert!(code.is_some(), "ended by a signal or at its deadline instead of refusing: {self}");
         assert!(code != Some(0), "succeeded, a refusal was expected: {self}");
         assert!(code != Some(101) && !self.text().contains("panicked at"), "panicked: {self}");
-        assert!(!self.stderr.trim().is_empty(), "failed without a message: {self}");
+        assert!(!self.text().trim().is_empty(), "failed without a message: {self}");
         self
     }
 

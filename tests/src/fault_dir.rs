@@ -18,12 +18,15 @@ mod undo;
 use passthrough::Passthrough;
 use undo::UndoLog;
 
+/// Longest hang: a process whose request was taken cannot even be killed before it is answered.
+pub const HANG_MAX: Duration = Duration::from_secs(45);
+
 /// What is wrong with the directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
     None,
-    /// Every request waits until the fault is gone.
+    /// Every request waits until the fault is gone, or [`HANG_MAX`] is over.
     Hang,
     /// Reads of file data take this long.
     SlowReads(Duration),

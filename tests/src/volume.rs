@@ -4,6 +4,7 @@
 //! leaves a mount or a daemon behind fails.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -63,9 +64,11 @@ impl Daemon {
 /// Start time of a process that has not ended, as /proc writes it.
 fn start_time(pid: i32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold anything.
+    // The name, in parentheses, may hold anything. After it: state, ..., number of threads, 0, start time.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    (fields.first() != Some(&"Z") && fields.first() != Some(&"X")).then(|| fields.get(19).map(|&s| s.to_owned()))?
+    // A first thread that ended is a zombie while others still run, and hold locks and files.
+    let ended = matches!(fields.first(), Some(&"Z" | &"X")) && matches!(fields.get(17), Some(&"0" | &"1"));
+    if ended { None } else { fields.get(19).map(|&time| time.to_owned()) }
 }
 
 /// Asks every few milliseconds until `done` or `patience` is over; says which.
@@ -184,6 +187,7 @@ impl Builder {
             Secret::KeyFile => fs::write(&key_file, crate::content(0x6b6579, 64)),
             Secret::Passphrase => fs::write(&key_file, format!("{PASSPHRASE}\n")),
         }
+        .and_then(|()| fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)))
         .expect("write the secret");
         let watchdog = Watchdog::new(&self.name, mountpoint.clone(), self.lifetime);
         TestVolume {
@@ -468,7 +472,7 @@ impl TestVolume {
 impl Drop for TestVolume {
     fn drop(&mut self) {
         let mut complaints = Vec::new();
-        if self.daemon.is_some() || is_mounted(&self.mountpoint) {
+        if is_mounted(&self.mountpoint) {
             if std::thread::panicking() {
                 self.tell_how_it_was();
             }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::volume::Daemon;
 
 /// Longest a volume may live in a test.
-const LIFETIME: Duration = Duration::from_secs(300);
+const LIFETIME: Duration = Duration::from_secs(120);
 
 /// What to end.
 #[derive(Default)]

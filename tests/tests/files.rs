@@ -308,8 +308,12 @@ fn copy_file_range_copies_and_shares() {
 fn lengths_beyond_all_limits_are_refused() {
     let volume = small("too-big");
     let file = open(volume.path("file"));
-    let error = file.set_len(i64::MAX as u64).expect_err("8 EiB");
+    let error = file.write_all_at(b"x", i64::MAX as u64).expect_err("a write that ends beyond 8 EiB");
     assert!(matches!(error.raw_os_error(), Some(libc::EFBIG | libc::EINVAL)), "{error}");
+    match file.set_len(i64::MAX as u64) {
+        Ok(()) => assert_eq!(file.metadata().expect("stat").len(), i64::MAX as u64),
+        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EFBIG), "{error}"),
+    }
     file.set_len(1 << 40).expect("1 TiB of nothing");
     file.write_all_at(b"end", (1 << 40) - 3).expect("write at 1 TiB");
     let mut bytes = [0; 3];

@@ -1,6 +1,7 @@
 //! The main job: what is written is read back, whatever m of the directories do.
 
 use std::fs;
+use std::time::Duration;
 
 use brine_tests::damage::empty_dir;
 use brine_tests::scenario::loss;
@@ -57,6 +58,17 @@ fn more_directories_than_a_stripe_needs_are_used_and_two_may_still_be_lost() {
     fs::remove_dir_all(volume.dir(6)).expect("remove a backing directory");
     volume.remount();
     loss::verify(&volume, &expected, "without two of eight directories");
+}
+
+#[test]
+fn directories_that_disappear_under_writers_reach_nobody() {
+    println!("{}", loss::lost_under_writers(&[0, 4], 6, Duration::from_millis(500)));
+}
+
+#[test]
+fn directories_that_disappear_at_once_under_writers_reach_nobody() {
+    println!("{}", loss::lost_under_writers(&[1, 5], 6, Duration::ZERO));
+    println!("{}", loss::lost_under_writers(&[2, 6], 8, Duration::ZERO));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use brine_store::volume::{Probe, probe};
+use brine_store::volume::{Probe, check_state_dir, probe};
 use lexopt::{Arg, Parser};
 use nix::unistd::geteuid;
 
@@ -59,6 +59,8 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     let state_dir = options.state.clone().unwrap_or_else(|| probe.state_dir.clone());
     let members = probe.members.iter().map(|member| member.path.as_path());
     check_overlap(&point.path, members, &state_dir)?;
+    // The log would be written there before the volume is opened.
+    check_state_dir(&state_dir, probe.volume)?;
     check_machine(&options)?;
     check_log(&options)?;
     tell(&point, &options, asked.verbose);

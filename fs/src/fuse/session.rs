@@ -146,8 +146,8 @@ fn raise_read_ahead(mountpoint: &Path) {
 /// The device number, "major:minor", of what is mounted last at `mountpoint`. See proc_pid_mountinfo(5).
 fn device_of(mounts: &str, mountpoint: &str) -> Option<String> {
     let escaped = mountpoint.replace('\\', "\\134").replace(' ', "\\040").replace('\t', "\\011").replace('\n', "\\012");
-    let lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    lines.filter(|fields| fields.get(4) == Some(&escaped.as_str())).last()?.get(2).map(|device| (*device).to_owned())
+    let mut lines = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    lines.rfind(|fields| fields.get(4) == Some(&escaped.as_str()))?.get(2).map(|device| (*device).to_owned())
 }
 
 #[cfg(test)]

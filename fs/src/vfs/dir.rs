@@ -181,12 +181,18 @@ impl Vfs {
     }
 
     /// "." and ".."; true if `emit` had enough. The kernel does not count these as told of.
-    fn emit_dots(&self, ino: Ino, offset: u64, plus: bool, emit: &mut dyn FnMut(&DirItem<'_>) -> bool) -> Outcome<bool> {
+    fn emit_dots(
+        &self,
+        ino: Ino,
+        offset: u64,
+        plus: bool,
+        emit: &mut dyn FnMut(&DirItem<'_>) -> bool,
+    ) -> Outcome<bool> {
         let fail = |error| self.fail("readdir of", ino, &error);
         let attr = self.volume.attr(ino).map_err(fail)?;
         self.touch_atime(&attr);
         let parent = self.volume.parent_of(ino).map_err(fail)?;
-        let parent = if parent == ino { attr.clone() } else { self.volume.attr(parent).map_err(fail)? };
+        let parent = if parent == ino { attr } else { self.volume.attr(parent).map_err(fail)? };
         let dots: [(&[u8], &Attr); 2] = [(b".", &attr), (b"..", &parent)];
         for (position, (name, attr)) in (1..).zip(dots) {
             let attr_wanted = plus.then_some(attr);

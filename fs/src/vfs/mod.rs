@@ -199,6 +199,7 @@ impl Vfs {
             self.give_back(&gone);
         }
         self.buffer.finish();
+        self.buffer.retry_all();
         Arc::clone(&self.volume).close(&*self.buffer)?;
         match self.buffer.dirty_files() {
             0 => Ok(()),

@@ -41,7 +41,14 @@ impl Vfs {
     }
 
     /// Make a file, unless it is there by now and O_EXCL was not asked for, and open it.
-    pub fn create(self: &Arc<Self>, caller: Caller, parent: Ino, name: &[u8], perm: u16, flags: i32) -> Outcome<Opened> {
+    pub fn create(
+        self: &Arc<Self>,
+        caller: Caller,
+        parent: Ino,
+        name: &[u8],
+        perm: u16,
+        flags: i32,
+    ) -> Outcome<Opened> {
         let made = {
             let _gate = self.buffer.change();
             self.make_under_gate(caller, parent, name, FileKind::File, perm, 0, None)

@@ -5,6 +5,7 @@
 //! time, so the later content always wins.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -55,15 +56,7 @@ pub struct FileBuffer<R> {
 impl<R> FileBuffer<R> {
     /// Nothing dirty over a stored file of `size` bytes, cut into chunks of `1 << chunk_bits` bytes.
     pub fn new(chunk_bits: u8, size: u64, pool: Arc<BufferPool>) -> Self {
-        Self {
-            chunk_bits,
-            size,
-            stored_end: size,
-            dirty: BTreeMap::new(),
-            sealing: BTreeMap::new(),
-            held: 0,
-            pool,
-        }
+        Self { chunk_bits, size, stored_end: size, dirty: BTreeMap::new(), sealing: BTreeMap::new(), held: 0, pool }
     }
 
     /// Size of the file, bytes.
@@ -138,7 +131,12 @@ impl<R> FileBuffer<R> {
     ///
     /// # Errors
     /// The first refusal; what was granted before is given back.
-    pub fn reserve<E>(&self, offset: u64, len: u64, mut reserve: impl FnMut(u64) -> Result<R, E>) -> Result<Vec<Grant<R>>, E> {
+    pub fn reserve<E>(
+        &self,
+        offset: u64,
+        len: u64,
+        mut reserve: impl FnMut(u64) -> Result<R, E>,
+    ) -> Result<Vec<Grant<R>>, E> {
         let mut granted = Vec::new();
         for (chunk, _, to) in self.pieces(offset, offset + len) {
             let (held, known) = match (self.dirty.get(&chunk), self.sealing.get(&chunk)) {
@@ -156,11 +154,11 @@ impl<R> FileBuffer<R> {
     }
 
     /// The dirty buffer of a chunk, made if there is none.
-    fn chunk(&mut self, chunk: u64, room: usize) -> &mut ChunkBuf<R> {
+    fn chunk(&mut self, chunk: u64) -> &mut ChunkBuf<R> {
         if !self.dirty.contains_key(&chunk) {
             let buffer = match self.sealing.get(&chunk) {
                 Some(sealing) => sealing.copy(&self.pool),
-                None => ChunkBuf::new(self.pool.take(room), self.old_len(chunk)),
+                None => ChunkBuf::new(self.old_len(chunk)),
             };
             self.held += buffer.held();
             self.dirty.insert(chunk, buffer);
@@ -169,9 +167,9 @@ impl<R> FileBuffer<R> {
     }
 
     /// Change a chunk's dirty buffer and keep the account of its memory.
-    fn change(&mut self, chunk: u64, room: usize, change: impl FnOnce(&mut ChunkBuf<R>, &BufferPool)) {
+    fn change(&mut self, chunk: u64, change: impl FnOnce(&mut ChunkBuf<R>, &BufferPool)) {
         let pool = Arc::clone(&self.pool);
-        let buffer = self.chunk(chunk, room);
+        let buffer = self.chunk(chunk);
         let before = buffer.held();
         change(buffer, &pool);
         let after = buffer.held();
@@ -184,11 +182,11 @@ impl<R> FileBuffer<R> {
         let mut rest = data;
         for (chunk, from, to) in self.pieces(offset, end) {
             let (now, later) = rest.split_at((to - from) as usize);
-            self.change(chunk, to as usize, |buffer, pool| buffer.write(from, now, pool));
+            self.change(chunk, |buffer, pool| buffer.write(from, now, pool));
             rest = later;
         }
         for (chunk, reservation, len) in granted {
-            self.chunk(chunk, 0).hold(reservation, len);
+            self.chunk(chunk).hold(reservation, len);
         }
         self.size = self.size.max(end);
     }
@@ -232,16 +230,16 @@ impl<R> FileBuffer<R> {
             let first_gone = self.chunks_of(0, size).end;
             for (_, gone) in self.dirty.split_off(&first_gone) {
                 self.held -= gone.held();
-                self.pool.give(gone.into_data());
+                gone.recycle(&self.pool);
             }
             let cut = (size - self.start_of(size >> self.chunk_bits)) as u32;
             if cut > 0 {
                 let last = size >> self.chunk_bits;
                 // The store may hold bytes past the cut that must never be seen again: the chunk is written anew.
                 if self.dirty.contains_key(&last) || self.old_len(last) > cut {
-                    self.change(last, 0, |buffer, _| buffer.crop(cut));
+                    self.change(last, |buffer, _| buffer.crop(cut));
                     if let Some(reservation) = reservation {
-                        self.chunk(last, 0).hold(reservation, cut);
+                        self.chunk(last).hold(reservation, cut);
                     }
                 }
             }
@@ -262,13 +260,13 @@ impl<R> FileBuffer<R> {
             if whole && !(inline && chunk == 0) {
                 if let Some(gone) = self.dirty.remove(&chunk) {
                     self.held -= gone.held();
-                    self.pool.give(gone.into_data());
+                    gone.recycle(&self.pool);
                 }
                 punched = Some(punched.map_or(chunk, |range| range.start)..chunk + 1);
             } else if self.dirty.contains_key(&chunk) || self.old_len(chunk) > from {
-                self.change(chunk, 0, |buffer, pool| buffer.zero(from, to, pool));
+                self.change(chunk, |buffer, pool| buffer.zero(from, to, pool));
                 if let Some(reservation) = reservation.take() {
-                    self.chunk(chunk, 0).hold(reservation, 0);
+                    self.chunk(chunk).hold(reservation, 0);
                 }
             }
         }
@@ -276,14 +274,14 @@ impl<R> FileBuffer<R> {
     }
 
     /// Dirty chunks whose old content must be read before they can be sealed: (chunk, id of the buffer).
-    pub fn incomplete(&self) -> Vec<(u64, u64)> {
-        self.dirty.iter().filter(|(_, buffer)| !buffer.is_whole()).map(|(chunk, buffer)| (*chunk, buffer.id)).collect()
+    pub fn incomplete(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.dirty.iter().filter(|(_, buffer)| !buffer.is_whole()).map(|(chunk, buffer)| (*chunk, buffer.id))
     }
 
     /// Bring in the stored content of a chunk, unless another buffer took the place of the one asked for.
     pub fn fill(&mut self, chunk: u64, id: u64, old: Option<&[u8]>) {
         if self.dirty.get(&chunk).is_some_and(|buffer| buffer.id == id) {
-            self.change(chunk, 0, |buffer, pool| buffer.fill(old, pool));
+            self.change(chunk, |buffer, pool| buffer.fill(old, pool));
         }
     }
 
@@ -291,7 +289,7 @@ impl<R> FileBuffer<R> {
     pub fn load_inline(&mut self, data: &[u8]) {
         if !self.dirty.contains_key(&0) && !self.sealing.contains_key(&0) {
             let data = &data[..data.len().min(self.size as usize)];
-            self.change(0, data.len(), |buffer, pool| buffer.write(0, data, pool));
+            self.change(0, |buffer, pool| buffer.write(0, data, pool));
         }
     }
 
@@ -332,6 +330,7 @@ impl<R> FileBuffer<R> {
         ready
             .into_iter()
             .map(|chunk| {
+                self.change(chunk, |buffer, pool| buffer.flatten(pool));
                 let buffer = Arc::new(self.dirty.remove(&chunk).expect("listed above"));
                 self.sealing.insert(chunk, Arc::clone(&buffer));
                 let limit = self.size.saturating_sub(self.start_of(chunk)).min(u64::from(len)) as u32;
@@ -348,12 +347,12 @@ impl<R> FileBuffer<R> {
         let Some(buffer) = Arc::into_inner(buffer) else { return };
         if stored {
             self.stored_end = self.stored_end.max(self.start_of(chunk) + u64::from(buffer.len()));
-        } else if !self.dirty.contains_key(&chunk) {
-            self.dirty.insert(chunk, buffer);
+        } else if let Entry::Vacant(slot) = self.dirty.entry(chunk) {
+            slot.insert(buffer);
             return;
         }
         self.held -= buffer.held();
-        self.pool.give(buffer.into_data());
+        buffer.recycle(&self.pool);
     }
 
     /// Whether all of a file of at most `max` bytes lies in its first chunk, whole and dirty.
@@ -387,7 +386,7 @@ impl<R> FileBuffer<R> {
     /// Drop everything dirty: nobody can read the file any more. Nothing may be being sealed.
     pub fn discard(&mut self) {
         for (_, gone) in std::mem::take(&mut self.dirty) {
-            self.pool.give(gone.into_data());
+            gone.recycle(&self.pool);
         }
         self.held = 0;
     }

@@ -10,7 +10,7 @@ use brine_store::volume::{FileChange, INLINE_MAX, Reservation};
 
 use super::file::Taken;
 use super::node::FileNode;
-use super::{SEAL_BATCH, WriteBuffer, stored};
+use super::{WriteBuffer, stored};
 use crate::errno::Errno;
 use crate::workers::{MustFinish, for_each_parallel};
 
@@ -18,11 +18,16 @@ use crate::workers::{MustFinish, for_each_parallel};
 /// putting them earlier would often put them twice.
 const LIGHT_FILES: usize = 32;
 const LIGHT_BYTES: usize = 1 << 20;
+/// Chunks written in part that are left so: they are completed, so that nothing is read with writers excluded.
+const LIGHT_CHUNKS: usize = 16;
 /// Files and bytes put under one hold of the gate, which a commit may be waiting for.
 const GROUP_FILES: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
 /// Bytes in one call to the store: one sealing thread's share.
 const BATCH_BYTES: usize = 1 << 20;
+/// Chunks whose old content is brought in before they are put: what is written in small pieces grows to whole chunks by
+/// it, which must not take many times the memory the pieces did.
+const COMPLETE_MAX: usize = 64;
 /// Rounds of flushing while writers go on; each leaves less than the one before, as long as we are faster than they.
 const ROUNDS: usize = 6;
 
@@ -50,10 +55,13 @@ impl WriteBuffer {
         }
         for _ in 0..ROUNDS {
             let nodes = self.due(false);
-            let light = nodes.len() <= LIGHT_FILES && self.held_by(&nodes) <= LIGHT_BYTES;
+            let light = nodes.len() <= LIGHT_FILES
+                && self.held_by(&nodes) <= LIGHT_BYTES
+                && nodes.iter().map(Self::incomplete).sum::<usize>() <= LIGHT_CHUNKS;
             if light {
                 // Reading old content may wait for a disk; that must not happen with all writers excluded.
-                nodes.iter().for_each(|node| self.complete(node));
+                let mut budget = LIGHT_CHUNKS;
+                nodes.iter().for_each(|node| self.complete(node, &mut budget));
                 return;
             }
             self.put_groups(&nodes);
@@ -64,6 +72,11 @@ impl WriteBuffer {
     pub(super) fn flush_for_room(&self) {
         let nodes = self.due(true);
         self.put_groups(&nodes);
+    }
+
+    /// Let the next flush try all files, whatever failed before.
+    pub fn retry_all(&self) {
+        self.list.lock().values().for_each(|node| node.retry_now());
     }
 
     /// Whether a file that has a name has something to put.
@@ -108,40 +121,48 @@ impl WriteBuffer {
 
     fn put_group(&self, nodes: &[Arc<FileNode>], exclusive: bool) {
         let _finish = MustFinish;
-        nodes.iter().for_each(|node| self.complete(node));
-        let _gate = (!exclusive).then(|| self.volume.gate());
-        let plans: Vec<Plan> = nodes.iter().filter_map(|node| self.plan(node)).collect();
-        let batches = batches(&plans);
-        for_each_parallel(batches.len(), |index| self.put_batch(&plans, &batches[index]));
-        for plan in plans {
-            self.conclude(plan);
+        // Each round completes as many chunks as it may, and writers add few meanwhile.
+        let incomplete: usize = nodes.iter().map(Self::incomplete).sum();
+        for _ in 0..=incomplete / COMPLETE_MAX {
+            let mut budget = COMPLETE_MAX;
+            nodes.iter().for_each(|node| self.complete(node, &mut budget));
+            let _gate = (!exclusive).then(|| self.volume.gate());
+            let plans: Vec<Plan> = nodes.iter().filter_map(|node| self.plan(node)).collect();
+            let batches = batches(&plans);
+            for_each_parallel(batches.len(), |index| self.put_batch(&plans, &batches[index]));
+            for plan in plans {
+                self.conclude(plan);
+            }
         }
     }
 
-    /// Bring in the old content of chunks that were written in part.
-    fn complete(&self, node: &Arc<FileNode>) {
+    /// Number of a file's chunks that were written in part.
+    fn incomplete(node: &Arc<FileNode>) -> usize {
+        node.state.lock().as_ref().map_or(0, |dirty| dirty.buffer.incomplete().count())
+    }
+
+    /// Bring in the old content of chunks that were written in part: `budget` chunks at most, which is counted down.
+    fn complete(&self, node: &Arc<FileNode>, budget: &mut usize) {
         let Some((attr, wanted, inline)) = node.state.lock().as_ref().and_then(|dirty| {
-            let wanted = dirty.buffer.incomplete();
-            let mut attr = dirty.base.clone();
+            let wanted: Vec<(u64, u64)> = dirty.buffer.incomplete().take(*budget).collect();
+            let mut attr = dirty.base;
             attr.size = attr.size.max(dirty.buffer.stored_end());
             (!wanted.is_empty()).then_some((attr, wanted, dirty.stored_inline))
         }) else {
             return;
         };
-        for part in wanted.chunks(SEAL_BATCH as usize * 8) {
-            let chunks: Vec<ChunkNo> = part.iter().map(|(chunk, _)| ChunkNo(*chunk)).collect();
-            let found = match stored::read(&self.volume, &attr, &chunks, Some(inline)) {
-                Ok(found) => found,
-                Err(error) => return self.refused(node, "reading what a write covers in part", &error),
-            };
-            let mut state = node.state.lock();
-            let Some(dirty) = state.as_mut() else { return };
-            let before = dirty.buffer.held();
-            for ((chunk, id), old) in part.iter().zip(&found) {
-                dirty.buffer.fill(*chunk, *id, Some(old));
-            }
-            self.account(before, dirty.buffer.held());
+        let chunks: Vec<ChunkNo> = wanted.iter().map(|(chunk, _)| ChunkNo(*chunk)).collect();
+        *budget -= chunks.len();
+        let found = match stored::read(&self.volume, &attr, &chunks, Some(inline)) {
+            Ok(found) => found,
+            Err(error) => return self.refused(node, "reading what a write covers in part", &error),
+        };
+        let mut state = node.state.lock();
+        let Some(dirty) = state.as_mut() else { return };
+        for ((chunk, id), old) in wanted.iter().zip(&found) {
+            dirty.buffer.fill(*chunk, *id, Some(old));
         }
+        self.account(dirty);
     }
 
     /// Take what can be put of a file, under the gate.
@@ -160,6 +181,7 @@ impl WriteBuffer {
         self.list.lock().remove(&node.ino);
         let inline = dirty.buffer.fits_inline(INLINE_MAX as u64);
         let taken = dirty.buffer.begin_seal(0..u64::MAX, false);
+        self.account(dirty);
         if taken.is_empty() && dirty.changes == dirty.put {
             self.settle(node, &mut state);
             return None;
@@ -181,9 +203,8 @@ impl WriteBuffer {
         if dirty.stored_inline
             && let Some(data) = self.volume.inline_data(ino)?
         {
-            let before = dirty.buffer.held();
             dirty.buffer.load_inline(&data);
-            self.account(before, dirty.buffer.held());
+            self.account(dirty);
         }
         Ok(())
     }
@@ -222,7 +243,11 @@ impl WriteBuffer {
         let was_inline = inline.is_some();
         // Inline content is the whole file or nothing.
         let stored = !failed.into_inner() && (!was_inline || changes == dirty.changes);
-        let put = stored.then(|| {
+        // With chunks still to be completed there will be another round for this file, and one change is enough. Chunks
+        // whose old content cannot be read must not hold back the rest.
+        let incomplete = dirty.buffer.incomplete().next().is_some();
+        let more = incomplete && !was_inline && node.is_due(SystemClock.now_ns());
+        let put = (stored && !more).then(|| {
             let (size, mtime_ns, ctime_ns) = (dirty.buffer.size(), dirty.mtime_ns, dirty.ctime_ns);
             self.volume.set_file(node.ino, &FileChange { size, mtime_ns, ctime_ns, inline, clear_suid: false })
         });
@@ -232,17 +257,18 @@ impl WriteBuffer {
         if is_put || (content_stored && taken.iter().any(|taken| taken.chunk == 0)) {
             dirty.stored_inline = was_inline;
         }
-        let before = dirty.buffer.held();
         for chunk in taken {
             dirty.buffer.end_seal(chunk, content_stored);
         }
-        self.account(before, dirty.buffer.held());
+        self.account(dirty);
         let refusal = match put {
             Some(Ok(attr)) => {
                 node.put(attr.version);
                 dirty.base = attr;
                 dirty.put = dirty.changes;
-                node.succeeded();
+                if !incomplete {
+                    node.succeeded();
+                }
                 None
             }
             Some(Err(error)) => Some(error),
@@ -267,18 +293,16 @@ impl WriteBuffer {
         if taken.is_empty() {
             return;
         }
-        let chunks: Vec<(ChunkNo, &[u8])> =
-            taken.iter().map(|taken| (ChunkNo(taken.chunk), taken.bytes())).collect();
+        let chunks: Vec<(ChunkNo, &[u8])> = taken.iter().map(|taken| (ChunkNo(taken.chunk), taken.bytes())).collect();
         let result = self.volume.write_chunks(node.ino, &chunks);
         drop(chunks);
         let mut state = node.state.lock();
         if let Some(dirty) = state.as_mut() {
-            let before = dirty.buffer.held();
             for chunk in taken {
                 dirty.stored_inline &= chunk.chunk != 0 || result.is_err();
                 dirty.buffer.end_seal(chunk, result.is_ok());
             }
-            self.account(before, dirty.buffer.held());
+            self.account(dirty);
             self.settle(node, &mut state);
         }
         node.settled.notify_all();

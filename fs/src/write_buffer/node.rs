@@ -127,6 +127,8 @@ pub(super) struct Dirty {
     /// Stored attributes.
     pub(super) base: Attr,
     pub(super) buffer: FileBuffer<Reservation>,
+    /// Part of the buffer's memory that the account of all files has, bytes.
+    pub(super) accounted: usize,
     pub(super) mtime_ns: i64,
     pub(super) ctime_ns: i64,
     /// Changes accepted, and how many of them the store has.
@@ -141,7 +143,7 @@ pub(super) struct Dirty {
 impl Dirty {
     pub(super) fn new(base: Attr, buffer: FileBuffer<Reservation>, stored_inline: bool) -> Self {
         let (mtime_ns, ctime_ns) = (base.mtime_ns, base.ctime_ns);
-        Self { base, buffer, mtime_ns, ctime_ns, changes: 0, put: 0, listed: false, stored_inline }
+        Self { base, buffer, accounted: 0, mtime_ns, ctime_ns, changes: 0, put: 0, listed: false, stored_inline }
     }
 
     pub(super) fn touch(&mut self, now_ns: i64) {

@@ -51,7 +51,12 @@ fn may_be_inline(attr: &Attr, chunks: &[ChunkNo], known: Option<bool>) -> bool {
 ///
 /// # Errors
 /// The store's.
-pub fn cached(volume: &Volume, attr: &Attr, chunks: &[ChunkNo], known: Option<bool>) -> Result<Option<Vec<Stored>>, Error> {
+pub fn cached(
+    volume: &Volume,
+    attr: &Attr,
+    chunks: &[ChunkNo],
+    known: Option<bool>,
+) -> Result<Option<Vec<Stored>>, Error> {
     if may_be_inline(attr, chunks, known)
         && let Some(data) = volume.inline_data(attr.ino)?
     {

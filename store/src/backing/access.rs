@@ -125,7 +125,10 @@ impl BackingSet {
             log::error!("{}: {operation}: {error}; it is not written any more", member.path().display());
             member.mark_failed(format!("{operation}: {error}"));
         } else {
-            log::error!("{}: {operation}: {error}; its superblock is gone, it counts as missing", member.path().display());
+            log::error!(
+                "{}: {operation}: {error}; its superblock is gone, it counts as missing",
+                member.path().display()
+            );
             member.mark_missing(format!("its superblock is gone ({operation}: {error})"));
         }
     }

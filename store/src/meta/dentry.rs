@@ -34,11 +34,11 @@ impl NameHash {
         Self { key, mask: u64::MAX }
     }
 
-    /// 63 bits, at least [`COOKIE_MIN`].
+    /// 62 bits, so that the cookies above leave room for "." and "..", at least [`COOKIE_MIN`].
     pub fn hash(&self, name: &[u8]) -> u64 {
         let digest = blake3::keyed_hash(&self.key, name);
         let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
-        let hash = u64::from_le_bytes([a, b, c, d, e, f, g, h]) & self.mask & (i64::MAX as u64);
+        let hash = u64::from_le_bytes([a, b, c, d, e, f, g, h]) & self.mask & (i64::MAX as u64 >> 1);
         hash.max(COOKIE_MIN)
     }
 }

@@ -159,7 +159,7 @@ pub struct DirEntry {
     /// Kind of the inode.
     pub kind: FileKind,
     /// A listing that goes on after this cookie goes on after this entry (or repeats entries whose names collide
-    /// with it in 63 bits; it never skips one).
+    /// with it in 62 bits; it never skips one).
     pub cookie: u64,
     /// Attributes, if asked for.
     pub attr: Option<Attr>,
@@ -274,7 +274,7 @@ impl InodeRow {
 pub struct DentryRow {
     /// The directory.
     pub parent: Ino,
-    /// 63-bit keyed hash of the name, at least [`COOKIE_MIN`]; also its place in listings.
+    /// 62-bit keyed hash of the name, at least [`COOKIE_MIN`]; also its place in listings.
     pub hash: u64,
     /// Name, 1 to 255 bytes.
     pub name: Box<[u8]>,

@@ -19,8 +19,8 @@ use zeroize::Zeroizing;
 use crate::ids::{BlockId, BlockKey, ContentDigest, VolumeId};
 use crate::wire::{Purpose, Put, associated};
 
-pub(crate) use aead::{NONCE_ZERO, decrypt, encrypt};
 pub use aead::TAG_LEN;
+pub(crate) use aead::{NONCE_ZERO, decrypt, encrypt};
 pub use compress::Codec;
 pub(crate) use key::derive;
 pub use key::{SecretKey, VolumeKeys};

@@ -82,6 +82,16 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     let state_dir = std::fs::canonicalize(&state_dir)
         .map_err(|source| Error::io(format!("state directory {}", state_dir.display()), source))?;
 
+    if let Some(directory) = directories.iter().find(|directory| state_dir.starts_with(directory)) {
+        let _ = std::fs::remove_dir(&state_dir);
+        return Err(Error::Refused(format!(
+            "the state directory {} lies in the backing directory {}; give one elsewhere with --state-dir",
+            state_dir.display(),
+            directory.display()
+        )));
+    }
+    super::open::claim_state_dir(&state_dir, volume)?;
+
     let volume_key = SecretKey::random(&entropy);
     let convergence = SecretKey::random(&entropy);
     let slot = KeySlot::create(0, &options.secret, &volume_key, volume, &entropy, options.kdf)
@@ -260,9 +270,8 @@ fn check_directories(options: &FormatOptions, warnings: &mut Vec<String>) -> Res
         distinct.dedup();
         warnings.clear();
         warnings.push(format!(
-            "the {count} directories lie on {} filesystem{}: a disk that fails takes all its directories with it",
-            distinct.len(),
-            if distinct.len() == 1 { "" } else { "s" }
+            "the {count} directories are on {}: a disk that fails takes all its directories with it",
+            if distinct.len() == 1 { "one filesystem".into() } else { format!("{} filesystems", distinct.len()) }
         ));
     }
     Ok((paths, backings))

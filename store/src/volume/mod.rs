@@ -12,9 +12,9 @@ mod probe;
 mod replace;
 mod space;
 mod status;
-mod watch;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use format::{FormatOptions, Formatted, format};
-pub use open::{OpenOptions, ReportFn};
+pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use replace::replace;
 pub use space::Reservation;

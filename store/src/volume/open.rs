@@ -19,7 +19,7 @@ use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
 use crate::commit_log::{CommitLog, Head, head_of};
 use crate::error::{Error, Result};
-use crate::ids::{SegmentId, Term};
+use crate::ids::{SegmentId, Term, VolumeId};
 use crate::keyslot::{SlotError, Unlock};
 use crate::lock::LocalLock;
 use crate::meta::rows::SegmentState;
@@ -211,7 +211,7 @@ impl Volume {
         }
 
         let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
-        make_state_dir(&state_dir)?;
+        make_state_dir(&state_dir, superblock.volume)?;
         let lock = LocalLock::take(&state_dir)?;
         for member in set.members().iter().filter(|member| member.can_read()) {
             member.lock().map_err(|source| {
@@ -367,7 +367,7 @@ fn find_clones(discovery: &mut Discovery, options: &OpenOptions) {
     }
 }
 
-fn make_state_dir(path: &Path) -> Result<()> {
+fn make_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
     if !path.is_dir() {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -375,7 +375,39 @@ fn make_state_dir(path: &Path) -> Result<()> {
             .create(path)
             .map_err(|source| Error::io(format!("making the state directory {}", path.display()), source))?;
     }
-    super::format::refuse_network(path)
+    super::format::refuse_network(path)?;
+    claim_state_dir(path, volume)
+}
+
+/// Name of the file in a state directory that tells without a key whose it is.
+const OWNER_FILE: &str = "volume";
+
+/// Refuse a state directory of another volume. `Ok(false)`: it does not say whose it is.
+///
+/// # Errors
+/// [`Error::Refused`]; [`Error::Io`] if it cannot be read.
+pub fn check_state_dir(path: &Path, volume: VolumeId) -> Result<bool> {
+    let file = path.join(OWNER_FILE);
+    match std::fs::read_to_string(&file) {
+        Ok(text) if text.trim() == volume.to_string() => Ok(true),
+        Ok(text) => Err(Error::Refused(format!(
+            "the state directory {} belongs to volume {}, not to {volume}; name another with -o state=",
+            path.display(),
+            text.trim()
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(Error::io(format!("reading {}", file.display()), source)),
+    }
+}
+
+/// Make an unowned state directory this volume's.
+pub(super) fn claim_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
+    if check_state_dir(path, volume)? {
+        return Ok(());
+    }
+    let file = path.join(OWNER_FILE);
+    std::fs::write(&file, format!("{volume}\n"))
+        .map_err(|source| Error::io(format!("writing {}", file.display()), source))
 }
 
 /// The database, brought up to the log; rebuilt from the backing directories if it is missing, damaged or not on the

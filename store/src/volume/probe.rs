@@ -149,7 +149,14 @@ pub(super) fn discover(sources: &[PathBuf]) -> Result<Discovery> {
                 Ok(f) if f.unchecked().volume != volume => {
                     format!("the directory there belongs to another volume ({})", f.unchecked().volume)
                 }
-                Ok(_) => "another member of the volume is there; name its new path as a source".into(),
+                Ok(f) => {
+                    let id = f.member();
+                    // Perhaps a copy of a directory that is there, too: whoever opens the volume must see both.
+                    if !found.iter().any(|other| other.path == f.path) {
+                        found.push(f);
+                    }
+                    format!("the directory there is member {id} of the volume, not this one")
+                }
                 Err(no) => no.text(),
             };
             absent.push((member.id, path, reason));

@@ -15,10 +15,14 @@ use crate::geometry::Geometry;
 
 /// How old a reading of the members' free space may be.
 const SAMPLE_AGE_MAX: Duration = Duration::from_millis(500);
-/// Space kept back on each member, so that metadata and deletes still work when data no longer fits: a share of it.
+/// Space kept back on each member, so that metadata and deletes still work when data no longer fits: a hundredth of it.
 const RESERVE_SHARE: u64 = 100;
 /// The most that is kept back on one member, bytes.
 const RESERVE_MAX: u64 = 256 << 20;
+/// The least, bytes, unless that is more than an eighth of the member.
+const RESERVE_MIN: u64 = 16 << 20;
+/// Headers, alignment and its part of a commit record, for each request however small, bytes.
+const OVERHEAD_FIXED: u64 = 1024;
 /// What headers, padding and alignment add to a stripe at worst, as a share of the data (1/16), and per request, bytes.
 const OVERHEAD_SHARE: u64 = 16;
 
@@ -78,7 +82,7 @@ impl Space {
 
     /// Promise room for `bytes` of new data. [`Error::NoSpace`] if it might not fit.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
-        let bytes = bytes + bytes / OVERHEAD_SHARE;
+        let bytes = bytes + bytes / OVERHEAD_SHARE + OVERHEAD_FIXED;
         let free = self.usable_free();
         let mut promised = self.promised.load(Ordering::Acquire);
         loop {
@@ -127,7 +131,8 @@ impl Space {
             let parts = sharing(space.device);
             raw.total += space.total_bytes / parts;
             raw.free += space.available_bytes / parts;
-            let reserve = (space.total_bytes / RESERVE_SHARE).min(RESERVE_MAX) / parts;
+            let least = RESERVE_MIN.min(space.total_bytes / 8);
+            let reserve = (space.total_bytes / RESERVE_SHARE).clamp(least, RESERVE_MAX) / parts;
             free.push((space.available_bytes / parts).saturating_sub(reserve));
             total.push((space.total_bytes / parts).saturating_sub(reserve));
         }

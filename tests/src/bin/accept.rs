@@ -77,6 +77,8 @@ fn storage() -> Vec<Point> {
         ("owners", dedup::owners),
         ("space comes back", || dedup::space_comes_back(200)),
         ("any two of six directories lost", every_pair),
+        ("directories lost under writers", || loss::lost_under_writers(&[3, 5], 6, Duration::from_secs(1))),
+        ("the same of eight", || loss::lost_under_writers(&[0, 7], 8, Duration::ZERO)),
         ("beyond parity", loss::beyond_parity),
         ("the state directory lost, with two directories", || loss::lost_state_directory(&[0, 3], 200)),
         ("every damage in every directory", || damage::damaged_shards(&ALL, &[&[0], &[1], &[2], &[3], &[4], &[5]], 6)),

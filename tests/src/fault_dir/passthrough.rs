@@ -18,7 +18,7 @@ use fuser::{
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::undo::UndoLog;
-use super::{Control, Fault};
+use super::{Control, Fault, HANG_MAX};
 
 /// Nothing is cached: the next request sees what the test did meanwhile.
 const TTL: Duration = Duration::ZERO;
@@ -55,7 +55,11 @@ impl Passthrough {
     fn gate(&self, wants: Wants) -> Result<(), Errno> {
         let mut fault = self.control.fault.lock().expect("fault lock");
         while *fault == Fault::Hang {
-            fault = self.control.changed.wait(fault).expect("fault lock");
+            let (changed, waited) = self.control.changed.wait_timeout(fault, HANG_MAX).expect("fault lock");
+            fault = changed;
+            if waited.timed_out() {
+                *fault = Fault::None;
+            }
         }
         match (*fault, wants) {
             (Fault::SlowReads(delay), Wants::Read) => {

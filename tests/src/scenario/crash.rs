@@ -87,11 +87,12 @@ fn write_until_death(
         let len = *random.choose(&[0, 100, 1500, 5000, 60_000, 131_072, 400_000]) + random.below(50) as usize;
         match random.below(8) {
             0 => {
+                // From here on it may be gone: another writer's sync may make the removal durable before ours does.
+                promises.note(&name, None);
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                     _ => File::open(root)?.sync_all()?,
                 }
-                promises.note(&name, None);
             }
             1 => {
                 // Unsynced noise, which may or may not survive, but never in others' place.

@@ -4,6 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::unistd::{Whence, lseek};
 
@@ -202,4 +205,55 @@ pub fn lost_state_directory(lost: &[usize], mebibytes: u64) -> String {
     let hash = hash_file(&volume.path("afterwards")).expect("read what was synced before the kill");
     assert_eq!(hash, blake3::hash(&content(9, 300_000)), "what was synced before the kill is wrong");
     format!("{} entries rebuilt without the state directory and directories {lost:?}", expected.len())
+}
+
+/// Directories disappear, `pause` after each other, under writers who sync: nobody sees an error, all is there.
+#[track_caller]
+pub fn lost_under_writers(lost: &[usize], directories: usize, pause: Duration) -> String {
+    let builder = Builder::new("lost-under-writers").directories(directories);
+    let mut volume = builder.mount();
+    let (stop, errors) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    let written: Vec<u64> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..3u64)
+            .map(|writer| {
+                let (volume, stop, errors) = (&volume, &stop, &errors);
+                scope.spawn(move || {
+                    let mut count = 0;
+                    while !stop.load(Ordering::Relaxed) {
+                        let result = File::create(volume.path(&format!("w{writer}-{count}"))).and_then(|mut file| {
+                            file.write_all(&content(writer << 32 | count, 250_000))?;
+                            if count % 3 == 0 { file.sync_all() } else { Ok(()) }
+                        });
+                        if let Err(error) = result {
+                            errors.lock().expect("errors lock").push(format!("writer {writer}, file {count}: {error}"));
+                            break;
+                        }
+                        count += 1;
+                    }
+                    count
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(400));
+        for &i in lost {
+            std::thread::sleep(pause);
+            fs::remove_dir_all(volume.dir(i)).expect("remove a backing directory");
+        }
+        std::thread::sleep(Duration::from_millis(1000));
+        stop.store(true, Ordering::Relaxed);
+        writers.into_iter().map(|writer| writer.join().expect("a writer")).collect()
+    });
+    let errors = errors.into_inner().expect("errors lock");
+    assert!(errors.is_empty(), "losing directories {lost:?} of {directories} reached writers: {errors:?}");
+    for when in ["at once", "after mounting again"] {
+        for (writer, &count) in (0u64..).zip(&written) {
+            for number in 0..count {
+                let path = volume.path(&format!("w{writer}-{number}"));
+                let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{when}: {}: {error}", path.display()));
+                assert!(bytes == content(writer << 32 | number, 250_000), "{when}: {} is wrong", path.display());
+            }
+        }
+        volume.remount();
+    }
+    format!("{} files written while directories {lost:?} of {directories} disappeared", written.iter().sum::<u64>())
 }
