@@ -334,7 +334,7 @@ impl TestVolume {
         let mut command = brine_command(&["mount"]);
         command.arg(source).arg(&self.mountpoint).arg("-o").arg(options.join(","));
         let finished = run_for(&mut command, Duration::from_secs(90));
-        if is_mounted(&self.mountpoint) {
+        if finished.success() && is_mounted(&self.mountpoint) {
             self.adopt();
         }
         finished

@@ -152,12 +152,13 @@ fn mount_after_kill(volume: &mut TestVolume) {
     if finished.success() {
         return;
     }
+    println!("mounting after a kill: {finished}");
     let text = finished.text();
     let mnt = volume.mnt().display().to_string();
-    let named = text.split(['`', '\'', '"', '\n']).map(str::trim).find(|part| {
-        let program = part.split_whitespace().next().unwrap_or_default();
-        ["umount", "fusermount3", "fusermount", "brine"].contains(&program) && part.contains(&mnt)
-    });
+    let commands = text.split(['`', '\'', '"', '\n']).map(str::trim).filter(|part| part.contains(&mnt));
+    let ends =
+        |command: &&str| ["umount", "fusermount3 -u", "brine umount"].iter().any(|word| command.starts_with(word));
+    let named = commands.into_iter().find(ends);
     let command = named.unwrap_or_else(|| panic!("mounting after a kill names no exact command to go on: {finished}"));
     let command = command.replace("brine ", &format!("{} ", crate::environment::brine().display()));
     shell(Path::new("/"), &command).expect_success();
