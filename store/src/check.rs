@@ -312,6 +312,7 @@ fn all_stripes(volume: &Volume, progress: &dyn CheckProgress) -> Result<Vec<Stri
 /// Rebuild missing and wrong shards of every stripe onto the directories that can take them. Counts again at the end.
 pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport> {
     let mut report = HealReport::default();
+    volume.fill_vacant_slots()?;
     let stripes = all_stripes(volume, progress)?;
     let total: u64 = stripes.iter().map(|place| u64::from(place.record_len)).sum();
     let mut done = 0;
@@ -324,7 +325,14 @@ pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport>
         let health = volume.blocks().heal_stripe(place, Some(volume.identity()), &mut unsynced)?;
         report.stripes += 1;
         report.shards_bad += health.bad as u64;
-        report.stripes_lost += u64::from(health.lost);
+        // What was abandoned half-written (after an error in a directory it is written again elsewhere) names nothing.
+        let named =
+            !health.lost || !volume.meta().with(|txn| txn.blocks_of_stripe(place.segment, place.offset))?.is_empty();
+        if !named {
+            report.stripes -= 1;
+            report.shards_bad -= health.bad as u64;
+        }
+        report.stripes_lost += u64::from(health.lost && named);
         if health.repaired > 0 {
             repaired.push((place, health.bad));
         }

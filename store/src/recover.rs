@@ -191,7 +191,13 @@ impl Reader<'_> {
     ///
     /// # Errors
     /// [`Error::Refused`] naming both generations, where an acknowledged one cannot be read.
-    pub fn catch_up(&self, meta: &Meta, head: Head, report: Report<'_>) -> Result<Option<(Head, Recovered)>> {
+    pub fn catch_up(
+        &self,
+        meta: &Meta,
+        head: Head,
+        checkpoints: &[CheckpointPointer],
+        report: Report<'_>,
+    ) -> Result<Option<(Head, Recovered)>> {
         let rows = meta.with(|txn| txn.segments())?;
         let closed: BTreeSet<SegmentId> =
             rows.iter().filter(|row| row.state != SegmentState::Open).map(|row| row.id).collect();
@@ -207,6 +213,19 @@ impl Reader<'_> {
             if readable && !on_log {
                 return Ok(None);
             }
+        }
+        // A volume that is just being made has neither log nor checkpoint.
+        let on_log =
+            found.contains_key(&head.generation) || checkpoints.iter().any(|p| p.generation == head.generation);
+        let members = self.stripes.set().members();
+        if !on_log && !checkpoints.is_empty() && members.iter().all(|member| member.can_read()) {
+            return Err(Error::Refused(format!(
+                "the metadata database is at generation {}, but the backing directories do not hold that generation \
+                 (their last checkpoint is of generation {}): they went back to an older state. Bring the newer \
+                 directories back, or move the state directory aside to accept the older state",
+                head.generation,
+                checkpoints.first().map_or(Generation(0), |p| p.generation),
+            )));
         }
         let head = self.follow(meta, head, &found, report, &mut out)?;
         if out.replayed > 0 {

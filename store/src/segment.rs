@@ -29,7 +29,7 @@ pub const MEMBER_FREE_MIN: u64 = 2 << 20;
 /// Appended bytes per file after which their write-back is started, so that a later sync finds little to do.
 const WRITEBACK_STEP: u64 = 4 << 20;
 /// How long a sync may take before its directory counts as sick.
-const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+const SYNC_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A segment that takes records.
 #[derive(Debug)]
@@ -368,11 +368,23 @@ impl Segments {
         for segment in failed {
             self.abandon(segment);
         }
-        let needed = self.min_ack();
-        match good.values().copied().find(|slots| *slots < needed) {
-            None => Ok(()),
-            Some(healthy) => Err(Error::TooFewMembers { healthy, needed }),
+        for (id, healthy) in good {
+            let needed = segments.get(&id).map_or(0, |segment| self.needed_in(segment));
+            if healthy < needed {
+                return Err(Error::TooFewMembers { healthy, needed });
+            }
         }
+        Ok(())
+    }
+
+    /// Slots of a segment that must be synced now: `min_slots`, lowered by slots whose members are known lost, never
+    /// below k.
+    fn needed_in(&self, segment: &OpenSegment) -> usize {
+        if self.fixed {
+            return self.min_slots;
+        }
+        let left = segment.slots.iter().flatten().filter_map(|id| self.set.get(id)).filter(|m| !m.is_lost()).count();
+        self.min_slots.min(left.max(self.geometry.data()))
     }
 }
 

@@ -90,6 +90,23 @@ impl Member {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.lock()
     }
 
+    /// A failed member is healthy again once its own superblock can be written back durably.
+    fn try_again(self: &Arc<Self>) {
+        let Some(backing) = self.backing() else { return };
+        let rewritten = MARKER_NAMES.iter().try_for_each(|name| match backing.read_file(name)? {
+            Some(bytes) => backing.write_file(name, &bytes),
+            None => Ok(()),
+        });
+        if rewritten.is_ok() && self.verify_marker() && self.restore(None) {
+            log::info!("{}: can be written again", self.path().display());
+        }
+    }
+
+    /// Forget a failed sync of a segment, to heal it.
+    pub fn reset_segment(self: &Arc<Self>, id: SegmentId) -> io::Result<()> {
+        self.writable()?.reset_segment(id)
+    }
+
     /// Count a shard whose bytes were refused after they were read.
     pub fn count_rejected(&self) {
         self.counters.rejected.add(1);
@@ -104,9 +121,14 @@ impl Member {
 
 impl BackingSet {
     /// Count members as missing whose path no longer leads to a superblock. May take as long as the slowest directory.
-    pub fn look_for_markers(&self) {
+    /// With `retry` those that failed are tried again.
+    pub fn look_for_markers(&self, retry: bool) {
         for member in self.members() {
-            if member.is_healthy() && !member.verify_marker() {
+            if matches!(member.health(), Health::Failed { .. }) {
+                if retry {
+                    member.try_again();
+                }
+            } else if member.is_healthy() && !member.verify_marker() {
                 log::error!("{}: its superblock is gone; it counts as missing", member.path().display());
                 member.mark_missing("its superblock is gone: removed, or its disk was unmounted");
             }

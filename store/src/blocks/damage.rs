@@ -44,6 +44,7 @@ pub struct Damage {
     blocks_lost: AtomicU64,
     recent: Mutex<VecDeque<DamageEvent>>,
     queue: Mutex<HashSet<(SegmentId, u64)>>,
+    lost: Mutex<HashSet<BlockId>>,
 }
 
 impl Damage {
@@ -60,8 +61,23 @@ impl Damage {
 
     /// A block could not be read.
     pub fn lost(&self, event: DamageEvent) {
-        self.blocks_lost.fetch_add(1, Ordering::Relaxed);
+        if self.lost.lock().insert(event.block) {
+            self.blocks_lost.fetch_add(1, Ordering::Relaxed);
+        }
         self.remember(event);
+    }
+
+    /// True if a read found the block lost: who has its content in hand should store it again.
+    pub fn is_lost(&self, id: &BlockId) -> bool {
+        let lost = self.lost.lock();
+        !lost.is_empty() && lost.contains(id)
+    }
+
+    /// A block that was lost is stored again.
+    pub fn found(&self, id: &BlockId) {
+        if self.lost.lock().remove(id) {
+            self.blocks_lost.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// `shards` were written anew.

@@ -124,9 +124,12 @@ impl Blocks {
         let padding = [0u8; RECORD_ALIGN as usize];
         let pad = place.record_len as usize - header.len() - shard.len();
         let parts = [IoSlice::new(&header), IoSlice::new(&shard), IoSlice::new(&padding[..pad])];
-        let wrote = self
-            .ensure_file(place.segment, info, slot, identity)
-            .and_then(|()| member.write_segment(place.segment, place.offset, &parts));
+        let write = || {
+            self.ensure_file(place.segment, info, slot, identity)?;
+            member.write_segment(place.segment, place.offset, &parts)
+        };
+        // After a failed sync the file takes nothing until that is forgotten; what is missing in it is rewritten here.
+        let wrote = write().or_else(|_| member.reset_segment(place.segment).and_then(|()| write()));
         match wrote {
             Ok(()) => {
                 unsynced.insert((member.id, place.segment));

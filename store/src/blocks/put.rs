@@ -93,6 +93,8 @@ impl Blocks {
         for (index, candidate) in candidates.iter().enumerate() {
             let usable =
                 known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state != BlockState::Condemned);
+            // A block that was found lost is stored again from the plaintext in hand.
+            let usable = usable && !self.damage.is_lost(&candidate.id);
             let duplicate = usable || fresh_ids.contains_key(&candidate.id);
             if !duplicate {
                 fresh_ids.insert(candidate.id, index);
@@ -111,7 +113,10 @@ impl Blocks {
             }
             self.settle_segments(txn)?;
             for row in &new_blocks {
-                txn.put_block(row)?;
+                if !txn.put_block(row)? {
+                    txn.move_block(&row.id, |old| old.clone_from(row))?;
+                }
+                self.damage.found(&row.id);
             }
             rows(txn, &stored)
         });

@@ -443,7 +443,7 @@ fn database(
     for rebuilt in [false, true] {
         if let Some(meta) = found.take() {
             let outcome = match head_of(&meta)? {
-                Some(head) => reader.catch_up(&meta, head, report)?,
+                Some(head) => reader.catch_up(&meta, head, &superblock.checkpoints, report)?,
                 None => None,
             };
             match outcome {
@@ -491,12 +491,13 @@ fn database(
 fn next_segment(set: &BackingSet, meta: &Meta, superblock: &Superblock) -> Result<SegmentId> {
     let mut next = superblock.next_segment.0.max(meta.counters().next_segment);
     for member in set.members().iter().filter(|member| member.can_read()) {
-        let listed = member.list_segments().map_err(|source| Error::Backing {
-            directory: member.path().to_path_buf(),
-            operation: "listing segments".into(),
-            source,
-        })?;
-        next = next.max(listed.last().map_or(0, |(id, _)| id.0 + 1));
+        match member.list_segments() {
+            Ok(listed) => next = next.max(listed.last().map_or(0, |(id, _)| id.0 + 1)),
+            Err(error) => {
+                log::error!("{}: listing segments: {error}; it counts as failed", member.path().display());
+                member.mark_failed(format!("listing segments: {error}"));
+            }
+        }
     }
     Ok(SegmentId(next))
 }

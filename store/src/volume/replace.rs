@@ -10,6 +10,28 @@ use crate::backing::{Backing, DirBacking};
 use crate::error::{Error, Result};
 use crate::superblock::Superblock;
 
+impl Volume {
+    /// Give the vacant slots of all segments to members that are there now. What belongs there is missing until it is
+    /// healed, and found so by whoever reads it.
+    pub(crate) fn fill_vacant_slots(&self) -> Result<()> {
+        self.writable()?;
+        let rows = self.meta.with(|txn| txn.segments())?;
+        for mut row in rows.into_iter().filter(|row| row.slots.contains(&None)) {
+            let mut free: Vec<_> =
+                self.set.healthy().map(|member| member.id).filter(|id| !row.slots.contains(&Some(*id))).collect();
+            if free.is_empty() {
+                continue;
+            }
+            for slot in row.slots.iter_mut().filter(|slot| slot.is_none()) {
+                *slot = free.pop();
+            }
+            self.meta.with(|txn| txn.put_segment(&row))?;
+            self.blocks.forget_segment(row.id);
+        }
+        Ok(())
+    }
+}
+
 /// Give the place of the member at `old`, which must be lost, to the empty directory `new`. `brine heal` fills it.
 pub fn replace(volume: &Volume, old: &Path, new: &Path) -> Result<()> {
     volume.writable()?;

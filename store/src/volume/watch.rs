@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// One look in so many tries failed directories again.
+const RETRY_LOOKS: u32 = 10;
+
 /// A thread of its own: a directory that hangs holds up nothing but this.
 #[derive(Debug)]
 pub(super) struct Watcher {
@@ -25,8 +28,10 @@ impl Watcher {
         let thread = std::thread::Builder::new()
             .name("watcher".into())
             .spawn(move || {
+                let mut looks = 0;
                 while matches!(stopped.recv_timeout(PAUSE), Err(RecvTimeoutError::Timeout)) {
-                    set.look_for_markers();
+                    looks += 1;
+                    set.look_for_markers(looks % RETRY_LOOKS == 0);
                 }
             })
             .map_err(|source| Error::io("starting the thread that watches the directories", source))?;
