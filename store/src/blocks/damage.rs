@@ -67,10 +67,9 @@ impl Damage {
         self.remember(event);
     }
 
-    /// True if a read found the block lost: who has its content in hand should store it again.
-    pub fn is_lost(&self, id: &BlockId) -> bool {
-        let lost = self.lost.lock();
-        !lost.is_empty() && lost.contains(id)
+    /// True if reads found blocks lost that were not stored again since.
+    pub fn has_lost(&self) -> bool {
+        !self.lost.lock().is_empty()
     }
 
     /// A block that was lost is stored again.

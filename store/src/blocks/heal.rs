@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Blocks;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
-use crate::shard::{RECORD_ALIGN, RecordHeader, SegmentHeader};
+use crate::shard::{CommitHeader, RECORD_ALIGN, RecordHeader, SegmentHeader};
 use crate::stripes::{GoodShard, SegmentInfo, StripePlace};
 
 /// How long syncing a healed file may take.
@@ -118,6 +118,8 @@ impl Blocks {
         let header = RecordHeader {
             shard: ShardIndex(slot as u8),
             payload_checksum: *blake3::hash(&shard).as_bytes(),
+            // A slot that was vacant when the record was written holds a shard of it from now on.
+            commit: model.commit.map(|commit| CommitHeader { copies: commit.copies | 1 << slot, ..commit }),
             ..model.clone()
         }
         .encode(&self.header_mac);

@@ -93,8 +93,9 @@ impl Blocks {
         for (index, candidate) in candidates.iter().enumerate() {
             let usable =
                 known.get(&candidate.id).and_then(Option::as_ref).is_some_and(|row| row.state != BlockState::Condemned);
-            // A block that was found lost is stored again from the plaintext in hand.
-            let usable = usable && !self.damage.is_lost(&candidate.id);
+            // Once blocks were found lost, a duplicate is taken only after it was read: what cannot be read is stored
+            // again from the plaintext in hand.
+            let usable = usable && self.is_sound(&candidate.key, known.get(&candidate.id).and_then(Option::as_ref));
             let duplicate = usable || fresh_ids.contains_key(&candidate.id);
             if !duplicate {
                 fresh_ids.insert(candidate.id, index);
@@ -133,6 +134,10 @@ impl Blocks {
             close_segment(txn, id, tail)?;
         }
         Ok(())
+    }
+
+    fn is_sound(&self, key: &BlockKey, row: Option<&BlockRow>) -> bool {
+        !self.damage.has_lost() || row.is_some_and(|row| self.get_uncached(key, row, None).is_ok())
     }
 
     fn claim(&self, ids: impl Iterator<Item = BlockId>) -> Claims<'_> {
