@@ -8,10 +8,11 @@ use lexopt::{Arg, Parser};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use super::target::{Live, Target, resolve};
 use super::{args, output};
-use crate::control::{self, Request};
+use crate::control::{self, Client, Request};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount::users_of;
 use crate::mount_table::{self, Answer, Mount, UnmountError};
@@ -70,7 +71,14 @@ fn ask(live: &Live, lazy: bool) -> Result<ExitCode, Failure> {
     // Before it can end and its number be given to another.
     let ends: Vec<_> =
         live.pid.iter().chain(&live.supervisor).filter_map(|pid| Some((*pid, sys::pidfd_open(*pid).ok()?))).collect();
-    let answered = live.ask_long(&Request::Umount { lazy }, |_| {});
+    // Without its socket a daemon still sees that it is unmounted.
+    let answered = if Client::connect(&live.socket).is_err()
+        && let Some(mount) = live.mountpoint.as_deref().and_then(|point| mount_table::at(point).ok().flatten())
+    {
+        unmount(&mount, lazy).map(|_| Value::Null)
+    } else {
+        live.ask_long(&Request::Umount { lazy }, |_| {})
+    };
     if lazy {
         answered?;
         let daemon = live.pid.map_or(String::new(), |pid| format!(" {pid}"));
@@ -139,7 +147,11 @@ fn without_daemon(mount: &Mount, lazy: bool) -> Result<ExitCode, Failure> {
             mount.point.display()
         ));
     }
-    match mount_table::unmount(&mount.point, lazy || dead) {
+    unmount(mount, lazy || dead)
+}
+
+fn unmount(mount: &Mount, lazy: bool) -> Result<ExitCode, Failure> {
+    match mount_table::unmount(&mount.point, lazy) {
         Ok(()) | Err(UnmountError::NotMounted) => Ok(ExitCode::Success),
         Err(UnmountError::Busy) => Err(busy(mount, &users_of(mount))),
         Err(UnmountError::Other(reason)) => {
