@@ -36,6 +36,8 @@ pub enum Fault {
     WriteErrors,
     /// fsync fails with EIO.
     SyncErrors,
+    /// fsync succeeds and syncs nothing, as disks do that lie: a power cut then takes it all.
+    LyingSyncs,
     /// Writes and allocations fail with ENOSPC.
     NoSpace,
     /// Every request fails with EIO.

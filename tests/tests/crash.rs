@@ -1,5 +1,6 @@
 //! Kills of the daemon and power cuts under load: everything synced is there.
 
+use brine_tests::fault_dir::Fault;
 use brine_tests::scenario::crash;
 
 #[test]
@@ -10,6 +11,12 @@ fn whatever_was_synced_survives_kills_under_load() {
 #[test]
 fn whatever_was_synced_survives_power_cuts_under_load() {
     println!("{}", crash::power_cuts(3));
+}
+
+#[test]
+#[should_panic = "was synced"]
+fn disks_that_lie_about_syncs_are_noticed_by_the_test_above() {
+    println!("{}", crash::power_cuts_on(4, Fault::LyingSyncs));
 }
 
 #[test]

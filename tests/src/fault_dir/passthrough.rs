@@ -141,6 +141,18 @@ impl Passthrough {
         Ok(self.attr(&path, &open.file.metadata()?))
     }
 
+    /// Tells the undo log that something is on disk, unless the disk lies.
+    fn synced(&self, note: impl FnOnce(&mut UndoLog)) -> Result<(), Errno> {
+        self.gate(Wants::Sync)?;
+        if *self.control.fault.lock().expect("fault lock") == Fault::LyingSyncs {
+            return Ok(());
+        }
+        self.log(|log| {
+            note(log);
+            Ok(())
+        })
+    }
+
     /// Tells the undo log, if there is one.
     fn log(&self, note: impl FnOnce(&mut UndoLog) -> io::Result<()>) -> Result<(), Errno> {
         match &mut *self.control.undo() {
@@ -445,32 +457,11 @@ impl Filesystem for Passthrough {
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        answer!(
-            {
-                self.gate(Wants::Sync)?;
-                self.log(|log| {
-                    log.file_synced(ino.0);
-                    Ok(())
-                })
-            },
-            reply,
-            |()| reply.ok()
-        );
+        answer!(self.synced(|log| log.file_synced(ino.0)), reply, |()| reply.ok());
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        answer!(
-            {
-                self.gate(Wants::Sync)?;
-                let path = self.path(ino)?;
-                self.log(|log| {
-                    log.dir_synced(&path);
-                    Ok(())
-                })
-            },
-            reply,
-            |()| reply.ok()
-        );
+        answer!(self.path(ino).and_then(|path| self.synced(|log| log.dir_synced(&path))), reply, |()| reply.ok());
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {

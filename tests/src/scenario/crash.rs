@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::command::shell;
 use crate::environment::is_mounted;
-use crate::fault_dir::FaultDir;
+use crate::fault_dir::{Fault, FaultDir};
 use crate::volume::{Daemon, wait_until};
 use crate::{Builder, Random, TestVolume, content, seed};
 
@@ -193,6 +193,12 @@ pub fn kills(rounds: u64) -> String {
 /// `rounds` power cuts of all six directories under load: what was not synced there is lost, torn or kept by chance.
 #[track_caller]
 pub fn power_cuts(rounds: u64) -> String {
+    power_cuts_on(rounds, Fault::None)
+}
+
+/// The same on disks that have this fault all the time.
+#[track_caller]
+pub fn power_cuts_on(rounds: u64, fault: Fault) -> String {
     let seed = seed("power cuts");
     let mut random = Random::new(seed);
     let root = crate::environment::temp_dir("power-cuts-dirs");
@@ -203,6 +209,7 @@ pub fn power_cuts(rounds: u64) -> String {
     let promises = Promises::default();
     for round in 0..rounds {
         faults.iter().for_each(FaultDir::record);
+        faults.iter().for_each(|dir| dir.set(fault));
         let after = Duration::from_millis(random.range(300, 2500));
         kill_under_load(&mut volume, round, &mut random, &promises, after);
         volume.detach();
