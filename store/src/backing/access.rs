@@ -4,13 +4,19 @@
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use crossbeam::channel::bounded;
+
+use super::member::CallKind;
 use super::{BackingSet, Health, MARKER_NAMES, Member, Space};
 use crate::ids::{MemberId, SegmentId};
 
 /// How old a member's figures of room may be.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(500);
+/// How long to wait for newer ones.
+const SPACE_PATIENCE: Duration = Duration::from_millis(200);
 
 impl Member {
     /// True if it may be read: it is there, though perhaps slow or not to be written.
@@ -28,20 +34,39 @@ impl Member {
         !matches!(self.health(), Health::Healthy | Health::Sick)
     }
 
-    /// Its room, not older than half a second; `None` if it is not there or does not say.
+    /// Its room, as it was half a second ago at most; older if the directory does not answer. `None` if it is not there.
     pub fn space(self: &Arc<Self>) -> Option<Space> {
-        let mut cached = self.space.lock();
-        if let Some((taken, space)) = &*cached
-            && taken.elapsed() < SPACE_AGE_MAX
-        {
-            return Some(space.clone());
-        }
+        let known = {
+            let cached = self.space.lock();
+            match &*cached {
+                Some((taken, space)) if taken.elapsed() < SPACE_AGE_MAX => return Some(space.clone()),
+                other => other.as_ref().map(|(_, space)| space.clone()),
+            }
+        };
         if !self.is_healthy() {
             return None;
         }
-        let space = self.backing()?.space().ok()?;
-        *cached = Some((Instant::now(), space.clone()));
-        Some(space)
+        let backing = self.backing()?;
+        // One at a time, on a thread of the member: a directory that hangs holds up nobody who asks.
+        if self.space_asked.swap(true, Ordering::AcqRel) {
+            return known;
+        }
+        let (sender, receiver) = bounded(1);
+        let member = self.clone();
+        let asked = self.submit_commit(move || {
+            let running = member.begin(CallKind::Probe);
+            let space = backing.space().ok();
+            drop(running);
+            if let Some(space) = &space {
+                *member.space.lock() = Some((Instant::now(), space.clone()));
+            }
+            member.space_asked.store(false, Ordering::Release);
+            let _ = sender.send(space);
+        });
+        if asked.is_err() {
+            self.space_asked.store(false, Ordering::Release);
+        }
+        receiver.recv_timeout(SPACE_PATIENCE).ok().flatten().or(known)
     }
 
     /// Make the file of a new segment.

@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -80,6 +81,8 @@ pub struct Member {
     path: RwLock<Arc<Path>>,
     /// Its room when last asked.
     pub(super) space: Mutex<Option<(Instant, Space)>>,
+    /// It was asked for its room and has not answered.
+    pub(super) space_asked: AtomicBool,
     pub(super) limits: Limits,
     pub(super) counters: Counters,
     pool: Pool,
@@ -134,6 +137,7 @@ impl Member {
             id,
             path: RwLock::new(path.into().into()),
             space: Mutex::default(),
+            space_asked: AtomicBool::new(false),
             limits,
             counters: Counters::default(),
             pool: Pool::new(name, limits.threads_max),
