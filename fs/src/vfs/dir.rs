@@ -68,7 +68,9 @@ impl Vfs {
         }
         let (perm, gid) = self.inherit(caller, parent, kind, perm)?;
         let node = NewNode { kind, perm, uid: caller.uid, gid, rdev, target };
-        self.volume.create(parent, name, &node).map_err(|error| self.fail("create in", parent, &error))
+        self.volume
+            .create_masked(parent, name, &node, caller.umask)
+            .map_err(|error| self.fail("create in", parent, &error))
     }
 
     /// Give an inode another name.
