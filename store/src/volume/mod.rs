@@ -14,6 +14,7 @@ mod space;
 mod status;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -29,7 +30,8 @@ pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
 pub use crate::meta::rows::{
-    Attr, DirEntry, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags, SetAttr, Unlinked,
+    Attr, COOKIE_MIN, DirEntry, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
+    SetAttr, SnapshotRow, Unlinked,
 };
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
