@@ -162,5 +162,6 @@ pub fn plain_attr(ino: Ino, kind: FileKind, perm: u16, size: u64, time_ns: i64) 
         ctime_ns: time_ns,
         btime_ns: time_ns,
         ino_generation: 1,
+        in_exec: false,
     }
 }
