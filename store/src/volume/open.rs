@@ -230,7 +230,8 @@ impl Volume {
         };
         let sealer = Arc::new(Sealer::new(&keys));
         let stripes = Stripes::new(set.clone(), superblock.volume, *keys.header_mac());
-        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer };
+        let overrides = &superblock.ack_overrides;
+        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides };
         let (meta, head) = database(&state_dir, &setup, &reader, &superblock, &options, &mut warnings)?;
 
         let term = Term(superblock.term.0 + u64::from(!read_only));
@@ -508,8 +509,9 @@ pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &Volum
     SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
 }
 
-/// Write the superblock to every member that can be written; an error takes the member out. Fails if none took it.
-pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: &VolumeKeys) -> Result<()> {
+/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took
+/// it; fails if none did.
+pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: &VolumeKeys) -> Result<usize> {
     let mut written = 0;
     for member in set.members().iter().filter(|member| member.can_write()) {
         let own = Superblock { member: member.id, ..superblock.clone() };
@@ -524,5 +526,5 @@ pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: 
     if written == 0 {
         return Err(Error::TooFewMembers { healthy: 0, needed: 1 });
     }
-    Ok(())
+    Ok(written)
 }
