@@ -53,8 +53,10 @@ use nix::errno::Errno;
 
 use sys::Answer;
 
+type Part = (&'static str, fn(&mut Suite));
+
 /// Every part: its name and its checks.
-const PARTS: &[(&str, fn(&mut Suite))] = &[
+const PARTS: &[Part] = &[
     ("access", access::checks),
     ("acl", acl::checks),
     ("append", append::checks),

@@ -9,6 +9,7 @@ use brine_store::ids::Ino;
 use brine_store::volume::{ACL_ACCESS, ACL_DEFAULT};
 
 use super::{Caller, Vfs};
+use crate::control_dir::is_control;
 use crate::errno::{Errno, Outcome};
 
 /// Kept by the kernel's capability code; asked for before the first write to every file.
@@ -35,6 +36,10 @@ fn check_namespace(name: &[u8]) -> Outcome<()> {
 impl Vfs {
     /// The value of an attribute.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Outcome<Vec<u8>> {
+        if is_control(ino) {
+            // The kernel takes every other answer for an error of the permission check.
+            return if is_acl(name) { Err(Errno(libc::ENODATA)) } else { self.control.get_xattr(ino, name) };
+        }
         check_namespace(name)?;
         // Half of all requests of a program that makes small files, were it not answered from memory.
         if name == CAPABILITY && self.inodes.file(ino).is_some_and(|node| node.no_xattrs.load(Ordering::Relaxed)) {
@@ -45,7 +50,11 @@ impl Vfs {
 
     /// The names of all attributes the caller may see, each followed by a zero byte.
     pub fn list_xattrs(&self, caller: Caller, ino: Ino) -> Outcome<Vec<u8>> {
-        let names = self.volume.list_xattrs(ino).map_err(|error| self.fail("listxattr of", ino, &error))?;
+        let names = if is_control(ino) {
+            self.control.list_xattrs(ino)?
+        } else {
+            self.volume.list_xattrs(ino).map_err(|error| self.fail("listxattr of", ino, &error))?
+        };
         let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
         for name in names.iter().filter(|name| caller.sees_trusted() || !name.starts_with(TRUSTED)) {
             list.extend_from_slice(name);
@@ -56,6 +65,7 @@ impl Vfs {
 
     /// Set an attribute; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, caller: Caller, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Outcome<()> {
+        self.check_live(ino)?;
         check_namespace(name)?;
         let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
         let _gate = self.buffer.change();
@@ -70,6 +80,7 @@ impl Vfs {
 
     /// Remove an attribute.
     pub fn remove_xattr(&self, caller: Caller, ino: Ino, name: &[u8]) -> Outcome<()> {
+        self.check_live(ino)?;
         check_namespace(name)?;
         let _gate = self.buffer.change();
         if is_acl(name) {

@@ -25,6 +25,7 @@ mod schema;
 mod segment;
 mod share;
 mod shelf;
+mod snapshot;
 mod sql;
 mod txn;
 mod verify;

@@ -67,7 +67,7 @@ pub fn mode_of(path: &Path) -> u32 {
 }
 
 pub fn links_of(path: &Path) -> u64 {
-    sys::lstat(path).map_or(0, |stat| stat.st_nlink as u64)
+    sys::lstat(path).map_or(0, |stat| stat.st_nlink)
 }
 
 /// The same name many times over.

@@ -173,8 +173,8 @@ pub fn utimens_now(path: &Path) -> Answer {
 pub fn read(file: RawFd, len: usize, offset: Option<i64>) -> Answer<Vec<u8>> {
     let mut bytes = vec![0u8; len];
     let place = bytes.as_mut_ptr().cast();
-    // SAFETY: the kernel writes at most `len` bytes, which the buffer has.
     let got = match offset {
+        // SAFETY: the kernel writes at most `len` bytes, which the buffer has.
         Some(offset) => unsafe { libc::pread(file, place, len, offset) },
         // SAFETY: the same.
         None => unsafe { libc::read(file, place, len) },
@@ -186,8 +186,8 @@ pub fn read(file: RawFd, len: usize, offset: Option<i64>) -> Answer<Vec<u8>> {
 /// pwrite(2), or write(2) without an offset.
 pub fn write(file: RawFd, bytes: &[u8], offset: Option<i64>) -> Answer<usize> {
     let place = bytes.as_ptr().cast();
-    // SAFETY: the kernel reads at most as many bytes as the slice has.
     let put = match offset {
+        // SAFETY: the kernel reads at most as many bytes as the slice has.
         Some(offset) => unsafe { libc::pwrite(file, place, bytes.len(), offset) },
         // SAFETY: the same.
         None => unsafe { libc::write(file, place, bytes.len()) },

@@ -3,7 +3,7 @@
 use nix::errno::Errno;
 
 use super::Suite;
-use super::common::{KINDS, Kind, Last, OTHER, USER, file, path_errors};
+use super::common::{KINDS, Last, OTHER, USER, file, path_errors};
 use super::sys;
 
 const OMIT: (i64, i64) = (0, libc::UTIME_OMIT);
