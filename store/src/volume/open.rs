@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
 use super::space::Space;
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
-use crate::backing::{Backing, BackingSet, Health, Hedge, Member};
+use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories};
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
@@ -187,15 +187,25 @@ fn names(use_member: &[PathBuf], path: &Path) -> bool {
 impl Volume {
     /// Open a volume. Errors name the object and the next step; nothing is written before everything was checked.
     pub fn open(options: OpenOptions) -> Result<Arc<Self>> {
-        let discovery = discover(&options.sources)?;
+        Self::open_in(options, &RealDirectories)
+    }
+
+    /// [`Volume::open`], over what `directories` has at the paths. The state directory is a real one all the same.
+    pub fn open_in(options: OpenOptions, directories: &dyn Directories) -> Result<Arc<Self>> {
+        let discovery = discover(&options.sources, directories)?;
         let keys = unlock(discovery.newest_unverified(), &options.unlock)?;
-        Self::open_unlocked(options, discovery, keys)
+        Self::open_unlocked(options, discovery, directories, keys)
     }
 
     /// The rest of opening, once there are keys.
-    pub(super) fn open_unlocked(options: OpenOptions, discovery: Discovery, keys: VolumeKeys) -> Result<Arc<Self>> {
+    pub(super) fn open_unlocked(
+        options: OpenOptions,
+        discovery: Discovery,
+        directories: &dyn Directories,
+        keys: VolumeKeys,
+    ) -> Result<Arc<Self>> {
         let mut with_clones = discovery;
-        find_clones(&mut with_clones, &options);
+        find_clones(&mut with_clones, &options, directories);
         let Members { set, superblock, mut warnings } = members(with_clones, &keys, &options)?;
         let geometry = superblock.geometry;
         let present = set.members().iter().filter(|member| member.can_read()).count();
@@ -230,7 +240,8 @@ impl Volume {
         };
         let sealer = Arc::new(Sealer::new(&keys));
         let stripes = Stripes::new(set.clone(), superblock.volume, *keys.header_mac());
-        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer };
+        let overrides = &superblock.ack_overrides;
+        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides };
         let (meta, head) = database(&state_dir, &setup, &reader, &superblock, &options, &mut warnings)?;
 
         let term = Term(superblock.term.0 + u64::from(!read_only));
@@ -358,11 +369,11 @@ impl Volume {
 
 /// Directories named as sources that claim a member another directory claims, too, were both found; a clone at a path
 /// nobody named cannot be seen. Kept as one list, so that [`members`] can refuse both.
-fn find_clones(discovery: &mut Discovery, options: &OpenOptions) {
+fn find_clones(discovery: &mut Discovery, options: &OpenOptions, directories: &dyn Directories) {
     for path in &options.use_member {
-        let known = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let known = directories.canonical(path);
         if !discovery.found.iter().any(|found| found.path == known) {
-            discovery.add(&known);
+            discovery.add(&known, directories);
         }
     }
 }
@@ -508,8 +519,9 @@ pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &Volum
     SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
 }
 
-/// Write the superblock to every member that can be written; an error takes the member out. Fails if none took it.
-pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: &VolumeKeys) -> Result<()> {
+/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took
+/// it; fails if none did.
+pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: &VolumeKeys) -> Result<usize> {
     let mut written = 0;
     for member in set.members().iter().filter(|member| member.can_write()) {
         let own = Superblock { member: member.id, ..superblock.clone() };
@@ -524,5 +536,5 @@ pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: 
     if written == 0 {
         return Err(Error::TooFewMembers { healthy: 0, needed: 1 });
     }
-    Ok(())
+    Ok(written)
 }
