@@ -15,6 +15,7 @@ mod space;
 mod status;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub use crate::meta::rows::{
     Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
     SetAttr, Unlinked,
 };
+pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
 use super::space::Space;
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
-use crate::backing::{Backing, BackingSet, Health, Hedge, Member};
+use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories};
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
@@ -189,15 +189,25 @@ fn names(use_member: &[PathBuf], path: &Path) -> bool {
 impl Volume {
     /// Open a volume. Errors name the object and the next step; nothing is written before everything was checked.
     pub fn open(options: OpenOptions) -> Result<Arc<Self>> {
-        let discovery = discover(&options.sources)?;
+        Self::open_in(options, &RealDirectories)
+    }
+
+    /// [`Volume::open`], over what `directories` has at the paths. The state directory is a real one all the same.
+    pub fn open_in(options: OpenOptions, directories: &dyn Directories) -> Result<Arc<Self>> {
+        let discovery = discover(&options.sources, directories)?;
         let keys = unlock(discovery.newest_unverified(), &options.unlock)?;
-        Self::open_unlocked(options, discovery, keys)
+        Self::open_unlocked(options, discovery, directories, keys)
     }
 
     /// The rest of opening, once there are keys.
-    pub(super) fn open_unlocked(options: OpenOptions, discovery: Discovery, keys: VolumeKeys) -> Result<Arc<Self>> {
+    pub(super) fn open_unlocked(
+        options: OpenOptions,
+        discovery: Discovery,
+        directories: &dyn Directories,
+        keys: VolumeKeys,
+    ) -> Result<Arc<Self>> {
         let mut with_clones = discovery;
-        find_clones(&mut with_clones, &options);
+        find_clones(&mut with_clones, &options, directories);
         let Members { set, superblock, mut warnings } = members(with_clones, &keys, &options)?;
         let geometry = superblock.geometry;
         let present = set.members().iter().filter(|member| member.can_read()).count();
@@ -364,11 +374,11 @@ impl Volume {
 
 /// Directories named as sources that claim a member another directory claims, too, were both found; a clone at a path
 /// nobody named cannot be seen. Kept as one list, so that [`members`] can refuse both.
-fn find_clones(discovery: &mut Discovery, options: &OpenOptions) {
+fn find_clones(discovery: &mut Discovery, options: &OpenOptions, directories: &dyn Directories) {
     for path in &options.use_member {
-        let known = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let known = directories.canonical(path);
         if !discovery.found.iter().any(|found| found.path == known) {
-            discovery.add(&known);
+            discovery.add(&known, directories);
         }
     }
 }
