@@ -335,6 +335,7 @@ impl Volume {
         outcome?;
         if !self.asked_read_only {
             self.checkpoint_if_due()?;
+            self.meta.with(|txn| self.log.note_durable(txn))?;
             self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }

@@ -17,7 +17,7 @@ use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, Re
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
-use crate::commit_log::{CommitLog, Head, head_of};
+use crate::commit_log::{CommitLog, Head, standing_of};
 use crate::error::{Error, Result};
 use crate::ids::{SegmentId, Term, VolumeId};
 use crate::keyslot::{SlotError, Unlock};
@@ -73,6 +73,8 @@ impl std::fmt::Debug for ReportFn {
     }
 }
 
+/// Segments that may be closed in one generation: they hold 2 GiB of data at the least.
+const CLOSED_TOGETHER_MAX: u64 = 64;
 /// How long the sync of what was left may take in one directory.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -346,11 +348,14 @@ impl Volume {
 
 impl Volume {
     /// What a killed writer appended last was read back from memory, perhaps, and stands on no disk: before anything is
-    /// built on it, it is synced (R15).
+    /// built on it, it is synced (R15): segments that are open, and those that may have been closed in its last
+    /// generation. To sync a file that is synced already costs next to nothing.
     fn sync_what_was_left(&self) -> Result<()> {
         let rows = self.meta.with(|txn| txn.segments())?;
+        let last = rows.iter().map(|row| row.id.0).max().unwrap_or(0);
+        let is_old = |id: SegmentId| id.0 + CLOSED_TOGETHER_MAX < last;
         let closed: HashSet<SegmentId> =
-            rows.iter().filter(|row| row.state != SegmentState::Open).map(|row| row.id).collect();
+            rows.iter().filter(|row| row.state != SegmentState::Open && is_old(row.id)).map(|row| row.id).collect();
         let mut files = Vec::new();
         for member in self.set.members().iter().filter(|member| member.can_write()) {
             let listed = member.list_segments().unwrap_or_default();
@@ -453,8 +458,8 @@ fn database(
     };
     for rebuilt in [false, true] {
         if let Some(meta) = found.take() {
-            let outcome = match head_of(&meta)? {
-                Some(head) => reader.catch_up(&meta, head, &superblock.checkpoints, report)?,
+            let outcome = match standing_of(&meta)? {
+                Some(standing) => reader.catch_up(&meta, &standing, &superblock.checkpoints, report)?,
                 None => None,
             };
             match outcome {
