@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::blocks::Blocks;
 use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
+use crate::fence::FenceWatch;
 use crate::ids::Generation;
 use crate::meta::Meta;
 
@@ -78,6 +79,8 @@ pub struct Parts<'a> {
     pub meta: &'a Meta,
     /// The commit log.
     pub log: &'a CommitLog,
+    /// Looks out for another writer.
+    pub fence: &'a FenceWatch,
 }
 
 /// With fewer unsynced bytes than this everything is synced at once with the record, while writers are held off.
@@ -146,7 +149,7 @@ impl Commit {
     }
 
     fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
-        let Parts { blocks, meta, log } = parts;
+        let Parts { blocks, meta, log, fence } = parts;
         // Where there is much, most of the work is done while others go on writing.
         for _ in 0..OPEN_FLUSHES_MAX {
             flusher.flush(false)?;
@@ -167,6 +170,8 @@ impl Commit {
         let mut head = None;
         let closed = meta.commit_with(|closed| {
             let (after, rows) = log.append(blocks, closed)?;
+            // Synced, and answered only if nobody took the volume over before (R16).
+            fence.check()?;
             head = Some(after);
             Ok(rows)
         })?;

@@ -145,9 +145,8 @@ impl Reader<'_> {
             // Of equal generations the higher term wins; records off the chain are ignored and reported.
             for (term, parts) in terms.iter().rev() {
                 match self.read_record(parts) {
-                    Some((record, chain)) if record.previous == head.chain => {
+                    Some((record, chain)) if record.previous == head.chain && taken.is_none() => {
                         taken = Some((record, chain));
-                        break;
                     }
                     Some(_) => {
                         out.notes.push(format!("a record of generation {next}, term {term}, is off the log; ignored"));
