@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::blocks::Blocks;
-use crate::commit_log::CommitLog;
+use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
 use crate::ids::Generation;
@@ -81,6 +81,8 @@ pub struct Parts<'a> {
     pub log: &'a CommitLog,
     /// Looks out for another writer.
     pub fence: &'a FenceWatch,
+    /// Where smaller ack sets are noted.
+    pub overrides: &'a dyn AckOverrides,
 }
 
 /// With fewer unsynced bytes than this everything is synced at once with the record, while writers are held off.
@@ -149,7 +151,7 @@ impl Commit {
     }
 
     fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
-        let Parts { blocks, meta, log, fence } = parts;
+        let Parts { blocks, meta, log, overrides, fence } = parts;
         // Where there is much, most of the work is done while others go on writing.
         for _ in 0..OPEN_FLUSHES_MAX {
             flusher.flush(false)?;
@@ -169,7 +171,7 @@ impl Commit {
         })?;
         let mut head = None;
         let closed = meta.commit_with(|closed| {
-            let (after, rows) = log.append(blocks, closed)?;
+            let (after, rows) = log.append(blocks, closed, *overrides)?;
             // Synced, and answered only if nobody took the volume over before (R16).
             fence.check()?;
             head = Some(after);

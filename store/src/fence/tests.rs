@@ -144,7 +144,7 @@ fn too_few_members_take_no_fence_and_tell_nothing() {
     watch.check().unwrap();
     let break_down = |disk: &MemBacking| {
         disk.cut_after(0);
-        assert!(disk.remove_file("any").is_err() && !disk.is_powered());
+        assert!(disk.write_file("any", b"").is_err() && !disk.is_powered());
     };
     break_down(&disks[1]);
     watch.check().unwrap();

@@ -258,7 +258,8 @@ impl Volume {
         };
         let sealer = Arc::new(Sealer::new(&keys));
         let stripes = Stripes::new(set.clone(), superblock.volume, *keys.header_mac());
-        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer };
+        let overrides = &superblock.ack_overrides;
+        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides };
         let (meta, head) = database(&state_dir, &setup, &reader, &superblock, &options, &mut warnings)?;
 
         let next = next_segment(&set, &meta, &superblock)?;
@@ -552,14 +553,14 @@ pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &Volum
     SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
 }
 
-/// Write the superblock to every member that can be written; an error takes the member out. Fails if none took it, or
-/// if the volume was taken over.
+/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took it;
+/// fails if none did, or if the volume was taken over.
 pub(super) fn write_to_members(
     set: &BackingSet,
     superblock: &Superblock,
     keys: &VolumeKeys,
     fence: &FenceWatch,
-) -> Result<()> {
+) -> Result<usize> {
     let mut written = 0;
     for member in set.members().iter().filter(|member| member.can_write()) {
         // A former writer must not replace what the new one wrote.
@@ -576,5 +577,5 @@ pub(super) fn write_to_members(
     if written == 0 {
         return Err(Error::TooFewMembers { healthy: 0, needed: 1 });
     }
-    Ok(())
+    Ok(written)
 }
