@@ -2,13 +2,14 @@
 //!
 //! One JSON object a line. A request: `{"command": NAME, ...}`. Answers: any number of `{"progress": {...}}`, then
 //! `{"done": ...}` or `{"failed": {"code": N, "message": TEXT}}`. Lengths are bounded at both ends; only the daemon's
-//! own user and root are heard.
+//! own user and root are heard. Each family of commands has its own enum of requests in a module of its own.
 
 mod client;
 mod registry;
 mod server;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 pub use client::Client;
 pub use registry::{Entry, Registration, find_mountpoint, find_volume, list, process_alive, start_time, supervisor_of};
 pub use server::{Server, Service};
+pub use versions::VersionsRequest;
 
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +61,11 @@ pub enum Request {
     Umount {
         /// Take it out of sight at once, and answer at once.
         lazy: bool,
+    },
+    /// Something about past states.
+    Versions {
+        /// What.
+        ask: VersionsRequest,
     },
 }
 

@@ -13,6 +13,7 @@ mod point;
 mod process;
 mod service;
 mod supervisor;
+mod versions;
 
 pub use busy::users_of;
 pub use daemon::{run_foreground, serve_command};

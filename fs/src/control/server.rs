@@ -42,6 +42,11 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// Why it was not done.
     fn work(&self, request: &Request, step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure>;
+    /// A request of one of the families of commands. Ends early when `step` returns false. Several may run at a time.
+    ///
+    /// # Errors
+    /// Why it was not done.
+    fn family(&self, request: &Request, step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure>;
     /// Take the mount away; the daemon then ends by itself.
     ///
     /// # Errors
@@ -175,14 +180,13 @@ fn hear(stream: &UnixStream) -> Result<Request, Failure> {
 }
 
 fn obey(stream: &UnixStream, shared: &Shared, request: &Request) -> Result<Value, Failure> {
+    // Who hung up does not wait for the answer.
+    let step = |progress| answer(stream, &Line::Progress(progress)) && !shared.ending.load(Ordering::Relaxed);
     match request {
         Request::Status => shared.service.status(),
         Request::Sync => shared.service.sync(),
-        Request::Check { .. } | Request::Heal | Request::Replace { .. } => {
-            // Who hung up does not wait for the answer.
-            let step = |progress| answer(stream, &Line::Progress(progress)) && !shared.ending.load(Ordering::Relaxed);
-            shared.service.work(request, &step)
-        }
+        Request::Check { .. } | Request::Heal | Request::Replace { .. } => shared.service.work(request, &step),
+        Request::Versions { .. } => shared.service.family(request, &step),
         Request::Umount { lazy } => {
             shared.service.umount(*lazy)?;
             if *lazy {

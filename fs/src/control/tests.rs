@@ -48,6 +48,10 @@ impl Service for Echo {
         Ok(json!({ "healthy": true }))
     }
 
+    fn family(&self, request: &Request, _step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
+        Ok(json!({ "asked": format!("{request:?}") }))
+    }
+
     fn umount(&self, _lazy: bool) -> Result<(), Failure> {
         self.unmounted.store(true, Ordering::Release);
         Ok(())
@@ -78,6 +82,18 @@ fn requests_are_answered_with_progress_results_and_failures() {
     assert_eq!((steps, report), (vec![0, 1, 2], json!({ "healthy": true })));
     drop(server);
     assert!(!socket.exists());
+}
+
+#[test]
+fn families_have_requests_of_their_own() {
+    let temp = Temp::new("families");
+    let socket = temp.0.join(SOCKET_FILE);
+    let (_server, _) = start(&socket);
+    let request = Request::Versions { ask: VersionsRequest::CreateSnapshot { name: "before".into() } };
+    let answer = ask(&socket, &request).unwrap();
+    assert_eq!(answer, json!({ "asked": format!("{request:?}") }));
+    let line = serde_json::to_string(&request).unwrap();
+    assert_eq!(line, r#"{"command":"versions","ask":{"what":"create-snapshot","name":"before"}}"#);
 }
 
 #[test]
@@ -119,6 +135,7 @@ fn what_is_no_request_is_refused() {
         "{}\n",
         "{\"command\":\"explode\"}\n",
         "{\"command\":\"umount\",\"lazy\":true,\"more\":1}\n",
+        "{\"command\":\"versions\",\"ask\":{\"what\":\"snapshot\"}}\n",
         "\u{0}\n",
         &endless,
     ] {

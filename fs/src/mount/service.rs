@@ -49,6 +49,14 @@ impl VolumeService {
         }
     }
 
+    pub(super) fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    pub(super) fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
+    }
+
     fn work_alone(&self, request: &Request, progress: &Steps<'_>) -> Result<Value, Failure> {
         match request {
             Request::Check { path, repair } => {
@@ -65,7 +73,7 @@ impl VolumeService {
                 log::info!("{} takes the place of {}", new.display(), old.display());
                 to_json(&heal(&self.volume, progress)?)
             }
-            Request::Status | Request::Sync | Request::Umount { .. } => {
+            Request::Status | Request::Sync | Request::Umount { .. } | Request::Versions { .. } => {
                 Err(Failure::new(ExitCode::Failed, "this request is not a long one"))
             }
         }
@@ -128,6 +136,13 @@ impl Service for VolumeService {
         let steps = Steps { step, stop: &self.stop, hung_up: AtomicBool::new(false), last: Mutex::new(None) };
         let outcome = self.work_alone(request, &steps);
         if steps.cancelled() { Err(Failure::new(ExitCode::Interrupted, "stopped before it was done")) } else { outcome }
+    }
+
+    fn family(&self, request: &Request, _step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
+        match request {
+            Request::Versions { ask } => self.versions(ask),
+            other => Err(Failure::new(ExitCode::Failed, format!("{other:?} belongs to no family of commands"))),
+        }
     }
 
     fn umount(&self, lazy: bool) -> Result<(), Failure> {

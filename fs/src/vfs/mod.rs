@@ -33,10 +33,11 @@ use brine_store::{Error, Result as StoreResult};
 
 pub use attr::{AttrChange, Stamp};
 pub use dir::DirItem;
-pub use open::Opened;
+pub use open::{Handle, Opened};
 pub use read::{PendingRead, ReadBytes, ReadStart};
 pub use write::Room;
 
+use crate::control_dir::{ControlDir, is_control};
 use crate::errno::{Errno, Outcome};
 use crate::handle::{Handles, OpenDir, OpenFile};
 use crate::inode_table::{Gone, InodeTable};
@@ -116,6 +117,7 @@ pub struct Vfs {
     inodes: InodeTable,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
+    control: ControlDir,
     buffer: Arc<WriteBuffer>,
     /// For requests that wait for a disk.
     io: Pool,
@@ -144,6 +146,7 @@ impl Vfs {
             inodes: InodeTable::new(),
             files: Handles::default(),
             dirs: Handles::default(),
+            control: ControlDir::new(SystemClock.now_ns()),
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,
@@ -174,6 +177,11 @@ impl Vfs {
     /// The thread for writes that wait for room.
     pub fn writers(&self) -> &Pool {
         &self.writers
+    }
+
+    /// `.brine` of this mount.
+    pub fn control(&self) -> &ControlDir {
+        &self.control
     }
 
     /// Counts for `status`.
@@ -225,6 +233,11 @@ impl Vfs {
     /// Refuse changes while the volume is read-only; the store's own operations refuse by themselves.
     fn check_writable(&self) -> Outcome<()> {
         if self.volume.is_read_only().is_some() { Err(Errno(libc::EROFS)) } else { Ok(()) }
+    }
+
+    /// Refuse changes of what is below `.brine`.
+    fn check_live(&self, ino: Ino) -> Outcome<()> {
+        if is_control(ino) { Err(Errno::READ_ONLY) } else { Ok(()) }
     }
 
     /// An inode as the kernel is told of it: counted, and with what is buffered.

@@ -8,6 +8,7 @@ use brine_store::volume::{Attr, FileKind};
 use parking_lot::Mutex;
 
 use super::{Caller, Vfs};
+use crate::control_dir::{Caching, is_control};
 use crate::errno::{Errno, Outcome};
 use crate::handle::OpenFile;
 use crate::readahead::Readahead;
@@ -21,14 +22,27 @@ pub struct Opened {
     pub handle: u64,
 }
 
+/// A file that was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Handle {
+    /// The number the kernel carries for us.
+    pub number: u64,
+    /// What the kernel may keep of the content.
+    pub caching: Caching,
+}
+
 impl Vfs {
     /// Whether [`Self::open`] may have to wait for chunks being sealed.
     pub fn open_waits(&self, ino: Ino, flags: i32) -> bool {
-        flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
+        is_control(ino) || flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
     }
 
     /// Open a file; with O_TRUNC empty it, which may wait for chunks being sealed.
-    pub fn open(self: &Arc<Self>, caller: Caller, ino: Ino, flags: i32) -> Outcome<u64> {
+    pub fn open(self: &Arc<Self>, caller: Caller, ino: Ino, flags: i32) -> Outcome<Handle> {
+        if is_control(ino) {
+            let (number, caching) = self.control.open(caller, ino, flags)?;
+            return Ok(Handle { number, caching });
+        }
         let node = self.inodes.open(ino, false);
         if flags & libc::O_TRUNC != 0
             && let Err(errno) = self.truncate(caller, ino, 0)
@@ -37,7 +51,7 @@ impl Vfs {
             self.release(gone);
             return Err(errno);
         }
-        Ok(self.handle_for(node))
+        Ok(Handle { number: self.handle_for(node), caching: Caching::Keep })
     }
 
     /// Make a file, unless it is there by now and O_EXCL was not asked for, and open it.
@@ -61,7 +75,7 @@ impl Vfs {
             }
             Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
                 let attr = self.volume.lookup(parent, name).map_err(|error| self.fail("lookup in", parent, &error))?;
-                let handle = self.open(caller, attr.ino, flags)?;
+                let handle = self.open(caller, attr.ino, flags)?.number;
                 let mut attr = self.attr(attr.ino)?;
                 if let Some(node) = self.inodes.remember(attr.ino) {
                     self.buffer.overlay(&node, &mut attr);
@@ -102,11 +116,17 @@ impl Vfs {
 
     /// A descriptor is closed: the last chance to tell of an error. Nothing is written; the commit timer does that.
     pub fn flush(&self, handle: u64) -> Outcome<()> {
+        if let Some(file) = self.control.file(handle) {
+            return file.map(|_| ());
+        }
         self.deferred_error(&*self.file(handle)?)
     }
 
     /// The last descriptor is closed.
     pub fn close_file(self: &Arc<Self>, handle: u64) {
+        if self.control.close(handle) {
+            return;
+        }
         if let Some(file) = self.files.remove(handle) {
             let gone = self.inodes.close(file.node.ino);
             self.release(gone);

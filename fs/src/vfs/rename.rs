@@ -19,7 +19,9 @@ impl Vfs {
         new_name: &[u8],
         flags: RenameFlags,
     ) -> Outcome<()> {
-        if is_reserved(new_parent, new_name) {
+        self.check_live(parent)?;
+        self.check_live(new_parent)?;
+        if is_reserved(parent, name) || is_reserved(new_parent, new_name) {
             return Err(Errno::NOT_PERMITTED);
         }
         if flags.exchange && (flags.no_replace || flags.whiteout) {

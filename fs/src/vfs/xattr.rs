@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use brine_store::ids::Ino;
 
 use super::Vfs;
+use crate::control_dir::is_control;
 use crate::errno::{Errno, Outcome};
 
 /// Kept by the kernel's capability code; asked for before the first write to every file.
@@ -15,6 +16,9 @@ const SYSTEM: &[u8] = b"system.";
 impl Vfs {
     /// The value of an attribute.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Outcome<Vec<u8>> {
+        if is_control(ino) {
+            return self.control.get_xattr(ino, name);
+        }
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }
@@ -27,7 +31,11 @@ impl Vfs {
 
     /// The names of all attributes, each followed by a zero byte.
     pub fn list_xattrs(&self, ino: Ino) -> Outcome<Vec<u8>> {
-        let names = self.volume.list_xattrs(ino).map_err(|error| self.fail("listxattr of", ino, &error))?;
+        let names = if is_control(ino) {
+            self.control.list_xattrs(ino)?
+        } else {
+            self.volume.list_xattrs(ino).map_err(|error| self.fail("listxattr of", ino, &error))?
+        };
         let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
         for name in names {
             list.extend_from_slice(&name);
@@ -38,6 +46,7 @@ impl Vfs {
 
     /// Set an attribute; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Outcome<()> {
+        self.check_live(ino)?;
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }
@@ -51,6 +60,7 @@ impl Vfs {
 
     /// Remove an attribute.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Outcome<()> {
+        self.check_live(ino)?;
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }

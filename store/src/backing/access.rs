@@ -2,7 +2,6 @@
 //! write says about the directory.
 
 use std::io::{self, IoSlice};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -156,8 +155,7 @@ impl Member {
 
     /// True if the path still leads to a directory with a superblock.
     pub fn verify_marker(&self) -> bool {
-        let path = self.path();
-        MARKER_NAMES.iter().any(|name| Path::new(&*path).join(name).is_file())
+        self.backing().is_some_and(|backing| backing.is_marked())
     }
 }
 

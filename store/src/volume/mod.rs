@@ -15,6 +15,7 @@ mod space;
 mod status;
 #[cfg(test)]
 mod tests;
+mod versions;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub use crate::meta::rows::{
     Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
     SetAttr, Unlinked,
 };
+pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
@@ -349,6 +351,7 @@ impl Volume {
         outcome?;
         if !self.asked_read_only {
             self.checkpoint_if_due()?;
+            self.meta.with(|txn| self.log.note_durable(txn))?;
             self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }

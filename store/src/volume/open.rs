@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
 use super::space::Space;
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
-use crate::backing::{Backing, BackingSet, Health, Hedge, Member};
+use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories};
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
-use crate::commit_log::{CommitLog, Head, head_of};
+use crate::commit_log::{CommitLog, Head, standing_of};
 use crate::error::{Error, Result};
 use crate::fence::{self, Claimant, FenceWatch};
 use crate::ids::{MemberId, SegmentId, VolumeId};
@@ -77,6 +77,8 @@ impl std::fmt::Debug for ReportFn {
     }
 }
 
+/// Segments that may be closed in one generation: they hold 2 GiB of data at the least.
+const CLOSED_TOGETHER_MAX: u64 = 64;
 /// How long the sync of what was left may take in one directory.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -191,15 +193,25 @@ fn names(use_member: &[PathBuf], path: &Path) -> bool {
 impl Volume {
     /// Open a volume. Errors name the object and the next step; nothing is written before everything was checked.
     pub fn open(options: OpenOptions) -> Result<Arc<Self>> {
-        let discovery = discover(&options.sources)?;
+        Self::open_in(options, &RealDirectories)
+    }
+
+    /// [`Volume::open`], over what `directories` has at the paths. The state directory is a real one all the same.
+    pub fn open_in(options: OpenOptions, directories: &dyn Directories) -> Result<Arc<Self>> {
+        let discovery = discover(&options.sources, directories)?;
         let keys = unlock(discovery.newest_unverified(), &options.unlock)?;
-        Self::open_unlocked(options, discovery, keys)
+        Self::open_unlocked(options, discovery, directories, keys)
     }
 
     /// The rest of opening, once there are keys.
-    pub(super) fn open_unlocked(options: OpenOptions, discovery: Discovery, keys: VolumeKeys) -> Result<Arc<Self>> {
+    pub(super) fn open_unlocked(
+        options: OpenOptions,
+        discovery: Discovery,
+        directories: &dyn Directories,
+        keys: VolumeKeys,
+    ) -> Result<Arc<Self>> {
         let mut with_clones = discovery;
-        find_clones(&mut with_clones, &options);
+        find_clones(&mut with_clones, &options, directories);
         let Members { set, superblock, mut warnings } = members(with_clones, &keys, &options)?;
         let geometry = superblock.geometry;
         let present = set.members().iter().filter(|member| member.can_read()).count();
@@ -380,11 +392,14 @@ fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec<String>) -
 
 impl Volume {
     /// What a killed writer appended last was read back from memory, perhaps, and stands on no disk: before anything is
-    /// built on it, it is synced (R15).
+    /// built on it, it is synced (R15): segments that are open, and those that may have been closed in its last
+    /// generation. To sync a file that is synced already costs next to nothing.
     fn sync_what_was_left(&self) -> Result<()> {
         let rows = self.meta.with(|txn| txn.segments())?;
+        let last = rows.iter().map(|row| row.id.0).max().unwrap_or(0);
+        let is_old = |id: SegmentId| id.0 + CLOSED_TOGETHER_MAX < last;
         let closed: HashSet<SegmentId> =
-            rows.iter().filter(|row| row.state != SegmentState::Open).map(|row| row.id).collect();
+            rows.iter().filter(|row| row.state != SegmentState::Open && is_old(row.id)).map(|row| row.id).collect();
         let mut files = Vec::new();
         for member in self.set.members().iter().filter(|member| member.can_write()) {
             let listed = member.list_segments().unwrap_or_default();
@@ -403,11 +418,11 @@ impl Volume {
 
 /// Directories named as sources that claim a member another directory claims, too, were both found; a clone at a path
 /// nobody named cannot be seen. Kept as one list, so that [`members`] can refuse both.
-fn find_clones(discovery: &mut Discovery, options: &OpenOptions) {
+fn find_clones(discovery: &mut Discovery, options: &OpenOptions, directories: &dyn Directories) {
     for path in &options.use_member {
-        let known = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let known = directories.canonical(path);
         if !discovery.found.iter().any(|found| found.path == known) {
-            discovery.add(&known);
+            discovery.add(&known, directories);
         }
     }
 }
@@ -487,8 +502,8 @@ fn database(
     };
     for rebuilt in [false, true] {
         if let Some(meta) = found.take() {
-            let outcome = match head_of(&meta)? {
-                Some(head) => reader.catch_up(&meta, head, &superblock.checkpoints, report)?,
+            let outcome = match standing_of(&meta)? {
+                Some(standing) => reader.catch_up(&meta, &standing, &superblock.checkpoints, report)?,
                 None => None,
             };
             match outcome {
