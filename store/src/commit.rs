@@ -13,6 +13,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWri
 use crate::blocks::Blocks;
 use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
+use crate::fence::FenceWatch;
 use crate::ids::Generation;
 use crate::meta::Meta;
 
@@ -88,6 +89,8 @@ pub struct Parts<'a> {
     pub meta: &'a Meta,
     /// The commit log.
     pub log: &'a CommitLog,
+    /// Looks out for another writer.
+    pub fence: &'a FenceWatch,
     /// Where smaller ack sets are noted.
     pub overrides: &'a dyn AckOverrides,
 }
@@ -159,7 +162,7 @@ impl Commit {
     }
 
     fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
-        let Parts { blocks, meta, log, overrides } = parts;
+        let Parts { blocks, meta, log, overrides, fence } = parts;
         let _leading = self.leading.lock();
         log.usable()?;
         // Where there is much, most of the work is done while others go on writing.
@@ -189,6 +192,8 @@ impl Commit {
         drop(held_off);
         blocks.segments().sync()?;
         if let Some(record) = &appended {
+            // Answered only if nobody took the volume over before it was synced (R16).
+            fence.check()?;
             log.acknowledge(blocks, record, *overrides)?;
         }
         self.commits.fetch_add(1, Ordering::Relaxed);

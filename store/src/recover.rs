@@ -158,9 +158,8 @@ impl Reader<'_> {
             // Of equal generations the higher term wins; records off the chain are ignored and reported.
             for (term, parts) in terms.iter().rev() {
                 match self.read_record(parts) {
-                    Some((record, chain)) if record.previous == head.chain => {
+                    Some((record, chain)) if record.previous == head.chain && taken.is_none() => {
                         taken = Some((record, chain));
-                        break;
                     }
                     Some(_) => {
                         out.notes.push(format!("a record of generation {next}, term {term}, is off the log; ignored"));
@@ -225,6 +224,8 @@ impl Reader<'_> {
             // Until it knows better, the last generation may have been committed here and not synced there.
             let unsure = standing.durable < head.generation && found.range(head.generation..).nth(1).is_none();
             match read.iter().find(|(_, chain)| *chain == head.chain) {
+                // Of equal generations the higher term wins: this one was written by a writer that had been fenced.
+                Some((own, _)) if read.iter().any(|(other, _)| other.term > own.term) => return Ok(None),
                 Some((record, _)) if unsure && !self.blocks_hold(&decode_changes(&record.changes)?) => {
                     return Ok(None);
                 }

@@ -7,6 +7,7 @@ use crate::backing::{Backing, BackingSet, Call, Fault, FaultyBacking, Health, Li
 use crate::blocks::{BlocksConfig, Put};
 use crate::clock::{ManualClock, SeededEntropy};
 use crate::commit::{Commit, NothingDirty, Parts};
+use crate::fence::FenceWatch;
 use crate::geometry::Geometry;
 use crate::ids::{MemberId, ROOT_INO, SegmentId};
 use crate::meta::Setup;
@@ -100,7 +101,9 @@ impl Fixture {
     }
 
     fn commit(&self) -> Result<Generation> {
-        let parts = Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log, overrides: &self.noted };
+        let fence = FenceWatch::new(self.blocks.segments().set().clone(), VOLUME, [0; 32], None, 2);
+        let (blocks, meta, log) = (&self.blocks, &self.meta, &self.log);
+        let parts = Parts { blocks, meta, log, overrides: &self.noted, fence: &fence };
         self.commit.run(&parts, &NothingDirty)
     }
 

@@ -7,6 +7,8 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod takeover;
+
 struct Silent;
 
 impl CheckProgress for Silent {
@@ -67,6 +69,7 @@ impl Scratch {
             domain: None,
             codec: None,
             use_member: Vec::new(),
+            take_over: false,
             report: None,
         }
     }
