@@ -14,6 +14,7 @@ mod attr;
 mod caller;
 mod copy;
 mod dir;
+mod exec;
 mod lookup;
 mod open;
 mod read;
@@ -43,6 +44,7 @@ pub use write::Room;
 
 use crate::control_dir::{ControlDir, is_control};
 use crate::errno::{Errno, Outcome};
+use crate::exec_dir::ExecDir;
 use crate::handle::{Handles, OpenDir, OpenFile};
 use crate::inode_table::{Gone, InodeTable};
 use crate::workers::{Pool, processors};
@@ -113,6 +115,7 @@ pub struct Vfs {
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
     control: ControlDir,
+    exec: ExecDir,
     buffer: Arc<WriteBuffer>,
     /// For requests that wait for a disk.
     io: Pool,
@@ -142,6 +145,7 @@ impl Vfs {
             files: Handles::default(),
             dirs: Handles::default(),
             control: ControlDir::new(SystemClock.now_ns()),
+            exec: ExecDir::default(),
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,
@@ -195,6 +199,7 @@ impl Vfs {
     /// # Errors
     /// What kept the last changes from becoming durable.
     pub fn close(&self) -> StoreResult<()> {
+        self.exec.stop();
         self.writers.finish();
         self.io.finish();
         self.committer.stop();

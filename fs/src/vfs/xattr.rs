@@ -14,6 +14,8 @@ use crate::errno::{Errno, Outcome};
 
 /// Kept by the kernel's capability code; asked for before the first write to every file.
 const CAPABILITY: &[u8] = b"security.capability";
+/// A function's policy, to be read; archives and copies must not install one.
+const POLICY: &[u8] = b"user.brine.policy";
 /// Namespaces anything may be kept in. `system` is not one: its attributes mean something, and we know what only of
 /// access control lists.
 const NAMESPACES: [&[u8]; 3] = [b"user.", TRUSTED, b"security."];
@@ -39,6 +41,9 @@ impl Vfs {
         if is_control(ino) {
             // The kernel takes every other answer for an error of the permission check.
             return if is_acl(name) { Err(Errno(libc::ENODATA)) } else { self.control.get_xattr(ino, name) };
+        }
+        if name == POLICY {
+            return self.policy_of(ino).map(|policy| policy.encode()).ok_or(Errno(libc::ENODATA));
         }
         check_namespace(name)?;
         // Half of all requests of a program that makes small files, were it not answered from memory.
@@ -66,6 +71,9 @@ impl Vfs {
     /// Set an attribute; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, caller: Caller, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Outcome<()> {
         self.check_live(ino)?;
+        if name == POLICY {
+            return Err(Errno::NOT_PERMITTED);
+        }
         check_namespace(name)?;
         let (create, replace) = (flags & libc::XATTR_CREATE != 0, flags & libc::XATTR_REPLACE != 0);
         let _gate = self.buffer.change();
@@ -81,6 +89,9 @@ impl Vfs {
     /// Remove an attribute.
     pub fn remove_xattr(&self, caller: Caller, ino: Ino, name: &[u8]) -> Outcome<()> {
         self.check_live(ino)?;
+        if name == POLICY {
+            return Err(Errno::NOT_PERMITTED);
+        }
         check_namespace(name)?;
         let _gate = self.buffer.change();
         if is_acl(name) {

@@ -7,6 +7,8 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod takeover;
+
 struct Silent;
 
 impl CheckProgress for Silent {
@@ -67,6 +69,7 @@ impl Scratch {
             domain: None,
             codec: None,
             use_member: Vec::new(),
+            take_over: false,
             report: None,
         }
     }
@@ -454,5 +457,132 @@ fn a_damaged_database_is_set_aside_and_rebuilt() {
     let volume = scratch.open();
     assert!(volume.warnings().iter().any(|w| w.contains("aside")), "{:?}", volume.warnings());
     assert_eq!(read(&volume, "file").unwrap(), noise(24, 70_000));
+    volume.close(&NothingDirty).unwrap();
+}
+
+/// Six directories and a copy of them; `more` generations are committed after the copy, then the daemon dies and the
+/// directories are found as they were copied: as a power cut leaves them that keeps the database and loses the log's end.
+fn database_ahead_by(name: &str, more: usize) -> Scratch {
+    let scratch = Scratch::new(name);
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    write(&volume, "acknowledged", &noise(30, 50_000));
+    volume.commit(&NothingDirty).unwrap();
+    let copy = |from: String, to: String| {
+        let status =
+            std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
+        assert!(status.unwrap().success());
+    };
+    (0..6).for_each(|n| copy(format!("d{n}"), format!("old-{n}")));
+    for n in 0..more {
+        write(&volume, &format!("later{n}"), &noise(31 + n as u64, 50_000));
+        volume.commit(&NothingDirty).unwrap();
+    }
+    drop(volume);
+    for n in 0..6 {
+        std::fs::remove_dir_all(scratch.0.join(format!("d{n}"))).unwrap();
+        std::fs::rename(scratch.0.join(format!("old-{n}")), scratch.0.join(format!("d{n}"))).unwrap();
+    }
+    scratch
+}
+
+#[test]
+fn rows_of_a_generation_that_was_not_synced_are_dropped() {
+    let scratch = database_ahead_by("ahead", 1);
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("not on the commit log")), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "acknowledged").unwrap(), noise(30, 50_000));
+    assert!(matches!(read(&volume, "later0"), Err(Error::NotFound)));
+    write(&volume, "more", &noise(40, 50_000));
+    volume.close(&NothingDirty).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "more").unwrap(), noise(40, 50_000));
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn directories_older_than_what_the_database_knows_durable_are_refused() {
+    let scratch = database_ahead_by("rolled-back", 2);
+    let error = Volume::open(scratch.options()).unwrap_err().to_string();
+    assert!(error.contains("generation"), "{error}");
+}
+
+fn set_size(volume: &Volume, ino: crate::ids::Ino, size: u64) -> Attr {
+    let now = volume.clock().now_ns();
+    volume.set_file(ino, &FileChange { size, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false }).unwrap()
+}
+
+#[test]
+fn small_writes_go_into_the_record_and_are_folded_behind() {
+    let scratch = Scratch::new("patches");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    let mut content = noise(50, 200_000);
+    let attr = write(&volume, "file", &content);
+    volume.commit(&NothingDirty).unwrap();
+    let stored = volume.status().unwrap().space.stored_bytes;
+    // Over the first chunk, twice over one place, past the end of the second, and into a hole far behind.
+    for (at, seed, len) in [(1000, 51, 4096), (3000, 52, 4096), (199_000, 53, 3000), (900_000, 54, 100)] {
+        let bytes = noise(seed, len);
+        content.resize(content.len().max(at + len), 0);
+        content[at..at + len].copy_from_slice(&bytes);
+        let (chunk, offset) = ((at >> 17) as u64, (at & 0x1_ffff) as u32);
+        volume.write_patches(attr.ino, &[(ChunkNo(chunk), offset, &bytes)]).unwrap();
+    }
+    let attr = set_size(&volume, attr.ino, content.len() as u64);
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.status().unwrap().space.stored_bytes, stored, "no block was stored");
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    assert_eq!(volume.seek_data(&attr, 300_000).unwrap(), Some(6 << 17));
+    assert_eq!(volume.seek_hole(&attr, 0).unwrap(), 2 << 17);
+    assert!(volume.meta().verify().unwrap().is_empty());
+    drop(volume);
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("d0")).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("d3")).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    let before = volume.attr(attr.ino).unwrap();
+    volume.fold_due(true).unwrap();
+    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 0);
+    let after = volume.attr(attr.ino).unwrap();
+    assert_eq!((after.version, after.mtime_ns, after.size), (before.version, before.mtime_ns, before.size));
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    volume.commit(&NothingDirty).unwrap();
+    assert!(volume.meta().verify().unwrap().is_empty());
+    volume.close(&NothingDirty).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn a_new_chunk_a_punch_and_a_cut_end_the_patches_under_them() {
+    let scratch = Scratch::new("patches-end");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    let attr = write(&volume, "file", &noise(60, 400_000));
+    let patch = |chunk, seed| volume.write_patches(attr.ino, &[(ChunkNo(chunk), 10, &noise(seed, 500))]).unwrap();
+    (0..4).for_each(|chunk| patch(chunk, 61 + chunk));
+    // Equal content stored again must not show what was laid over it.
+    volume.write_chunks(attr.ino, &[(ChunkNo(0), &noise(60, 400_000)[..1 << 17])]).unwrap();
+    volume.punch(attr.ino, ChunkNo(1), 1).unwrap();
+    set_size(&volume, attr.ino, 2 << 17);
+    set_size(&volume, attr.ino, 400_000);
+    let mut expected = vec![0; 400_000];
+    expected[..1 << 17].copy_from_slice(&noise(60, 400_000)[..1 << 17]);
+    assert!(read(&volume, "file").unwrap() == expected);
+    patch(2, 70);
+    patch(2, 71);
+    expected[(2 << 17) + 10..(2 << 17) + 510].copy_from_slice(&noise(71, 500));
+    volume.commit(&NothingDirty).unwrap();
+    assert!(read(&volume, "file").unwrap() == expected);
+    assert!(volume.meta().verify().unwrap().is_empty(), "{:?}", volume.meta().verify());
+    volume.unlink(ROOT_INO, b"file").unwrap();
+    volume.release_orphan(attr.ino).unwrap();
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 0);
+    assert!(volume.meta().verify().unwrap().is_empty(), "{:?}", volume.meta().verify());
     volume.close(&NothingDirty).unwrap();
 }
