@@ -7,6 +7,7 @@
 use rusqlite::params;
 
 use super::extent::{ANY_SEQUENCE, PUT, range};
+use super::patch::Patch;
 use super::rows::*;
 use super::sql::{At, int};
 use super::txn::{Txn, block_of};
@@ -41,16 +42,23 @@ impl Txn<'_> {
         }
         let replaced = self.clear(&two, to, past)?;
         let copied = self.put_shared(&one, (from, from_past), &two, to)?;
+        let patches = self.patches(one.data, from, from_past)?;
         self.amend(target, |row| {
             row.inline = None;
             let bytes = |rows: u64| rows << row.chunk_bits;
             row.allocated = row.allocated.saturating_sub(bytes(replaced)) + bytes(copied);
-        })
+        })?;
+        let patches: Vec<Patch<'_>> = patches
+            .iter()
+            .map(|patch| (ChunkNo(to.0 + (patch.chunk.0 - from.0)), patch.offset, &*patch.bytes))
+            .collect();
+        if patches.is_empty() { Ok(()) } else { self.put_patches(target, &patches) }
     }
 
-    /// Delete the rows of a range at once, those that were cut off too. Returns how many there were.
+    /// Delete the rows of a range at once, those that were cut off too, and its patches. Returns how many chunks had any.
     fn clear(&mut self, file: &InodeRow, from: ChunkNo, past: ChunkNo) -> Result<u64> {
         let now = self.generation();
+        let alone = self.end_patches(file.data, from, past)?;
         let core = &*self.core;
         let rows = range(&core.conn, file.data, (from, past), ANY_SEQUENCE, usize::MAX).at(&core.path)?;
         let ended: Vec<_> =
@@ -67,7 +75,7 @@ impl Txn<'_> {
             self.core.apply(RowChange::DelExtents { data, from: first, to, below: ANY_SEQUENCE, at })?;
             start += run;
         }
-        Ok(rows.len() as u64)
+        Ok(rows.len() as u64 + alone)
     }
 
     /// The target's range is clear. Returns the number of rows put.
