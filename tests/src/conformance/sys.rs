@@ -154,6 +154,15 @@ pub fn statvfs(path: &Path) -> Answer<libc::statvfs> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// fstatvfs(3).
+pub fn fstatvfs(file: RawFd) -> Answer<libc::statvfs> {
+    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the buffer is one `statvfs` and lives through the call; the kernel checks the descriptor.
+    done(unsafe { libc::fstatvfs(file, stat.as_mut_ptr()) })?;
+    // SAFETY: zeroed memory is a valid `statvfs`, and the call filled it.
+    Ok(unsafe { stat.assume_init() })
+}
+
 /// utimensat(2): (seconds, nanoseconds) of access and modification.
 pub fn utimens(path: &Path, atime: (i64, i64), mtime: (i64, i64), flags: i32) -> Answer {
     let path = c(path);
