@@ -12,6 +12,7 @@ pub mod commit_log; // each generation as a sealed record in the backing directo
 pub mod erasure; // Reed-Solomon over GF(2^8), kernels chosen at run time
 pub mod error; // the one error type of this crate
 pub mod fence; // one writer: terms
+pub mod gc; // space given back
 pub mod geometry; // k data and m parity shards
 pub mod ids; // newtypes for every number that could be swapped
 pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery key

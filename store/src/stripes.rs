@@ -1,7 +1,7 @@
 //! Whole stripes, looked at with care: every shard read and verified, the message joined from those that are good.
 //! Also what a segment's own files say of it, without a database.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -12,8 +12,12 @@ use crate::erasure::Coder;
 use crate::geometry::Geometry;
 use crate::ids::{Incarnation, MemberId, SegmentId, ShardIndex, VolumeId};
 use crate::shard::{
-    HEADER_LEN_MAX, RECORD_ALIGN, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, UnverifiedHeader, quick_check,
+    HEADER_LEN_MAX, RECORD_ALIGN, RECORD_MAGIC, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, UnverifiedHeader,
+    quick_check,
 };
+
+/// Bytes of each file looked through at a time for the next record.
+const SEARCH_WINDOW: usize = 256 << 10;
 
 /// What a reader must know of a segment.
 #[derive(Clone, Debug)]
@@ -282,11 +286,47 @@ impl Stripes {
     pub fn records(&self, segment: SegmentId, offset: u64, info: &SegmentInfo) -> Vec<(StripePlace, RecordHeader)> {
         let mut found = Vec::new();
         let mut at = offset.max(SEGMENT_HEADER_LEN as u64).next_multiple_of(RECORD_ALIGN);
-        while let Some(header) = self.header_at(segment, at, info) {
+        loop {
+            let header = match self.header_at(segment, at, info) {
+                Some(header) => header,
+                // Punched, torn or lost in every file: what comes after it is found by its own header.
+                None => match self.next_record(segment, at, info) {
+                    Some((offset, header)) => {
+                        at = offset;
+                        header
+                    }
+                    None => return found,
+                },
+            };
             let len = header.record_len();
             found.push((StripePlace { segment, offset: at, record_len: len as u32 }, header));
             at += len;
         }
-        found
+    }
+
+    /// The first authentic record header after `from` in any file of the segment.
+    fn next_record(&self, segment: SegmentId, from: u64, info: &SegmentInfo) -> Option<(u64, RecordHeader)> {
+        let mut window = vec![0; SEARCH_WINDOW];
+        let mut at = from;
+        loop {
+            let mut longest = 0;
+            let mut marks = BTreeSet::new();
+            for member in info.slots.iter().flatten().filter_map(|id| self.set.get(id)).filter(|m| m.can_read()) {
+                let Ok(len) = member.read_segment(segment, at, &mut window) else { continue };
+                longest = longest.max(len);
+                let starts = window[..len].chunks(RECORD_ALIGN as usize).enumerate();
+                marks.extend(starts.filter(|(_, bytes)| bytes.starts_with(&RECORD_MAGIC)).map(|(n, _)| n as u64));
+            }
+            if longest == 0 {
+                return None;
+            }
+            let places = marks.into_iter().map(|n| at + n * RECORD_ALIGN).filter(|place| *place > from);
+            for place in places {
+                if let Some(header) = self.header_at(segment, place, info) {
+                    return Some((place, header));
+                }
+            }
+            at += (longest as u64).next_multiple_of(RECORD_ALIGN);
+        }
     }
 }

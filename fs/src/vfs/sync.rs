@@ -77,7 +77,8 @@ fn run(vfs: &Weak<Vfs>) {
 impl Vfs {
     /// Make everything accepted so far durable, if anything is new since the last commit. Waits for disks.
     fn commit(&self) -> Outcome<()> {
-        if !self.buffer.take_changed() {
+        // What goes on behind (retiring, gc, retention) changes the metadata, too.
+        if !self.buffer.take_changed() && !self.volume.has_changes() {
             return Ok(());
         }
         let outcome = self.volume.commit(&*self.buffer);

@@ -20,7 +20,8 @@ pub const MESSAGE_LEN_MAX: usize = 32 << 20;
 /// Most parts of one commit record: 1024 x 16 MiB of row changes in one generation.
 pub const PARTS_MAX: u16 = 1024;
 
-const MAGIC: [u8; 8] = *b"brineREC";
+/// First bytes of a record.
+pub const MAGIC: [u8; 8] = *b"brineREC";
 const FIXED_LEN: usize = 144;
 const BLOCK_LEN: usize = 24;
 const COMMIT_LEN: usize = 72;

@@ -9,11 +9,12 @@ mod image;
 mod open;
 mod prefetch;
 mod probe;
+mod reclaim;
 mod replace;
 mod space;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ use crate::clock::Clock;
 use crate::commit::{Commit, Parts};
 use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
+use crate::gc::Gc;
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
@@ -87,6 +89,11 @@ pub struct Volume {
     commit: Commit,
     log: CommitLog,
     last_image: Mutex<image::LastImage>,
+    /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
+    floor: Mutex<Option<Generation>>,
+    gc: Mutex<Gc>,
+    /// Held by what looks at every stripe, and by gc while it frees any.
+    maintenance: Mutex<()>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -152,6 +159,11 @@ impl Volume {
 
     pub(crate) fn identity(&self) -> crate::blocks::Identity {
         crate::blocks::Identity { volume: self.id, term: self.term }
+    }
+
+    /// True if a commit would close a generation.
+    pub fn has_changes(&self) -> bool {
+        self.meta.has_changes()
     }
 
     fn writable(&self) -> Result<()> {
@@ -341,7 +353,16 @@ impl Volume {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
         superblock.sequence += 1;
-        open::write_to_members(&self.set, &superblock, &self.keys)
+        // Until it is known how many members have it, nothing counts as published.
+        *self.floor.lock() = None;
+        let written = open::write_to_members(&self.set, &superblock, &self.keys)?;
+        if written > self.geometry.parity() {
+            *self.floor.lock() = match &superblock.checkpoints[..] {
+                [_, older] => Some(older.generation),
+                _ => None,
+            };
+        }
+        Ok(())
     }
 }
 
@@ -404,11 +425,15 @@ impl Volume {
             return Ok(());
         }
         self.checkpoint_if_due()?;
-        while {
-            let _held = self.gate();
-            self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
-        } {}
-        self.heal_queued()
+        while self.retire_some()? {}
+        self.heal_queued()?;
+        self.gc_round()
+    }
+
+    /// Delete some of the extents that were cut off. True: there may be more.
+    fn retire_some(&self) -> Result<bool> {
+        let _held = self.gate();
+        self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))
     }
 
     /// Write the shards anew that readers found missing or wrong, where their directories can take them.
