@@ -1,21 +1,19 @@
-//! One request to run a function: argv, environment, working directory, caller.
+//! One request to run a function, as decided upon: which version, for whom, with what.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use brine_store::ids::{Ino, Version};
 
+use crate::plan::Identity;
+
 /// Who asked for a run. A run has exactly the caller's identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
-    /// Process that called.
-    pub pid: u32,
-    /// Its user.
-    pub uid: u32,
-    /// Its group.
-    pub gid: u32,
-    /// Its supplementary groups.
-    pub groups: Vec<u32>,
+    /// Process that called; a hint for people, never an authorisation.
+    pub pid: i32,
+    /// User, group and supplementary groups, as the kernel vouches for them.
+    pub identity: Identity,
 }
 
 /// A request to run one version of one function.

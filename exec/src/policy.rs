@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::scope::Scope;
 
 /// Network of a run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Network {
-    /// None at all.
+    /// None at all: an empty network namespace without even a loopback that is up.
     #[default]
     None,
     /// The host's.
@@ -17,7 +17,7 @@ pub enum Network {
 /// Limits of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory, bytes.
+    /// Memory without scratch, bytes. Swap is never given.
     pub memory_bytes: u64,
     /// Processor, thousandths of a core.
     pub cpu_milli: u32,
@@ -25,8 +25,35 @@ pub struct Limits {
     pub pids: u32,
     /// Wall-clock time.
     pub wall: Duration,
-    /// Private scratch space, bytes.
+    /// Processor time of all its processes together; none means as much as `wall` allows.
+    pub cpu_time: Option<Duration>,
+    /// Time between SIGTERM and SIGKILL when `wall` or `cpu_time` is over.
+    pub grace: Duration,
+    /// Private scratch space, bytes; part of the memory the group is allowed (X9).
     pub scratch_bytes: u64,
+    /// Open descriptors of one process.
+    pub open_files: u64,
+    /// Largest file it may write, bytes.
+    pub file_size_bytes: u64,
+}
+
+/// Least memory a sandbox is given: below it not even its own init fits.
+pub const MEMORY_BYTES_MIN: u64 = 8 << 20;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 512 << 20,
+            cpu_milli: 1000,
+            pids: 256,
+            wall: Duration::from_secs(60),
+            cpu_time: None,
+            grace: Duration::from_secs(2),
+            scratch_bytes: 64 << 20,
+            open_files: 1024,
+            file_size_bytes: 1 << 40,
+        }
+    }
 }
 
 /// The policy of one function.
@@ -42,4 +69,6 @@ pub struct Policy {
     pub environment: Vec<String>,
     /// Runs at one time at most.
     pub concurrency: u32,
+    /// Run even if a limit cannot be enforced on this machine.
+    pub best_effort: bool,
 }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::blocks::Blocks;
-use crate::commit_log::CommitLog;
+use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
 use crate::ids::Generation;
 use crate::meta::Meta;
@@ -78,6 +78,8 @@ pub struct Parts<'a> {
     pub meta: &'a Meta,
     /// The commit log.
     pub log: &'a CommitLog,
+    /// Where smaller ack sets are noted.
+    pub overrides: &'a dyn AckOverrides,
 }
 
 /// With fewer unsynced bytes than this everything is synced at once with the record, while writers are held off.
@@ -146,7 +148,7 @@ impl Commit {
     }
 
     fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
-        let Parts { blocks, meta, log } = parts;
+        let Parts { blocks, meta, log, overrides } = parts;
         // Where there is much, most of the work is done while others go on writing.
         for _ in 0..OPEN_FLUSHES_MAX {
             flusher.flush(false)?;
@@ -166,7 +168,7 @@ impl Commit {
         })?;
         let mut head = None;
         let closed = meta.commit_with(|closed| {
-            let (after, rows) = log.append(blocks, closed)?;
+            let (after, rows) = log.append(blocks, closed, *overrides)?;
             head = Some(after);
             Ok(rows)
         })?;

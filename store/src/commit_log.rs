@@ -16,6 +16,16 @@ use crate::meta::codec::encode_changes;
 use crate::meta::{Closed, Meta, OutboxRow};
 use crate::record::{ChainHash, GenerationRecord};
 use crate::shard::CommitHeader;
+use crate::superblock::AckOverride;
+
+/// Where ack sets are made smaller, durably, before a generation is answered (R8).
+pub trait AckOverrides: std::fmt::Debug {
+    /// Make these durable in the superblocks of the members left.
+    ///
+    /// # Errors
+    /// If too few members took them: the generation must not be answered.
+    fn put(&self, overrides: Vec<AckOverride>) -> Result<()>;
+}
 
 /// Where the log ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,9 +115,16 @@ impl CommitLog {
     /// Append the record of a generation and sync it together with everything it names. Returns what the database
     /// keeps of it, to be committed with the rows.
     ///
+    /// If slots of its ack set were not synced, `overrides` makes that durable first (R8).
+    ///
     /// # Errors
     /// Those of appending and syncing: the generation is then not durable, though it may still become so (R9).
-    pub fn append(&self, blocks: &Blocks, closed: &Closed) -> Result<(Head, Vec<OutboxRow>)> {
+    pub fn append(
+        &self,
+        blocks: &Blocks,
+        closed: &Closed,
+        overrides: &dyn AckOverrides,
+    ) -> Result<(Head, Vec<OutboxRow>)> {
         let before = self.head();
         let record = GenerationRecord {
             volume: self.volume,
@@ -125,6 +142,7 @@ impl CommitLog {
         let mut head = before;
         let mut rows = Vec::with_capacity(parts.len());
         let mut bytes = 0;
+        let mut appended = Vec::with_capacity(parts.len());
         for part in parts {
             let header = CommitHeader {
                 term: self.term,
@@ -135,7 +153,7 @@ impl CommitLog {
                 copies: 0,
                 random: part.random,
             };
-            blocks.append_commit(header, &part.message)?;
+            appended.push(blocks.append_commit(header, &part.message)?);
             bytes += part.message.len() as u64;
             head = Head { generation: closed.generation, chain: part.chain };
             // Only the last part is needed to know where the database stands.
@@ -144,6 +162,23 @@ impl CommitLog {
             }
         }
         blocks.segments().sync()?;
+        let smaller: Vec<AckOverride> = appended
+            .iter()
+            .filter_map(|at| {
+                let left = at.ack_set & !blocks.segments().lacking(at.segment);
+                let (term, generation) = (self.term, closed.generation);
+                (left != at.ack_set).then_some(AckOverride {
+                    term,
+                    generation,
+                    part: at.part,
+                    segment: at.segment,
+                    ack_set: left,
+                })
+            })
+            .collect();
+        if !smaller.is_empty() {
+            overrides.put(smaller)?;
+        }
         *self.since_checkpoint.lock() += bytes;
         Ok((head, rows))
     }
@@ -153,3 +188,6 @@ impl CommitLog {
         *self.head.lock() = head;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,6 +45,11 @@ const REST: u32 = 10;
 /// Background: time spent freeing in one round of housekeeping.
 const ROUND: Duration = Duration::from_millis(150);
 
+/// On request, and when space is tight: the open segment is closed when so much of each of its files is dead, bytes.
+const OPEN_DEAD_MIN: u64 = 64 << 10;
+/// The same in the background.
+const OPEN_DEAD_BACKGROUND: u64 = 4 << 20;
+
 /// How a collection is to be done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GcOptions {
@@ -229,6 +234,7 @@ impl Gc {
                 break;
             }
             self.condemn(volume, volume.meta().committed(), usize::MAX, &mut report)?;
+            volume.close_wasteful_segment(OPEN_DEAD_MIN)?;
             commit()?;
             let moved = self.rewrite_all(volume, u64::MAX, &mut report)?;
             let planned = self.plan_all(volume, true, &mut report)?;
@@ -292,6 +298,7 @@ impl Gc {
                     return Ok(());
                 }
                 self.grace = volume.meta().committed();
+                volume.close_wasteful_segment(if pressed { OPEN_DEAD_MIN } else { OPEN_DEAD_BACKGROUND })?;
                 let moved = self.rewrite_all(volume, 16 << 20, &mut report)?;
                 let planned = self.plan_all(volume, pressed, &mut report)?;
                 let past = self.plans.values().map(|plan| plan.noted).max();

@@ -26,6 +26,7 @@ pub mod segment; // append-only files in which stripes lie
 pub mod shard; // record headers: the bytes around every shard
 pub mod stripes; // whole stripes, verified shard by shard
 pub mod superblock; // a volume's identity in each backing directory
+pub mod usage; // what takes the space
 pub mod volume; // all that the crates above see
 mod wire; // little-endian fields, and the checksum and MAC that end every structure on disk // verify everything, by path
 

@@ -18,7 +18,7 @@ use crate::record::{ChainHash, CommitRecord, GenerationRecord, ImageIndex};
 use crate::seal::{BlockKind, Sealer, VolumeKeys};
 use crate::shard::{CommitHeader, Location, RecordKind};
 use crate::stripes::{SegmentInfo, StripePlace, Stripes};
-use crate::superblock::CheckpointPointer;
+use crate::superblock::{AckOverride, CheckpointPointer};
 
 /// One part of a commit record, where it was found.
 struct FoundPart {
@@ -50,6 +50,8 @@ pub struct Reader<'a> {
     pub keys: &'a VolumeKeys,
     /// Opens image blocks.
     pub sealer: &'a Sealer,
+    /// Ack sets that were made smaller, as the newest superblock has them.
+    pub overrides: &'a [AckOverride],
 }
 
 impl std::fmt::Debug for Reader<'_> {
@@ -107,8 +109,19 @@ impl Reader<'_> {
         }
         parts.iter().any(|part| {
             let survey = self.stripes.survey(part.place, &part.info);
-            survey.bad.iter().any(|(slot, what)| part.header.ack_set >> slot & 1 == 1 && *what != "directory missing")
+            let ack_set = self.ack_set(part);
+            survey.bad.iter().any(|(slot, what)| ack_set >> slot & 1 == 1 && *what != "directory missing")
         })
+    }
+
+    /// The slots that were synced before a record was answered, if it was.
+    fn ack_set(&self, part: &FoundPart) -> u64 {
+        let header = &part.header;
+        let of_part = |other: &&AckOverride| {
+            (other.term, other.generation, other.part, other.segment)
+                == (header.term, header.generation, header.part, part.place.segment)
+        };
+        self.overrides.iter().rev().find(of_part).map_or(header.ack_set, |other| other.ack_set)
     }
 
     /// True if every stripe of the blocks that a record adds still has k good shards.

@@ -5,6 +5,7 @@
 //! records in them mean.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -48,6 +49,14 @@ pub struct OpenSegment {
     unwritten: AtomicU64,
 }
 
+impl OpenSegment {
+    /// Slots that have a file.
+    pub fn occupied(&self) -> u64 {
+        let slots = self.slots.iter().enumerate();
+        slots.filter(|(_, member)| member.is_some()).fold(0, |mask, (slot, _)| mask | 1 << slot)
+    }
+}
+
 /// Where a run of records was placed.
 #[derive(Clone, Debug)]
 pub struct Extent {
@@ -59,11 +68,31 @@ pub struct Extent {
     pub fresh: bool,
 }
 
+/// What was appended to a segment and is not known synced.
+#[derive(Debug)]
+struct Unsynced {
+    segment: Arc<OpenSegment>,
+    /// Stripes were: every occupied slot has a shard of each.
+    stripes: bool,
+    /// Slots of the records that were written as whole copies; equal ones once.
+    copies: Vec<u64>,
+}
+
+impl Unsynced {
+    /// Slots whose files have unsynced bytes.
+    fn slots(&self) -> u64 {
+        let stripes = if self.stripes { self.segment.occupied() } else { 0 };
+        self.copies.iter().fold(stripes, |all, copies| all | copies)
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     open: Option<(Arc<OpenSegment>, u64)>,
     /// Segments (open or closed) with bytes not known synced.
-    unsynced: BTreeMap<SegmentId, Arc<OpenSegment>>,
+    unsynced: BTreeMap<SegmentId, Unsynced>,
+    /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
+    lacking: BTreeMap<SegmentId, u64>,
     /// Segments closed since the last [`Segments::take_closed`], with their tails.
     closed: Vec<(SegmentId, u64)>,
     next: u64,
@@ -92,6 +121,8 @@ pub struct Segments {
     fixed: bool,
     state: Mutex<State>,
     unsynced_bytes: AtomicU64,
+    /// One sync at a time: who comes second must not be told "nothing to sync" while the first is still at it.
+    syncing: Mutex<()>,
 }
 
 impl std::fmt::Debug for Segments {
@@ -121,6 +152,7 @@ impl Segments {
             fixed,
             state: Mutex::new(state),
             unsynced_bytes: AtomicU64::new(0),
+            syncing: Mutex::new(()),
         }
     }
 
@@ -313,12 +345,29 @@ impl Segments {
         })
     }
 
-    /// Tell that `len` bytes of every file were appended at `extent`, after they were: from now on a sync covers them.
-    /// Starts write-back now and then.
+    /// Slots of a segment whose members can be written: those that are synced before a record in it is answered.
+    pub fn healthy(&self, segment: &OpenSegment) -> u64 {
+        let healthy = |id: &MemberId| self.set.get(id).is_some_and(|member| member.can_write());
+        let slots = segment.slots.iter().enumerate();
+        slots.filter(|(_, id)| id.as_ref().is_some_and(healthy)).fold(0, |mask, (slot, _)| mask | 1 << slot)
+    }
+
+    /// The slots that take a record in whole copies: m+1 healthy ones, always the same of one segment, other ones of
+    /// the next. `None` if there are not enough to answer by.
+    pub fn slots_for_copies(&self, segment: &OpenSegment) -> Option<u64> {
+        let healthy = self.healthy(segment);
+        let total = segment.slots.len();
+        let turn = (segment.id.0 % total as u64) as usize;
+        let slots = (0..total).map(|n| (turn + n) % total).filter(|slot| healthy >> slot & 1 == 1);
+        let chosen: Vec<usize> = slots.take(segment.geometry.parity() + 1).collect();
+        (chosen.len() >= self.copies_needed(segment)).then(|| chosen.iter().fold(0, |mask, slot| mask | 1 << slot))
+    }
+
+    /// Tell that stripes of `len` bytes a file were appended at `extent`, after they were: from now on a sync covers
+    /// them. Starts write-back now and then.
     pub fn appended(&self, extent: &Extent, len: u64) {
         let segment = &extent.segment;
-        self.state.lock().unsynced.insert(segment.id, segment.clone());
-        self.unsynced_bytes.fetch_add(len, Ordering::Relaxed);
+        self.note_unsynced(segment, len, |unsynced| unsynced.stripes = true);
         if segment.unwritten.fetch_add(len, Ordering::Relaxed) + len < WRITEBACK_STEP {
             return;
         }
@@ -328,6 +377,22 @@ impl Segments {
         for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
             member.start_writeback(segment.id, start, end - start);
         }
+    }
+
+    /// As [`Self::appended`], of a record that was written in whole copies into `slots`.
+    pub fn appended_copies(&self, extent: &Extent, len: u64, slots: u64) {
+        self.note_unsynced(&extent.segment, len, |unsynced| {
+            if !unsynced.copies.contains(&slots) {
+                unsynced.copies.push(slots);
+            }
+        });
+    }
+
+    fn note_unsynced(&self, segment: &Arc<OpenSegment>, len: u64, note: impl FnOnce(&mut Unsynced)) {
+        let mut state = self.state.lock();
+        let nothing = || Unsynced { segment: segment.clone(), stripes: false, copies: Vec::new() };
+        note(state.unsynced.entry(segment.id).or_insert_with(nothing));
+        self.unsynced_bytes.fetch_add(len, Ordering::Relaxed);
     }
 
     /// Bytes of every file appended since the last sync.
@@ -340,41 +405,88 @@ impl Segments {
         !self.state.lock().unsynced.is_empty()
     }
 
-    /// Make every appended record durable in every occupied slot, and in at least [`Self::min_ack`] of each segment.
+    /// True if stripes were appended since the last successful sync.
+    pub fn has_unsynced_stripes(&self) -> bool {
+        self.state.lock().unsynced.values().any(|unsynced| unsynced.stripes)
+    }
+
+    /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
+    pub fn lacking(&self, segment: SegmentId) -> u64 {
+        self.state.lock().lacking.get(&segment).copied().unwrap_or(0)
+    }
+
+    /// Make every appended record durable in every healthy slot that holds it, and in at least [`Self::min_ack`] slots
+    /// of each segment (of whole copies in k-1 fewer).
     ///
-    /// Records appended while this runs may or may not be covered: they are listed for the next call.
+    /// Records appended while this runs may or may not be covered: they are listed for the next call. After an error
+    /// what was to be synced stays listed, so that no later sync passes over it.
     pub fn sync(&self) -> Result<()> {
-        let segments = std::mem::take(&mut self.state.lock().unsynced);
-        self.unsynced_bytes.store(0, Ordering::Relaxed);
-        if segments.is_empty() {
+        let _alone = self.syncing.lock();
+        let due = std::mem::take(&mut self.state.lock().unsynced);
+        let bytes = self.unsynced_bytes.swap(0, Ordering::Relaxed);
+        if due.is_empty() {
             return Ok(());
         }
-        let files: Vec<(MemberId, SegmentId)> = segments
-            .values()
-            .flat_map(|segment| segment.slots.iter().flatten().map(|member| (*member, segment.id)))
-            .filter(|(member, _)| self.set.get(member).is_some_and(|m| m.can_write()))
-            .collect();
-        let mut good: BTreeMap<SegmentId, usize> = segments.keys().map(|id| (*id, 0)).collect();
+        let slot_of = |unsynced: &Unsynced, member: &MemberId| {
+            unsynced.segment.slots.iter().position(|slot| slot.as_ref() == Some(member))
+        };
+        let mut files = Vec::new();
+        for (id, unsynced) in &due {
+            let slots = unsynced.slots() & self.healthy(&unsynced.segment);
+            let members = unsynced.segment.slots.iter().enumerate();
+            files.extend(
+                members.filter(|(slot, _)| slots >> slot & 1 == 1).filter_map(|(_, m)| m.map(|member| (member, *id))),
+            );
+        }
+        let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
         let mut failed = Vec::new();
-        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+        for (member, id, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
             match outcome {
-                Ok(()) => *good.entry(segment).or_default() += 1,
+                Ok(()) => {
+                    let slot = due.get(&id).and_then(|unsynced| slot_of(unsynced, &member));
+                    *good.entry(id).or_default() |= slot.map_or(0, |slot| 1 << slot);
+                }
                 Err(error) => {
-                    self.set.report_write_error(&member, &format!("sync segment {segment}"), &error);
-                    failed.push(segment);
+                    self.set.report_write_error(&member, &format!("sync segment {id}"), &error);
+                    failed.push(id);
                 }
             }
         }
         for segment in failed {
             self.abandon(segment);
         }
-        for (id, healthy) in good {
-            let needed = segments.get(&id).map_or(0, |segment| self.needed_in(segment));
-            if healthy < needed {
-                return Err(Error::TooFewMembers { healthy, needed });
+        let short = due.iter().find_map(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)));
+        let mut state = self.state.lock();
+        for (id, unsynced) in &due {
+            let missed = unsynced.slots() & !good.get(id).copied().unwrap_or(0);
+            if missed != 0 {
+                *state.lacking.entry(*id).or_default() |= missed;
             }
         }
-        Ok(())
+        let Some(error) = short else { return Ok(()) };
+        for (id, old) in due {
+            match state.unsynced.entry(id) {
+                Entry::Vacant(entry) => drop(entry.insert(old)),
+                Entry::Occupied(mut entry) => {
+                    let newer = entry.get_mut();
+                    newer.stripes |= old.stripes;
+                    newer.copies.extend(old.copies);
+                }
+            }
+        }
+        self.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Err(error)
+    }
+
+    /// What is wrong if only the slots `good` of a segment were synced.
+    fn shortfall(&self, unsynced: &Unsynced, good: u64) -> Option<Error> {
+        let short = |slots: u64, needed: usize| {
+            let healthy = (slots & good).count_ones() as usize;
+            (healthy < needed).then_some(Error::TooFewMembers { healthy, needed })
+        };
+        let segment = &unsynced.segment;
+        let stripes = unsynced.stripes.then(|| short(segment.occupied(), self.needed_in(segment))).flatten();
+        stripes.or_else(|| unsynced.copies.iter().find_map(|slots| short(*slots, self.copies_needed(segment))))
     }
 
     /// Slots of a segment that must be synced now: `min_slots`, lowered by slots whose members are known lost, never
@@ -385,6 +497,11 @@ impl Segments {
         }
         let left = segment.slots.iter().flatten().filter_map(|id| self.set.get(id)).filter(|m| !m.is_lost()).count();
         self.min_slots.min(left.max(self.geometry.data()))
+    }
+
+    /// Of whole copies: with so many, a record survives what a stripe does that is synced in [`Self::needed_in`] slots.
+    fn copies_needed(&self, segment: &OpenSegment) -> usize {
+        self.needed_in(segment) - segment.geometry.data() + 1
     }
 }
 

@@ -1,23 +1,20 @@
 //! Whole stripes, looked at with care: every shard read and verified, the message joined from those that are good.
 //! Also what a segment's own files say of it, without a database.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::backing::{BackingSet, Hedge, ReadPlan, ShardRead};
+use crate::backing::{BackingSet, Hedge, Member, ReadPlan, ShardRead};
 use crate::erasure::Coder;
 use crate::geometry::Geometry;
 use crate::ids::{Incarnation, MemberId, SegmentId, ShardIndex, VolumeId};
 use crate::shard::{
-    HEADER_LEN_MAX, RECORD_ALIGN, RECORD_MAGIC, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, UnverifiedHeader,
+    HEADER_LEN_MAX, RECORD_ALIGN, RecordHeader, SEGMENT_HEADER_LEN, SegmentHeader, UnverifiedHeader, looks_like_record,
     quick_check,
 };
-
-/// Bytes of each file looked through at a time for the next record.
-const SEARCH_WINDOW: usize = 256 << 10;
 
 /// What a reader must know of a segment.
 #[derive(Clone, Debug)]
@@ -86,7 +83,18 @@ impl Survey {
         groups.sort_by_key(|group| std::cmp::Reverse(group.len()));
         groups
     }
+
+    /// Slots that should hold a whole copy; `None`: this is no record of copies, every occupied slot holds a shard.
+    pub fn copies(&self) -> Option<u64> {
+        let group = self.largest_group();
+        let listed = |shard: &&GoodShard| shard.header.commit.filter(|_| shard.header.kind.is_copy());
+        // A copy that healing added is listed in its own header, not in those written before it.
+        group.iter().filter_map(listed).map(|commit| commit.copies).reduce(|all, some| all | some)
+    }
 }
+
+/// Bytes searched at once for the next record behind a hole; a multiple of [`RECORD_ALIGN`].
+const SEARCH_LEN: usize = 1 << 20;
 
 /// Reads stripes from the members of a volume.
 pub struct Stripes {
@@ -158,6 +166,10 @@ impl Stripes {
                 }
             }
         }
+        // The files of slots without a copy have a hole here, as they should.
+        if let Some(copies) = survey.copies() {
+            survey.bad.retain(|(slot, _)| copies >> slot & 1 == 1);
+        }
         survey.bad.sort_unstable();
         survey
     }
@@ -193,10 +205,15 @@ impl Stripes {
         Ok((header, payload))
     }
 
-    /// The message of a stripe from k shards of one group, padding included. `None` if they do not fit together.
+    /// The message of a stripe from as many shards of one group as it needs, padding included. `None` if they do not
+    /// fit together.
     pub fn join(&self, chosen: &[&GoodShard], geometry: Geometry) -> Option<Vec<u8>> {
         let k = geometry.data();
-        let shard_len = chosen.first()?.payload().len();
+        let first = chosen.first()?;
+        if first.header.kind.is_copy() {
+            return Some(first.payload().to_vec());
+        }
+        let shard_len = first.payload().len();
         let payloads: Vec<(ShardIndex, &[u8])> = chosen.iter().map(|s| (s.index, s.payload())).collect();
         if payloads.iter().any(|(_, payload)| payload.len() != shard_len) {
             return None;
@@ -226,11 +243,11 @@ impl Stripes {
     pub fn message(&self, place: StripePlace, info: &SegmentInfo) -> Option<(RecordHeader, Vec<u8>)> {
         let survey = self.survey(place, info);
         let group = survey.largest_group();
-        let k = info.geometry.data();
-        if group.len() < k {
+        let needed = group.first()?.header.needed();
+        if group.len() < needed {
             return None;
         }
-        let mut message = self.join(&group[..k], info.geometry)?;
+        let mut message = self.join(&group[..needed], info.geometry)?;
         let header = group[0].header.clone();
         message.truncate(header.message_len as usize);
         Some((header, message))
@@ -261,72 +278,82 @@ impl Stripes {
     /// The header of the record at an offset: the first authentic one in any file of the segment.
     pub fn header_at(&self, segment: SegmentId, offset: u64, info: &SegmentInfo) -> Option<RecordHeader> {
         let mut bytes = vec![0; HEADER_LEN_MAX];
-        for (slot, member) in info.slots.iter().enumerate() {
-            let Some(member) = member.and_then(|id| self.set.get(&id)).filter(|member| member.can_read()) else {
-                continue;
-            };
+        for (slot, member) in self.readable_slots(info) {
             let Ok(len) = member.read_segment(segment, offset, &mut bytes) else { continue };
-            let found = RecordHeader::decode(&bytes[..len])
-                .and_then(|header: UnverifiedHeader| header.verify(&self.header_mac));
-            let Ok(header) = found else { continue };
-            let identical = header.volume == self.volume
-                && header.segment == segment
-                && header.incarnation == info.incarnation
-                && header.offset == offset
-                && usize::from(header.shard.0) == slot
-                && header.geometry == info.geometry;
-            if identical {
+            if let Some(header) = self.header_in(&bytes[..len], (segment, offset), info, slot) {
                 return Some(header);
             }
         }
         None
     }
 
-    /// Every record of a segment from `offset` on, in order: its place and its header.
+    fn readable_slots<'a>(&'a self, info: &'a SegmentInfo) -> impl Iterator<Item = (usize, &'a Arc<Member>)> {
+        let slots = info.slots.iter().enumerate();
+        slots.filter_map(|(slot, id)| Some((slot, self.set.get(id.as_ref()?).filter(|member| member.can_read())?)))
+    }
+
+    /// The authentic header of the record that belongs at a place, if `bytes` begin with it.
+    fn header_in(
+        &self,
+        bytes: &[u8],
+        (segment, offset): (SegmentId, u64),
+        info: &SegmentInfo,
+        slot: usize,
+    ) -> Option<RecordHeader> {
+        let found =
+            RecordHeader::decode(bytes).and_then(|header: UnverifiedHeader| header.verify(&self.header_mac)).ok()?;
+        let identical = found.volume == self.volume
+            && found.segment == segment
+            && found.incarnation == info.incarnation
+            && found.offset == offset
+            && usize::from(found.shard.0) == slot
+            && found.geometry == info.geometry;
+        identical.then_some(found)
+    }
+
+    /// Every record of a segment from `offset` on, in order: its place and its header. What was punched, never written
+    /// or lost is passed over: behind a place that was handed out and not filled before a crash there may be records
+    /// that were acknowledged.
     pub fn records(&self, segment: SegmentId, offset: u64, info: &SegmentInfo) -> Vec<(StripePlace, RecordHeader)> {
         let mut found = Vec::new();
         let mut at = offset.max(SEGMENT_HEADER_LEN as u64).next_multiple_of(RECORD_ALIGN);
         loop {
-            let header = match self.header_at(segment, at, info) {
-                Some(header) => header,
-                // Punched, torn or lost in every file: what comes after it is found by its own header.
-                None => match self.next_record(segment, at, info) {
-                    Some((offset, header)) => {
-                        at = offset;
-                        header
-                    }
-                    None => return found,
-                },
-            };
-            let len = header.record_len();
-            found.push((StripePlace { segment, offset: at, record_len: len as u32 }, header));
-            at += len;
+            while let Some(header) = self.header_at(segment, at, info) {
+                let len = header.record_len();
+                found.push((StripePlace { segment, offset: at, record_len: len as u32 }, header));
+                at += len;
+            }
+            match self.next_record(segment, at + RECORD_ALIGN, info) {
+                Some(next) => at = next,
+                None => return found,
+            }
         }
     }
 
-    /// The first authentic record header after `from` in any file of the segment.
-    fn next_record(&self, segment: SegmentId, from: u64, info: &SegmentInfo) -> Option<(u64, RecordHeader)> {
-        let mut window = vec![0; SEARCH_WINDOW];
-        let mut at = from;
-        loop {
-            let mut longest = 0;
-            let mut marks = BTreeSet::new();
-            for member in info.slots.iter().flatten().filter_map(|id| self.set.get(id)).filter(|m| m.can_read()) {
-                let Ok(len) = member.read_segment(segment, at, &mut window) else { continue };
-                longest = longest.max(len);
-                let starts = window[..len].chunks(RECORD_ALIGN as usize).enumerate();
-                marks.extend(starts.filter(|(_, bytes)| bytes.starts_with(&RECORD_MAGIC)).map(|(n, _)| n as u64));
-            }
-            if longest == 0 {
-                return None;
-            }
-            let places = marks.into_iter().map(|n| at + n * RECORD_ALIGN).filter(|place| *place > from);
-            for place in places {
-                if let Some(header) = self.header_at(segment, place, info) {
-                    return Some((place, header));
+    /// Where the first record at or after `from` begins, in whichever file has it.
+    fn next_record(&self, segment: SegmentId, from: u64, info: &SegmentInfo) -> Option<u64> {
+        let mut next = None;
+        for (slot, member) in self.readable_slots(info) {
+            let mut at = from;
+            let mut bytes = vec![0; SEARCH_LEN + HEADER_LEN_MAX];
+            // No further than where another file has one already.
+            while next.is_none_or(|next| at < next) {
+                let Ok(len) = member.read_segment(segment, at, &mut bytes) else { break };
+                let starts = (0..len.min(SEARCH_LEN)).step_by(RECORD_ALIGN as usize);
+                let hit = starts.filter(|start| looks_like_record(&bytes[*start..len])).find(|start| {
+                    self.header_in(&bytes[*start..len], (segment, at + *start as u64), info, slot).is_some()
+                });
+                if let Some(start) = hit {
+                    let start = at + start as u64;
+                    next = Some(next.map_or(start, |next: u64| next.min(start)));
+                    break;
                 }
+                if len < bytes.len() {
+                    break;
+                }
+                at += SEARCH_LEN as u64;
             }
-            at += (longest as u64).next_multiple_of(RECORD_ALIGN);
         }
+        next
     }
 }

@@ -178,7 +178,11 @@ fn obey(stream: &UnixStream, shared: &Shared, request: &Request) -> Result<Value
     match request {
         Request::Status => shared.service.status(),
         Request::Sync => shared.service.sync(),
-        Request::Check { .. } | Request::Heal | Request::Replace { .. } => {
+        Request::Check { .. }
+        | Request::Heal
+        | Request::Replace { .. }
+        | Request::Gc { .. }
+        | Request::Usage { .. } => {
             // Who hung up does not wait for the answer.
             let step = |progress| answer(stream, &Line::Progress(progress)) && !shared.ending.load(Ordering::Relaxed);
             shared.service.work(request, &step)

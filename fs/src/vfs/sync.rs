@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use brine_store::gc::{GcOptions, GcReport};
 use parking_lot::{Condvar, Mutex};
 
 use super::Vfs;
@@ -91,6 +92,14 @@ impl Vfs {
             (self.options.report)(&format!("commit: {error}"));
             errno
         })
+    }
+
+    /// Free what nothing refers to. Takes as long as it takes, with everybody else going on.
+    ///
+    /// # Errors
+    /// Those of [`brine_store::volume::Volume::gc`].
+    pub fn gc(&self, options: GcOptions, step: &dyn Fn(&str, u64, u64) -> bool) -> brine_store::Result<GcReport> {
+        self.volume.gc(&*self.buffer, options, step)
     }
 
     fn when_committed(&self, waiter: Waiter) {

@@ -52,7 +52,6 @@ impl Blocks {
             bad: survey.bad.len(),
             ..StripeHealth::default()
         };
-        let k = info.geometry.data();
         let group = survey.largest_group();
         // Well-formed shards of another stripe tag are old or foreign: as bad as missing.
         let strays: Vec<usize> = survey
@@ -62,14 +61,23 @@ impl Blocks {
             .map(|shard| usize::from(shard.index.0))
             .collect();
         health.bad += strays.len();
-        if group.len() < k {
+        let Some(model) = group.first().filter(|model| group.len() >= model.header.needed()) else {
             health.lost = true;
             return Ok(health);
+        };
+        let mut targets: Vec<usize> = survey.bad.iter().map(|(slot, _)| *slot).chain(strays).collect();
+        // Written while few members were there, a record has fewer copies than it should.
+        if let Some(copies) = survey.copies() {
+            let free = (0..info.slots.len()).filter(|slot| info.slots[*slot].is_some() && copies >> slot & 1 == 0);
+            let wanted = (info.geometry.parity() + 1).saturating_sub(copies.count_ones() as usize);
+            let more: Vec<usize> = free.take(wanted).collect();
+            health.shards += more.len();
+            health.bad += more.len();
+            targets.extend(more);
         }
         let Some(identity) = repair else { return Ok(health) };
-        let targets: Vec<usize> = survey.bad.iter().map(|(slot, _)| *slot).chain(strays).collect();
         for slot in targets {
-            if self.rewrite(place, &info, &group, slot, identity, unsynced)? {
+            if self.rewrite(place, &info, &group, &model.header, (slot, identity), unsynced)? {
                 health.repaired += 1;
             }
         }
@@ -97,24 +105,26 @@ impl Blocks {
         place: StripePlace,
         info: &SegmentInfo,
         group: &[&GoodShard],
-        slot: usize,
-        identity: Identity,
+        model: &RecordHeader,
+        (slot, identity): (usize, Identity),
         unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
     ) -> Result<bool> {
         let Some(member) = info.slots[slot].and_then(|id| self.set.get(&id)) else { return Ok(false) };
         if !member.can_write() {
             return Ok(false);
         }
-        let payloads: Vec<(ShardIndex, &[u8])> = group.iter().map(|shard| (shard.index, shard.payload())).collect();
-        let model = &group[0].header;
         let mut shard = vec![0; model.shard_len as usize];
-        self.stripes
-            .coder(info.geometry)
-            .reconstruct(&payloads, &[ShardIndex(slot as u8)], &mut [&mut shard[..]])
-            .map_err(|_| {
+        if model.kind.is_copy() {
+            shard.copy_from_slice(group[0].payload());
+        } else {
+            let payloads: Vec<(ShardIndex, &[u8])> = group.iter().map(|shard| (shard.index, shard.payload())).collect();
+            let wanted = [ShardIndex(slot as u8)];
+            let coder = self.stripes.coder(info.geometry);
+            coder.reconstruct(&payloads, &wanted, &mut [&mut shard[..]]).map_err(|_| {
                 let object = format!("stripe at {} of segment {}", place.offset, place.segment);
                 Error::format(object, format!("{} shards do not give the others back", group.len()))
             })?;
+        }
         let header = RecordHeader {
             shard: ShardIndex(slot as u8),
             payload_checksum: *blake3::hash(&shard).as_bytes(),

@@ -1,29 +1,96 @@
 //! Appending what is no file data: commit records and the blocks of checkpoint images.
 
+use std::io::IoSlice;
+
 use super::Blocks;
-use crate::error::Result;
-use crate::ids::{BlockId, BlockKey, Generation};
+use super::put::ZEROES;
+use crate::error::{Error, Result};
+use crate::ids::{BlockId, BlockKey, Generation, SegmentId, ShardIndex};
+use crate::meta::rows::SegmentRow;
 use crate::seal::{BlockKind, Codec, Sealer};
-use crate::shard::{CommitHeader, Location, RecordKind};
+use crate::segment::Extent;
+use crate::shard::{CommitHeader, Location, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag};
 
 /// Shard lengths are multiples of this, bytes.
 const SHARD_ALIGN: usize = 64;
 
+/// Messages up to this long are written as whole copies, bytes: those of small syncs. A copy takes k times a shard's
+/// room, which longer ones are not to cost.
+const COPY_LEN_MAX: usize = 64 << 10;
+
+/// Where a part of a commit record lies, and who is to sync it.
+#[derive(Clone, Copy, Debug)]
+pub struct AppendedCommit {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Number of the part.
+    pub part: u16,
+    /// The ack set its header names.
+    pub ack_set: u64,
+}
+
 impl Blocks {
-    /// Append one part of a commit record, erasure-coded. Not synced when it returns.
-    pub fn append_commit(&self, commit: CommitHeader, message: &[u8]) -> Result<()> {
+    /// Append one part of a commit record. Not synced when it returns.
+    ///
+    /// While stripes wait to be synced every file of the segment will be, and the record is erasure-coded. Else a short
+    /// one is written in whole copies, so that few files need syncing.
+    pub fn append_commit(&self, commit: CommitHeader, message: &[u8]) -> Result<AppendedCommit> {
+        let copies = message.len() <= COPY_LEN_MAX && !self.segments.has_unsynced_stripes();
+        let written = if copies { self.append_copies(commit, message) } else { self.append_coded(commit, message) };
+        let (extent, opened, ack_set) = written?;
+        self.unrecorded.lock().extend(opened);
+        Ok(AppendedCommit { segment: extent.segment.id, part: commit.part, ack_set })
+    }
+
+    fn append_coded(&self, commit: CommitHeader, message: &[u8]) -> Result<(Extent, Option<SegmentRow>, u64)> {
         let shard_len = message.len().div_ceil(self.geometry.data()).next_multiple_of(SHARD_ALIGN);
-        let generation = commit.generation;
         let pieces = [(BlockId::default(), 0, message)];
         let mut stripe = self.make_stripe(RecordKind::CommitShard, &pieces, shard_len, Vec::new());
         stripe.commit = Some(commit);
         let mut stripes = [stripe];
-        let written = self.write_stripes(&mut stripes, generation);
+        let written = self.write_stripes(&mut stripes, commit.generation);
         let [stripe] = stripes;
+        let ack_set = stripe.commit.map_or(0, |commit| commit.ack_set);
         self.give_back(stripe.shards);
-        let (_, opened) = written?;
-        self.unrecorded.lock().extend(opened);
-        Ok(())
+        let (extent, opened) = written?;
+        Ok((extent, opened, ack_set))
+    }
+
+    fn append_copies(&self, commit: CommitHeader, message: &[u8]) -> Result<(Extent, Option<SegmentRow>, u64)> {
+        let len = record_len(RecordHeader::header_len(0, RecordKind::CommitCopy), message.len());
+        let tag = stripe_tag([message]);
+        let checksum = payload_checksum(message);
+        let mut written = 0;
+        let (extent, opened) = self.append_run(len, commit.generation, |extent| {
+            let slots = self.segments.slots_for_copies(&extent.segment).ok_or_else(|| Error::TooFewMembers {
+                healthy: self.segments.healthy(&extent.segment).count_ones() as usize,
+                needed: self.segments.min_ack(),
+            })?;
+            written = slots;
+            (0..extent.segment.slots.len()).filter(|slot| slots >> slot & 1 == 1).try_for_each(|slot| {
+                let header = RecordHeader {
+                    kind: RecordKind::CommitCopy,
+                    volume: self.volume,
+                    segment: extent.segment.id,
+                    incarnation: extent.segment.incarnation,
+                    offset: extent.offset,
+                    shard: ShardIndex(slot as u8),
+                    geometry: self.geometry,
+                    message_len: message.len() as u32,
+                    shard_len: message.len() as u32,
+                    stripe_tag: tag,
+                    payload_checksum: checksum,
+                    blocks: Vec::new(),
+                    commit: Some(CommitHeader { ack_set: slots, copies: slots, ..commit }),
+                }
+                .encode(&self.header_mac);
+                let padding = len as usize - header.len() - message.len();
+                let parts = [IoSlice::new(&header), IoSlice::new(message), IoSlice::new(&ZEROES[..padding])];
+                self.segments.write(extent, slot, &parts)
+            })
+        })?;
+        self.segments.appended_copies(&extent, len, written);
+        Ok((extent, opened, written))
     }
 
     /// Seal a part of a checkpoint image and append it. Not synced when it returns.

@@ -24,6 +24,7 @@ pub use cache::{Cache, CacheFigures};
 pub use damage::{Damage, DamageEvent, DamageFigures};
 pub(crate) use get::place_of;
 pub use heal::{Identity, StripeHealth};
+pub use log::AppendedCommit;
 pub use pins::{Pin, Pins};
 pub(crate) use put::close_segment;
 pub use put::{Put, Stored};

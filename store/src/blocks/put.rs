@@ -6,7 +6,7 @@ use std::io::IoSlice;
 use super::pack::{self, Plan};
 use super::{Blocks, Chunk};
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, MemberId, SegmentId, ShardIndex};
+use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
@@ -293,8 +293,7 @@ impl Blocks {
         }
     }
 
-    /// Write stripes side by side at one offset. A directory that fails is taken out and the whole run written again
-    /// elsewhere (offsets are never reused).
+    /// Write stripes side by side at one offset.
     pub(super) fn write_stripes(
         &self,
         stripes: &mut [Stripe],
@@ -306,10 +305,31 @@ impl Blocks {
             stripe.at = at;
             at += stripe.record_len;
         }
+        let appended = self.append_run(total, generation, |extent| {
+            for stripe in stripes.iter_mut() {
+                if let Some(commit) = &mut stripe.commit {
+                    commit.copies = extent.segment.occupied();
+                    commit.ack_set = self.segments.healthy(&extent.segment);
+                }
+            }
+            (0..self.geometry.total()).try_for_each(|slot| self.write_slot(extent, slot, stripes))
+        })?;
+        self.segments.appended(&appended.0, total);
+        Ok(appended)
+    }
+
+    /// Hand out a run of `len` bytes and have `write` fill it. When that fails the directory at fault is taken out, and
+    /// the whole run written again elsewhere (offsets are never reused).
+    pub(super) fn append_run(
+        &self,
+        len: u64,
+        generation: Generation,
+        mut write: impl FnMut(&Extent) -> Result<()>,
+    ) -> Result<(Extent, Option<SegmentRow>)> {
         let mut opened = Vec::new();
         let mut last_error = None;
         for _ in 0..APPEND_ATTEMPTS_MAX {
-            let extent = self.segments.allocate(total, generation)?;
+            let extent = self.segments.allocate(len, generation)?;
             if extent.fresh {
                 let segment = &extent.segment;
                 let info = SegmentInfo {
@@ -321,13 +341,9 @@ impl Blocks {
                 self.know_segment(segment.id, info);
                 opened.push(segment_row(&extent, generation));
             }
-            let outcome = (0..self.geometry.total()).try_for_each(|slot| self.write_slot(&extent, slot, stripes));
-            match outcome {
-                Ok(()) => {
-                    self.segments.appended(&extent, total);
-                    // Segments abandoned on the way hold nothing that is named; only the last one is recorded.
-                    return Ok((extent, opened.pop()));
-                }
+            match write(&extent) {
+                // Segments abandoned on the way hold nothing that is named; only the last one is recorded.
+                Ok(()) => return Ok((extent, opened.pop())),
                 Err(error) => {
                     self.segments.abandon(extent.segment.id);
                     last_error = Some(error);
@@ -354,12 +370,6 @@ impl Blocks {
         self.segments.write(extent, slot, &parts)
     }
 
-    /// Slots that are synced before a generation in this segment is answered: those of members that are not lost.
-    fn ack_set(&self, extent: &Extent) -> u64 {
-        let healthy = |id: &MemberId| self.set.get(id).is_some_and(|member| member.can_write());
-        mask(extent, |member| member.as_ref().is_some_and(healthy))
-    }
-
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
         RecordHeader {
             kind: stripe.kind,
@@ -374,11 +384,7 @@ impl Blocks {
             stripe_tag: stripe.tag,
             payload_checksum: stripe.checksums[slot],
             blocks: stripe.entries.clone(),
-            commit: stripe.commit.map(|commit| CommitHeader {
-                ack_set: self.ack_set(extent),
-                copies: occupied(extent),
-                ..commit
-            }),
+            commit: stripe.commit,
         }
     }
 
@@ -388,7 +394,7 @@ impl Blocks {
     }
 }
 
-static ZEROES: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
+pub(super) static ZEROES: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
 
 /// A stripe about to be written.
 pub(super) struct Stripe {
@@ -415,16 +421,6 @@ pub(crate) fn close_segment(txn: &mut Txn<'_>, id: SegmentId, tail: u64) -> Resu
         // Abandoned before anything in it was named.
         None => Ok(()),
     }
-}
-
-fn mask(extent: &Extent, wanted: impl Fn(&Option<MemberId>) -> bool) -> u64 {
-    let slots = extent.segment.slots.iter().enumerate();
-    slots.filter(|(_, member)| wanted(member)).fold(0, |mask, (slot, _)| mask | 1 << slot)
-}
-
-/// Slots that hold a shard of every stripe in the segment.
-fn occupied(extent: &Extent) -> u64 {
-    mask(extent, Option::is_some)
 }
 
 fn segment_row(extent: &Extent, generation: Generation) -> SegmentRow {

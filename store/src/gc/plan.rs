@@ -72,16 +72,14 @@ pub(super) fn live_stripes(volume: &Volume, segment: SegmentId) -> Result<(Vec<(
 }
 
 impl Gc {
-    /// Closed segments that may be looked at: no commit record in them is later than `floor`, and nobody is about to
-    /// put the row of a block in them.
-    fn settled(&self, volume: &Volume, floor: Generation) -> Result<Option<Vec<SegmentRow>>> {
+    /// Closed segments that may be looked at: nobody is about to put the row of a block in them.
+    fn settled(&self, volume: &Volume) -> Result<Option<Vec<SegmentRow>>> {
         let rows = volume.meta().with(|txn| txn.segments())?;
         // Whoever appended to a segment before it was closed holds a pin until the rows are put.
         if !volume.blocks().pins().wait_for_earlier(PATIENCE) {
             return Ok(None);
         }
-        let closed = |row: &SegmentRow| row.state != SegmentState::Open && row.since <= floor;
-        Ok(Some(rows.into_iter().filter(closed).collect()))
+        Ok(Some(rows.into_iter().filter(|row| row.state != SegmentState::Open).collect()))
     }
 
     /// Live bytes of one file of a segment, ranges of blocks and of images together.
@@ -98,8 +96,9 @@ impl Gc {
     /// devices that would give back.
     pub(super) fn plan_all(&mut self, volume: &Volume, all: bool, report: &mut GcReport) -> Result<u64> {
         self.plans.clear();
-        let Some(floor) = volume.floor() else { return Ok(0) };
-        let Some(segments) = self.settled(volume, floor)? else {
+        // The blocks of an image that is just being written are told of by nothing.
+        let images = volume.hold_images();
+        let Some(segments) = self.settled(volume)? else {
             report.problems.push("somebody has been reading or writing for long; try again later".into());
             return Ok(0);
         };
@@ -116,8 +115,9 @@ impl Gc {
                 continue;
             }
             let (live, noted) = self.live(volume, row.id)?;
-            // Its state says so already, in a generation that both checkpoints are past.
-            let noted = if row.state == SegmentState::Condemned { row.since } else { noted };
+            // No commit record in it is of a later generation than that in which it was closed, so they are dead, too,
+            // once both checkpoints are past that. A condemned one was dead by then.
+            let noted = if row.state == SegmentState::Condemned { row.since } else { noted.max(row.since) };
             let dead = complement(&live, row.capacity);
             let whole = live.is_empty();
             // What lies in holes already is not gained again: at most what is allocated beyond the live blocks is.
@@ -134,13 +134,13 @@ impl Gc {
                 self.plans.insert(row.id, Plan { noted, dead, whole });
             }
         }
+        drop(images);
         Ok(gain)
     }
 
     /// Move the live blocks out of segments that waste much, at most `max` sealed bytes of them. Returns how many were.
     pub(super) fn rewrite_all(&mut self, volume: &Volume, max: u64, report: &mut GcReport) -> Result<u64> {
-        let Some(floor) = volume.floor() else { return Ok(0) };
-        let Some(segments) = self.settled(volume, floor)? else { return Ok(0) };
+        let Some(segments) = self.settled(volume)? else { return Ok(0) };
         self.images = Some(volume.image_stripes(self.images.take())?);
         let mut moved = 0;
         let mut leaving = Vec::new();
@@ -180,9 +180,11 @@ fn move_blocks(volume: &Volume, segment: SegmentId) -> Result<u64> {
     let mut moved = 0;
     let mut from = 0;
     loop {
-        let page = volume.meta().with(|txn| txn.blocks_of_segment(segment, from, BATCH))?;
-        if page.is_empty() {
-            return Ok(moved);
+        let mut page = volume.meta().with(|txn| txn.blocks_of_segment(segment, from, BATCH))?;
+        let Some(last) = page.last().map(|row| row.offset) else { return Ok(moved) };
+        // A stripe that the page may have cut comes with the next one.
+        if page.len() == BATCH && page[0].offset != last {
+            page.retain(|row| row.offset != last);
         }
         // Whole stripes, as many as make a batch.
         let mut batch: Vec<BlockRow> = Vec::new();

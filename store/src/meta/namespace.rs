@@ -7,7 +7,7 @@ use super::dentry::check_name;
 use super::rows::*;
 use super::txn::Txn;
 use crate::error::{Error, Result};
-use crate::ids::{DataId, Generation, Ino, Version};
+use crate::ids::{DataId, Generation, Ino, ROOT_INO, Version};
 
 /// Directories nest at most this deep: walking up from deeper ones is refused as a loop.
 const DEPTH_MAX: usize = 1 << 20;
@@ -22,6 +22,11 @@ fn size_of(node: &NewNode<'_>) -> u64 {
         FileKind::Symlink => node.target.map_or(0, |target| target.len() as u64),
         _ => 0,
     }
+}
+
+/// Whether a directory of this name is the exec directory.
+fn is_exec_place(parent: Ino, name: &[u8]) -> bool {
+    parent == ROOT_INO && name == EXEC_NAME
 }
 
 impl Txn<'_> {
@@ -160,7 +165,9 @@ impl Txn<'_> {
             }
         }
         let chunk_bits = directory.chunk_bits;
-        let row = self.new_row(&node, parent, chunk_bits);
+        let inherited = directory.flags & INODE_IN_EXEC;
+        let mut row = self.new_row(&node, parent, chunk_bits);
+        row.flags |= if is_directory && is_exec_place(parent, name) { INODE_IN_EXEC } else { inherited };
         let attr = self.insert_inode(row);
         self.add_name(parent, name, attr.ino, node.kind)?;
         if too_many {
@@ -177,13 +184,16 @@ impl Txn<'_> {
     /// removed), [`Error::TooManyLinks`], [`Error::NotADirectory`], [`Error::NameTooLong`].
     pub fn link(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_name(name)?;
-        self.living_directory(parent)?;
+        let side = self.living_directory(parent)?.flags & INODE_IN_EXEC;
         if name == b"." || name == b".." || self.find(parent, name)?.is_some() {
             return Err(Error::Exists);
         }
         let nlink_max = self.core.nlink_max;
         let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
         let kind = row.kind;
+        if kind == FileKind::File && row.flags & INODE_IN_EXEC != side {
+            return Err(Error::CrossesDevices);
+        }
         if kind == FileKind::Directory {
             return Err(Error::NotPermitted("directories have one name"));
         }
@@ -279,7 +289,7 @@ impl Txn<'_> {
     /// [`Error::NotFound`] (the old name; the new one in an exchange; a removed new directory), [`Error::Exists`]
     /// (`no_replace`), [`Error::IsADirectory`], [`Error::NotADirectory`], [`Error::NotEmpty`],
     /// [`Error::InvalidArgument`] (a directory into itself; "." or ".."; flags that exclude each other),
-    /// [`Error::TooManyLinks`], [`Error::NameTooLong`].
+    /// [`Error::TooManyLinks`], [`Error::NameTooLong`], [`Error::CrossesDevices`] (see [`Self::border`]).
     pub fn rename(
         &mut self,
         parent: Ino,
@@ -321,6 +331,12 @@ impl Txn<'_> {
                 });
             }
         }
+        if !matches!(target, Some((target, _)) if target == ino) {
+            self.border(ino, new_parent, new_name)?;
+            if let (Some((target, _)), true) = (target, flags.exchange) {
+                self.border(target, parent, name)?;
+            }
+        }
         match target {
             Some((target, _)) if target == ino => Ok(None),
             Some(target) if flags.exchange => {
@@ -328,6 +344,22 @@ impl Txn<'_> {
             }
             _ => self.move_name((parent, name), (ino, kind), (new_parent, new_name), target, flags.whiteout),
         }
+    }
+
+    /// Whether `ino` may get this name, as far as the exec directory is concerned: all names of a file lie on one side
+    /// of its border, so only a file that is not executable and has one name crosses it, and a directory never does. A
+    /// program then cannot be run plainly by another name, and whoever moves one copies it (as mv does at EXDEV).
+    fn border(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> Result<()> {
+        let side = self.directory(parent)?.flags & INODE_IN_EXEC;
+        let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
+        let crosses = row.flags & INODE_IN_EXEC != side;
+        let allowed = match row.kind {
+            FileKind::File => !crosses || (row.perm & 0o111 == 0 && row.nlink == 1),
+            // A directory becomes the exec directory by being made as such, empty.
+            FileKind::Directory => !crosses && !is_exec_place(parent, name),
+            _ => true,
+        };
+        if allowed { Ok(()) } else { Err(Error::CrossesDevices) }
     }
 
     fn move_name(
@@ -370,8 +402,10 @@ impl Txn<'_> {
     /// The inode has another name now.
     fn moved(&mut self, ino: Ino, parent: Ino) -> Result<()> {
         let now = self.now_ns();
+        let side = self.directory(parent)?.flags & INODE_IN_EXEC;
         self.step(ino, |row| {
             row.parent = parent;
+            row.flags = row.flags & !INODE_IN_EXEC | side;
             row.ctime_ns = now;
         })
         .map(|_| ())

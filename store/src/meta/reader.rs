@@ -3,7 +3,7 @@
 //! A [`Reader`] holds one read transaction from when it was made; the log of the database cannot start anew while it
 //! lives, so it is not to be kept for longer than its work.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use rusqlite::{Connection, Row, params};
@@ -13,7 +13,7 @@ use super::schema::{SHELVES, inode_columns};
 use super::sql::{At, blob, enumerated, int, number};
 use super::{Meta, block, dentry, digest, extent, inode, outbox, segment};
 use crate::error::{Error, Result};
-use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO, SegmentId, Version};
+use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO, SegmentId, Version};
 
 /// Entries and rows fetched at a time.
 const PAGE: usize = 1024;
@@ -187,6 +187,41 @@ impl Reader {
     /// [`Error::Database`].
     pub fn segments(&self) -> Result<Vec<SegmentRow>> {
         segment::all(&self.conn).at(&self.path)
+    }
+
+    /// The block that a key names.
+    pub fn block_id(&self, key: &BlockKey) -> BlockId {
+        (self.block_id)(key)
+    }
+
+    /// Blocks that only former states name, and those of them that are named in a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn only_in_history(&self) -> Result<(HashSet<BlockId>, HashSet<BlockId>)> {
+        let (mut past, mut pinned) = (HashSet::new(), HashSet::new());
+        let sql = "SELECT key, EXISTS (SELECT 1 FROM snapshots \
+            WHERE generation >= extents_past.since AND generation < extents_past.until) FROM extents_past";
+        let mut statement = self.conn.prepare(sql).at(&self.path)?;
+        let mut rows = statement.query([]).at(&self.path)?;
+        while let Some(row) = rows.next().at(&self.path)? {
+            let id = self.block_id(&BlockKey(row.get(0).at(&self.path)?));
+            past.insert(id);
+            if row.get(1).at(&self.path)? {
+                pinned.insert(id);
+            }
+        }
+        if past.is_empty() {
+            return Ok((past, pinned));
+        }
+        let mut statement = self.conn.prepare("SELECT key FROM extents").at(&self.path)?;
+        let mut rows = statement.query([]).at(&self.path)?;
+        while let Some(row) = rows.next().at(&self.path)? {
+            let id = self.block_id(&BlockKey(row.get(0).at(&self.path)?));
+            past.remove(&id);
+            pinned.remove(&id);
+        }
+        Ok((past, pinned))
     }
 
     /// Bytes of each segment's files, in one slot, that stripes take in which a block is not condemned (`referenced`:

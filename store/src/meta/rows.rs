@@ -98,6 +98,8 @@ pub struct Attr {
     pub btime_ns: i64,
     /// Tells apart two files that had one inode number; numbers are never reused, so it stays 1.
     pub ino_generation: u32,
+    /// It is the exec directory, or lies in it or below with all its names.
+    pub in_exec: bool,
 }
 
 /// What a new inode is to be.
@@ -189,6 +191,10 @@ pub struct Unlinked {
 
 /// Flag of an inode: it has extended attributes (look-ups of absent ones then cost nothing).
 pub const INODE_HAS_XATTRS: u32 = 1;
+/// Flag of an inode: it is the exec directory or lies in it or below, with all its names.
+pub const INODE_IN_EXEC: u32 = 2;
+/// Name of the exec directory in the root.
+pub const EXEC_NAME: &[u8] = b"exec";
 
 /// One inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,7 +229,7 @@ pub struct InodeRow {
     pub data: DataId,
     /// Log2 of the chunk length; a directory's is inherited by what is made in it.
     pub chunk_bits: u8,
-    /// [`INODE_HAS_XATTRS`].
+    /// [`INODE_HAS_XATTRS`], [`INODE_IN_EXEC`].
     pub flags: u32,
     /// Content of a small file, at most [`INLINE_MAX`] bytes, or the target of a symbolic link.
     pub inline: Option<Arc<[u8]>>,
@@ -265,6 +271,7 @@ impl InodeRow {
             ctime_ns: self.ctime_ns,
             btime_ns: self.btime_ns,
             ino_generation: self.ino_generation,
+            in_exec: self.flags & INODE_IN_EXEC != 0,
         }
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn fresh(name: &str) -> (Scratch, Meta) {
 }
 
 mod codec;
+mod exec_border;
 mod failure;
 mod model;
 mod posix;

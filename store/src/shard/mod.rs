@@ -14,8 +14,9 @@ use crate::ids::SegmentId;
 
 pub use footer::{FOOTER_ENTRIES_MAX, Footer, FooterEntry};
 pub use record::{
-    BLOCKS_PER_STRIPE_MAX, BlockEntry, CommitHeader, HEADER_LEN_MAX, MAGIC as RECORD_MAGIC, MESSAGE_LEN_MAX, PARTS_MAX,
-    RECORD_ALIGN, RecordHeader, RecordKind, UnverifiedHeader, payload_checksum, quick_check, record_len, stripe_tag,
+    BLOCKS_PER_STRIPE_MAX, BlockEntry, CommitHeader, HEADER_LEN_MAX, MESSAGE_LEN_MAX, PARTS_MAX, RECORD_ALIGN,
+    RecordHeader, RecordKind, UnverifiedHeader, looks_like_record, payload_checksum, quick_check, record_len,
+    stripe_tag,
 };
 pub use segment::{SEGMENT_CAPACITY_MAX, SEGMENT_HEADER_LEN, SegmentHeader, UnverifiedSegmentHeader};
 

@@ -20,8 +20,7 @@ pub const MESSAGE_LEN_MAX: usize = 32 << 20;
 /// Most parts of one commit record: 1024 x 16 MiB of row changes in one generation.
 pub const PARTS_MAX: u16 = 1024;
 
-/// First bytes of a record.
-pub const MAGIC: [u8; 8] = *b"brineREC";
+const MAGIC: [u8; 8] = *b"brineREC";
 const FIXED_LEN: usize = 144;
 const BLOCK_LEN: usize = 24;
 const COMMIT_LEN: usize = 72;
@@ -178,6 +177,11 @@ pub fn quick_check(bytes: &[u8], incarnation: Incarnation, offset: u64, shard: S
     (same && known && payload.end <= bytes.len()).then_some(payload)
 }
 
+/// Whether `bytes` begin as a record does: a first look for those who search for one.
+pub fn looks_like_record(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
 impl RecordHeader {
     /// Length of a header with that many blocks, bytes: a multiple of 64. The payload begins there.
     pub fn header_len(blocks: usize, kind: RecordKind) -> usize {
@@ -187,6 +191,11 @@ impl RecordHeader {
     /// Length of this header, bytes.
     pub fn encoded_len(&self) -> usize {
         Self::header_len(self.blocks.len(), self.kind)
+    }
+
+    /// How many good records of one stripe give its message back: k shards, or one copy.
+    pub fn needed(&self) -> usize {
+        if self.kind.is_copy() { 1 } else { self.geometry.data() }
     }
 
     /// Length of the whole record, bytes.

@@ -50,7 +50,8 @@ impl Volume {
             return Ok(());
         }
         if last.entries.is_none() {
-            let reader = Reader { stripes: self.blocks.stripes(), keys: &self.keys, sealer: &self.sealer };
+            let (stripes, keys, sealer) = (self.blocks.stripes(), &self.keys, &*self.sealer);
+            let reader = Reader { stripes, keys, sealer, overrides: &[] };
             // An image that cannot be read is no reason not to write a new one.
             last.entries = pointer.and_then(|pointer| reader.image_index(&pointer).ok()).map(|index| index.entries);
         }

@@ -4,6 +4,7 @@
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
 mod data;
+mod exec_rows;
 mod format;
 mod image;
 mod open;
@@ -30,11 +31,13 @@ pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
 pub use crate::meta::rows::{
-    Attr, DirEntry, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags, SetAttr, Unlinked,
+    Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
+    SetAttr, Unlinked,
 };
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
+pub use exec_rows::PolicyRow;
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
@@ -46,7 +49,7 @@ use crate::backing::BackingSet;
 use crate::blocks::Blocks;
 use crate::clock::Clock;
 use crate::commit::{Commit, Parts};
-use crate::commit_log::CommitLog;
+use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
 use crate::gc::Gc;
 use crate::geometry::Geometry;
@@ -54,7 +57,7 @@ use crate::ids::{Generation, Ino, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::seal::{Sealer, VolumeKeys};
-use crate::superblock::Superblock;
+use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, Superblock};
 use prefetch::Prefetcher;
 use space::Space;
 
@@ -142,6 +145,10 @@ impl Volume {
     /// Chunk length of new files in a directory that says nothing else, as a power of two.
     pub fn chunk_bits(&self) -> u8 {
         self.chunk_bits
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
     }
 
     /// The clock times of changes come from.
@@ -329,7 +336,7 @@ impl Volume {
     }
 
     fn parts(&self) -> Parts<'_> {
-        Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log }
+        Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log, overrides: self }
     }
 
     /// Commit, record a clean end, and let go of everything.
@@ -363,6 +370,22 @@ impl Volume {
             };
         }
         Ok(())
+    }
+}
+
+impl AckOverrides for Volume {
+    fn put(&self, overrides: Vec<AckOverride>) -> Result<()> {
+        let mut superblock = self.superblock.lock();
+        // A checkpoint stands for the generations before it, and nobody asks any more who had to sync them.
+        let past = superblock.checkpoints.last().map_or(Generation(0), |pointer| pointer.generation);
+        superblock.ack_overrides.retain(|old| old.generation > past);
+        superblock.ack_overrides.extend(overrides);
+        let excess = superblock.ack_overrides.len().saturating_sub(ACK_OVERRIDES_MAX);
+        superblock.ack_overrides.drain(..excess);
+        superblock.sequence += 1;
+        let healthy = open::write_to_members(&self.set, &superblock, &self.keys)?;
+        let needed = (self.geometry.parity() + 1).min(self.set.members().iter().filter(|m| !m.is_lost()).count());
+        if healthy < needed { Err(Error::TooFewMembers { healthy, needed }) } else { Ok(()) }
     }
 }
 

@@ -231,7 +231,8 @@ impl Volume {
         };
         let sealer = Arc::new(Sealer::new(&keys));
         let stripes = Stripes::new(set.clone(), superblock.volume, *keys.header_mac());
-        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer };
+        let overrides = &superblock.ack_overrides;
+        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides };
         let (meta, head) = database(&state_dir, &setup, &reader, &superblock, &options, &mut warnings)?;
 
         let term = Term(superblock.term.0 + u64::from(!read_only));
@@ -544,8 +545,8 @@ pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &Volum
     SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
 }
 
-/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took it;
-/// fails if none did.
+/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took
+/// it; fails if none did.
 pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: &VolumeKeys) -> Result<usize> {
     let mut written = 0;
     for member in set.members().iter().filter(|member| member.can_write()) {

@@ -12,7 +12,7 @@ use crate::commit::Flusher;
 use crate::error::{Error, Result};
 use crate::gc::{GcOptions, GcReport, Images};
 use crate::ids::{Generation, MemberId, SegmentId};
-use crate::meta::rows::{SegmentRow, SegmentState, Shelf};
+use crate::meta::rows::{SegmentRow, Shelf};
 use crate::recover::Reader;
 use crate::shard::SEGMENT_HEADER_LEN;
 
@@ -93,6 +93,18 @@ impl Volume {
         })
     }
 
+    /// Close the open segment if `dead` bytes of each of its files hold no block: nothing can be freed in it before.
+    pub(crate) fn close_wasteful_segment(&self, dead: u64) -> Result<()> {
+        let live = self.meta.reader()?.live_bytes(false)?;
+        for (id, tail) in self.blocks.segments().open_tails() {
+            let wasted = tail.saturating_sub(SEGMENT_HEADER_LEN as u64 + live.get(&id).copied().unwrap_or(0));
+            if wasted >= dead {
+                self.blocks.segments().abandon(id);
+            }
+        }
+        Ok(())
+    }
+
     /// No checkpoint is written while this is held.
     pub(crate) fn hold_images(&self) -> MutexGuard<'_, LastImage> {
         self.last_image.lock()
@@ -119,7 +131,7 @@ impl Volume {
             return Ok(known);
         }
         let pointers = self.superblock.lock().checkpoints.clone();
-        let reader = Reader { stripes: self.blocks.stripes(), keys: &self.keys, sealer: &self.sealer };
+        let reader = Reader { stripes: self.blocks.stripes(), keys: &self.keys, sealer: &self.sealer, overrides: &[] };
         let mut places = BTreeSet::new();
         for pointer in &pointers {
             places.extend(reader.image_places(pointer)?.into_iter().map(|place| (place.segment, place.stripe)));
@@ -153,8 +165,8 @@ impl Volume {
         slots.filter_map(|id| self.set.get(id)?.allocated(row.id).ok()).collect()
     }
 
-    /// Bytes of all devices that hold nothing alive, estimated: what closed segments take, less what rows and images
-    /// need. Some of it is the log since the checkpoint before the last, which is free with the next two.
+    /// Bytes of all devices that hold nothing alive, estimated: what segments take, less what rows and images need. Some
+    /// of it is the log since the checkpoint before the last, which can be freed after the next two.
     ///
     /// # Errors
     /// [`Error::Database`].
@@ -162,12 +174,16 @@ impl Volume {
         let state = self.meta.reader()?;
         let live = state.live_bytes(true)?;
         let images = self.image_stripes(None)?;
+        let open: HashMap<SegmentId, u64> = self.blocks.segments().open_tails().into_iter().collect();
         let mut sum = 0;
-        for row in state.segments()?.iter().filter(|row| row.state != SegmentState::Open) {
+        for row in state.segments()? {
             let image: u64 = images.stripes.get(&row.id).into_iter().flatten().map(|(_, len)| len).sum();
             let needed = live.get(&row.id).copied().unwrap_or(0) + image;
             let header = if needed > 0 { SEGMENT_HEADER_LEN as u64 } else { 0 };
-            sum += self.allocated(row).into_iter().map(|bytes| bytes.saturating_sub(needed + header)).sum::<u64>();
+            // What is preallocated in an open one is not there to be given back.
+            let most = open.get(&row.id).copied().unwrap_or(u64::MAX);
+            let gained = |bytes: u64| bytes.min(most).saturating_sub(needed + header);
+            sum += self.allocated(&row).into_iter().map(gained).sum::<u64>();
         }
         Ok(sum)
     }

@@ -72,7 +72,14 @@ impl Scratch {
     }
 
     pub(crate) fn open(&self) -> Arc<Volume> {
-        Volume::open(self.options()).unwrap()
+        // Threads of a volume that was dropped, not closed, end a little after it.
+        for _ in 0..500 {
+            match Volume::open(self.options()) {
+                Err(Error::InUse(_)) => std::thread::sleep(Duration::from_millis(20)),
+                other => return other.unwrap(),
+            }
+        }
+        panic!("the volume stays in use")
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) fn name_of(error: &Error) -> &'static str {
         Error::NotEmpty => "ENOTEMPTY",
         Error::NameTooLong => "ENAMETOOLONG",
         Error::InvalidArgument(_) => "EINVAL",
+        Error::CrossesDevices => "EXDEV",
         Error::TooManyLinks => "EMLINK",
         Error::NoSuchXattr => "ENODATA",
         Error::NotPermitted(_) => "EPERM",

@@ -1,0 +1,221 @@
+//! The commit path over directories in memory that fail when they are told to.
+
+use std::path::PathBuf;
+
+use super::*;
+use crate::backing::{Backing, BackingSet, Call, Fault, FaultyBacking, Health, Limits, MemBacking, Member, Rule};
+use crate::blocks::{BlocksConfig, Put};
+use crate::clock::{ManualClock, SeededEntropy};
+use crate::commit::{Commit, NothingDirty, Parts};
+use crate::geometry::Geometry;
+use crate::ids::{MemberId, ROOT_INO, SegmentId};
+use crate::meta::Setup;
+use crate::meta::rows::{FileKind, NewNode};
+use crate::seal::{Codec, Salt, Sealer, SecretKey, VolumeKeys};
+use crate::segment::{Segments, Writer};
+use crate::shard::{RecordHeader, RecordKind};
+use crate::stripes::StripePlace;
+
+const VOLUME: VolumeId = VolumeId([3; 16]);
+
+#[derive(Debug, Default)]
+struct Noted(Mutex<Vec<AckOverride>>);
+
+impl AckOverrides for Noted {
+    fn put(&self, overrides: Vec<AckOverride>) -> Result<()> {
+        self.0.lock().extend(overrides);
+        Ok(())
+    }
+}
+
+struct Fixture {
+    faulty: Vec<Arc<FaultyBacking>>,
+    blocks: Arc<Blocks>,
+    meta: Arc<Meta>,
+    log: CommitLog,
+    commit: Commit,
+    noted: Noted,
+    dir: PathBuf,
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Fixture {
+    fn new(name: &str, (data, parity): (u8, u8)) -> Self {
+        let geometry = Geometry::new(data, parity).unwrap();
+        let dir = std::env::temp_dir().join(format!("brine-commit-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        let faulty: Vec<_> = (0..geometry.total())
+            .map(|number| {
+                let faulty = FaultyBacking::new(Arc::new(MemBacking::new(&format!("/member/{number}"), 1 << 30)));
+                faulty.write_file("superblock.0", b"marker").unwrap();
+                Arc::new(faulty)
+            })
+            .collect();
+        let members = faulty.iter().enumerate().map(|(number, faulty)| {
+            let backing: Arc<dyn Backing> = faulty.clone();
+            let id = MemberId([number as u8 + 1; 16]);
+            Member::with_limits(id, faulty.describe(), Some(backing), Health::Healthy, Limits::default())
+        });
+        let set = Arc::new(BackingSet::new(members.collect()));
+        let keys = VolumeKeys::new(VOLUME, SecretKey::from_bytes([1; 32]), SecretKey::from_bytes([2; 32]));
+        let entropy: Arc<dyn Entropy> = Arc::new(SeededEntropy::new(7));
+        let writer = Writer { volume: VOLUME, term: Term(1), header_mac: *keys.header_mac() };
+        let segments = Segments::new(set, geometry, writer, entropy.clone(), (geometry.min_ack(), false), SegmentId(1));
+        let setup = Setup {
+            volume: VOLUME,
+            name_key: *keys.name_key(),
+            clock: Arc::new(ManualClock::default()),
+            block_id: Sealer::block_id,
+        };
+        let root = NewNode { kind: FileKind::Directory, perm: 0o755, uid: 0, gid: 0, rdev: 0, target: None };
+        let meta = Arc::new(Meta::create(&dir, keys.database_key(), &setup, &root, 17).unwrap());
+        let config = BlocksConfig {
+            codec: Codec::None,
+            hedge: crate::backing::Hedge::Adaptive,
+            geometry,
+            cache_bytes: 0,
+            header_mac: *keys.header_mac(),
+            volume: VOLUME,
+        };
+        let blocks = Arc::new(Blocks::new(segments, Arc::new(Sealer::new(&keys)), meta.clone(), config));
+        let head = Head { generation: Generation(0), chain: ChainHash([0; 32]) };
+        let log = CommitLog::new(VOLUME, Term(1), *keys.log_key(), entropy, head);
+        Self { faulty, blocks, meta, log, commit: Commit::default(), noted: Noted::default(), dir }
+    }
+
+    fn create(&self, name: &str) {
+        let node = NewNode { kind: FileKind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0, target: None };
+        self.meta.with(|txn| txn.create(ROOT_INO, name.as_bytes(), &node)).unwrap();
+    }
+
+    fn store(&self, seed: u8) {
+        let put = Put { plain: &[seed; 5000], salt: Salt { domain: 0, epoch: 0, index: 0 } };
+        self.blocks.put(&[put], |_, _| Ok(())).unwrap();
+    }
+
+    fn commit(&self) -> Result<Generation> {
+        let parts = Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log, overrides: &self.noted };
+        self.commit.run(&parts, &NothingDirty)
+    }
+
+    fn syncs(&self) -> Vec<u64> {
+        self.faulty.iter().map(|faulty| faulty.count(Call::SyncSegment)).collect()
+    }
+
+    /// Commit records of a segment, in order.
+    fn records(&self, segment: SegmentId) -> Vec<(StripePlace, RecordHeader)> {
+        let stripes = self.blocks.stripes();
+        let info = stripes.segment_info(segment).unwrap();
+        let records = stripes.records(segment, 0, &info);
+        records.into_iter().filter(|(_, header)| header.commit.is_some()).collect()
+    }
+}
+
+#[test]
+fn a_small_commit_is_written_in_copies_and_syncs_only_their_files() {
+    let fixture = Fixture::new("copies", (4, 2));
+    fixture.store(1);
+    fixture.create("a");
+    fixture.commit().unwrap();
+    let before = fixture.syncs();
+    fixture.create("b");
+    fixture.commit().unwrap();
+    let asked: Vec<u64> = fixture.syncs().iter().zip(&before).map(|(after, before)| after - before).collect();
+    assert_eq!(asked.iter().sum::<u64>(), 3, "m+1 files are synced: {asked:?}");
+    let records = fixture.records(SegmentId(1));
+    let kinds: Vec<RecordKind> = records.iter().map(|(_, header)| header.kind).collect();
+    assert_eq!(kinds, [RecordKind::CommitShard, RecordKind::CommitCopy], "beside stripes shards cost no more syncs");
+    let (place, header) = &records[1];
+    let commit = header.commit.unwrap();
+    assert_eq!((commit.copies.count_ones(), commit.ack_set), (3, commit.copies));
+    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
+    for (slot, member) in info.slots.iter().enumerate() {
+        let number = usize::from(member.unwrap().0[0]) - 1;
+        assert_eq!(asked[number], commit.copies >> slot & 1, "slot {slot}");
+    }
+    let survey = fixture.blocks.stripes().survey(*place, &info);
+    assert_eq!((survey.good.len(), survey.bad.len()), (3, 0), "holes elsewhere are no damage");
+    assert_eq!(records[0].1.commit.unwrap().ack_set, 0b11_1111);
+}
+
+#[test]
+fn a_record_in_copies_is_read_while_one_is_left_and_healed() {
+    let fixture = Fixture::new("copies-left", (4, 2));
+    fixture.create("a");
+    fixture.commit().unwrap();
+    let (place, header) = fixture.records(SegmentId(1)).remove(0);
+    assert_eq!(header.kind, RecordKind::CommitCopy);
+    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
+    let holders: Vec<usize> = (0..6).filter(|slot| header.commit.unwrap().copies >> slot & 1 == 1).collect();
+    let whole = fixture.blocks.stripes().message(place, &info).unwrap().1;
+    for slot in &holders[..2] {
+        let member = info.slots[*slot].unwrap();
+        let number = usize::from(member.0[0]) - 1;
+        fixture.faulty[number].write_at(SegmentId(1), place.offset, &[std::io::IoSlice::new(&[0; 600])]).unwrap();
+    }
+    assert_eq!(fixture.records(SegmentId(1)).len(), 1, "the last copy tells of the record");
+    assert_eq!(fixture.blocks.stripes().message(place, &info).unwrap().1, whole);
+    let identity = crate::blocks::Identity { volume: VOLUME, term: Term(1) };
+    let mut unsynced = std::collections::BTreeSet::new();
+    let health = fixture.blocks.heal_stripe(place, Some(identity), &mut unsynced).unwrap();
+    assert_eq!((health.shards, health.bad, health.repaired, health.lost), (3, 2, 2, false));
+    fixture.blocks.sync_healed(&mut unsynced).unwrap();
+    let survey = fixture.blocks.stripes().survey(place, &info);
+    assert_eq!((survey.good.len(), survey.bad.len()), (3, 0));
+}
+
+#[test]
+fn a_generation_answered_with_fewer_syncs_says_so_first() {
+    let fixture = Fixture::new("override", (4, 2));
+    fixture.store(1);
+    fixture.create("a");
+    // The segment is announced before: only the record's sync fails.
+    fixture.faulty[2].add(Rule::new(Call::SyncSegment, Fault::Errno(libc::EIO)).times(1));
+    fixture.commit().unwrap();
+    let noted = std::mem::take(&mut *fixture.noted.0.lock());
+    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
+    let slot = info.slots.iter().position(|id| *id == Some(MemberId([3; 16]))).unwrap();
+    assert_eq!(noted.len(), 1);
+    assert_eq!((noted[0].generation, noted[0].segment, noted[0].part), (Generation(1), SegmentId(1), 0));
+    assert_eq!(noted[0].ack_set, 0b11_1111 & !(1 << slot));
+    // The next goes to a new segment on those left, and needs no such note.
+    fixture.create("b");
+    fixture.commit().unwrap();
+    assert!(fixture.noted.0.lock().is_empty());
+    let next = fixture.records(SegmentId(2));
+    assert_eq!(next.len(), 1);
+    assert_eq!(fixture.records(SegmentId(1)).len(), 1, "nothing more goes to a segment with a failed sync");
+}
+
+#[test]
+fn a_sync_that_failed_in_too_many_directories_is_not_passed_over_by_the_next() {
+    let fixture = Fixture::new("short", (4, 2));
+    fixture.store(1);
+    for faulty in &fixture.faulty[..3] {
+        faulty.add(Rule::new(Call::SyncSegment, Fault::Errno(libc::EIO)).times(1));
+    }
+    assert!(matches!(fixture.blocks.segments().sync(), Err(Error::TooFewMembers { healthy: 3, needed: 4 })));
+    // Nothing fails any more, but what was appended before is still in three directories only.
+    assert!(fixture.blocks.segments().has_unsynced());
+    assert_eq!(fixture.blocks.segments().lacking(SegmentId(1)).count_ones(), 3);
+}
+
+#[test]
+fn records_behind_a_place_never_filled_are_found() {
+    let fixture = Fixture::new("gap", (4, 2));
+    fixture.create("a");
+    fixture.commit().unwrap();
+    // Another thread was handed a place, longer than what is searched at once, and died before it wrote.
+    fixture.blocks.segments().allocate(3 << 20, Generation(2)).unwrap();
+    fixture.create("b");
+    fixture.commit().unwrap();
+    let generations: Vec<u64> =
+        fixture.records(SegmentId(1)).iter().map(|(_, header)| header.commit.unwrap().generation.0).collect();
+    assert_eq!(generations, [1, 2]);
+}
