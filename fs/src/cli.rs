@@ -3,8 +3,10 @@
 mod args;
 mod check;
 mod doctor;
+mod exec;
 mod format;
 mod help;
+mod image;
 mod mount;
 mod output;
 mod prompt;
@@ -107,6 +109,20 @@ const COMMANDS: &[Command] = &[
         run: sync::run,
     },
     Command {
+        name: "exec",
+        arguments: "policy|ps|kill|log ...",
+        summary: "what functions may do, and their runs",
+        details: help::EXEC,
+        run: exec::run,
+    },
+    Command {
+        name: "image",
+        arguments: "import SOURCE DIRECTORY [--json]",
+        summary: "a container image as a plain directory",
+        details: help::IMAGE,
+        run: image::run,
+    },
+    Command {
         name: "doctor",
         arguments: "[--json]",
         summary: "look whether this machine can mount brine volumes",
@@ -206,7 +222,18 @@ mod tests {
         {
             assert!(help.contains(name) && manual.contains(name), "{name}");
         }
-        for name in ["cache", "copies", "epoch", "domain", "compress", "use_member", "threads", "log", "nosupervise"] {
+        for name in [
+            "cache",
+            "copies",
+            "epoch",
+            "domain",
+            "compress",
+            "use_member",
+            "take_over",
+            "threads",
+            "log",
+            "nosupervise",
+        ] {
             assert!(help.contains(name) && manual.contains(name), "{name}");
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! One JSON object a line. A request: `{"command": NAME, ...}`. Answers: any number of `{"progress": {...}}`, then
 //! `{"done": ...}` or `{"failed": {"code": N, "message": TEXT}}`. Lengths are bounded at both ends; only the daemon's
-//! own user and root are heard.
+//! own user and root are heard. Each family of commands has its own enum of requests in a module of its own.
 
 mod client;
 mod registry;
 mod server;
 #[cfg(test)]
 mod tests;
+mod versions;
 
 use std::fs::File;
 use std::io::{self, BufRead, Read};
@@ -18,8 +19,11 @@ use std::path::{Path, PathBuf};
 pub use client::Client;
 pub use registry::{Entry, Registration, find_mountpoint, find_volume, list, process_alive, start_time, supervisor_of};
 pub use server::{Server, Service};
+pub use versions::VersionsRequest;
 
 use serde::{Deserialize, Serialize};
+
+use crate::exec_dir::request::ExecRequest;
 
 /// Name of the socket in a state directory.
 pub const SOCKET_FILE: &str = "control.sock";
@@ -65,10 +69,20 @@ pub enum Request {
         /// Of what is at and below this path inside the volume.
         path: Option<PathBuf>,
     },
+    /// Functions and their runs.
+    Exec {
+        /// What of them.
+        request: ExecRequest,
+    },
     /// Unmount, and answer when everything is durable.
     Umount {
         /// Take it out of sight at once, and answer at once.
         lazy: bool,
+    },
+    /// Something about past states.
+    Versions {
+        /// What.
+        ask: VersionsRequest,
     },
 }
 

@@ -19,6 +19,10 @@ impl Errno {
     pub const NOT_PERMITTED: Self = Self(libc::EPERM);
     /// A file handle that is not open.
     pub const BAD_HANDLE: Self = Self(libc::EBADF);
+    /// The object is gone, or was never told of.
+    pub const STALE: Self = Self(libc::ESTALE);
+    /// What cannot be changed.
+    pub const READ_ONLY: Self = Self(libc::EROFS);
     /// An argument outside what the operation takes.
     pub const INVALID: Self = Self(libc::EINVAL);
     /// An operation this filesystem does not offer.

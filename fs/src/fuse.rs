@@ -23,9 +23,10 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
+use crate::control_dir::{Caching, is_control, is_passing};
 use crate::errno::{Errno, Outcome};
-use crate::vfs::{AttrChange, Caller, ReadStart, Room, Vfs};
-use convert::{attr_ttl, file_attr, file_type, kind_of_mode, negative_entry, rename_flags, stamp};
+use crate::vfs::{AttrChange, Caller, Handle, ReadStart, Room, Vfs};
+use convert::{attr_ttl, file_attr, file_type, kind_of_mode, name_ttl, negative_entry, rename_flags, stamp};
 pub use session::{FuseConfig, Unmounter, serve, serve_with};
 
 /// Largest write request, bytes: what the kernel allows by default.
@@ -84,7 +85,7 @@ fn answer_entry(outcome: Outcome<Attr>, reply: ReplyEntry) {
     match outcome {
         Ok(attr) => {
             let generation = Generation(attr.ino_generation.into());
-            reply.entry_with_ttls(&attr_ttl(&attr), &TTL, &file_attr(&attr), generation);
+            reply.entry_with_ttls(&attr_ttl(&attr), &name_ttl(&attr), &file_attr(&attr), generation);
         }
         Err(errno) => reply.error(code(errno)),
     }
@@ -97,9 +98,23 @@ fn answer_attr(outcome: Outcome<Attr>, reply: ReplyAttr) {
     }
 }
 
-fn answer_open(outcome: Outcome<u64>, flags: i32, reply: ReplyOpen) {
+fn answer_lookup(outcome: Outcome<Attr>, parent: Ino, reply: ReplyEntry) {
     match outcome {
-        Ok(handle) => reply.opened(FileHandle(handle), open_answer(flags)),
+        // What is not there now may be soon, without the kernel's doing.
+        Err(Errno::NOT_FOUND) if !is_passing(parent) => {
+            reply.entry_with_ttls(&Duration::ZERO, &TTL, &negative_entry(), Generation(0));
+        }
+        outcome => answer_entry(outcome, reply),
+    }
+}
+
+fn answer_open(outcome: Outcome<Handle>, flags: i32, reply: ReplyOpen) {
+    match outcome {
+        Ok(handle) => {
+            let direct = handle.caching == Caching::Direct;
+            let more = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
+            reply.opened(FileHandle(handle.number), open_answer(flags) | more);
+        }
         Err(errno) => reply.error(code(errno)),
     }
 }
@@ -144,9 +159,12 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         follow::note(request.pid());
-        match self.vfs.lookup(ino(parent), name.as_bytes()) {
-            Err(Errno::NOT_FOUND) => reply.entry_with_ttls(&Duration::ZERO, &TTL, &negative_entry(), Generation(0)),
-            outcome => answer_entry(outcome, reply),
+        let parent = ino(parent);
+        if is_control(parent) {
+            let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
+            self.vfs.io().run(move || answer_lookup(vfs.lookup(parent, &name), parent, reply));
+        } else {
+            answer_lookup(self.vfs.lookup(parent, name.as_bytes()), parent, reply);
         }
     }
 
@@ -232,7 +250,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -241,11 +259,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (parent, new_parent, flags) = (ino(parent), ino(new_parent), rename_flags(flags));
-        answer_empty(self.vfs.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), flags), reply);
+        let (caller, name, new_name) = (caller(request), name.as_bytes(), new_name.as_bytes());
+        answer_empty(self.vfs.rename(caller, parent, name, new_parent, new_name, flags), reply);
     }
 
-    fn link(&self, _request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answer_entry(self.vfs.link(ino(node), ino(parent), name.as_bytes()), reply);
+    fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        answer_entry(self.vfs.link(caller(request), ino(node), ino(parent), name.as_bytes()), reply);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -306,6 +325,10 @@ impl Filesystem for Adapter {
                     Err(errno) => reply.error(code(errno)),
                 });
             }
+            Ok(ReadStart::Control(file)) => self.vfs.io().run(move || match file.read(offset, size as usize) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(errno) => reply.error(code(errno)),
+            }),
             Err(errno) => reply.error(code(errno)),
         }
     }
@@ -363,7 +386,8 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let handle = FileHandle(self.vfs.open_dir(ino(node)));
-        reply.opened(handle, FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
+        let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(handle, if is_passing(ino(node)) { FopenFlags::empty() } else { keep });
     }
 
     fn readdir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -393,6 +417,7 @@ impl Filesystem for Adapter {
             let outcome = vfs.read_dir(handle.0, offset, true, &mut |item| {
                 let Some(attr) = item.attr else { return false };
                 let (name, generation) = (OsStr::from_bytes(item.name), Generation(attr.ino_generation.into()));
+                // fuser takes one lifetime for both; names that may change are those whose attributes may.
                 reply.add(INodeNo(item.ino.0), item.offset, name, &attr_ttl(attr), &file_attr(attr), generation)
             });
             match outcome {

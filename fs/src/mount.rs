@@ -7,12 +7,14 @@
 
 mod busy;
 mod daemon;
+mod exec_side;
 mod launch;
 mod plan;
 mod point;
 mod process;
 mod service;
 mod supervisor;
+mod versions;
 
 pub use busy::users_of;
 pub use daemon::{run_foreground, serve_command};

@@ -152,6 +152,11 @@ pub fn timestamp(time: SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{:02}.{:03}Z", second % 60, since.subsec_millis())
 }
 
+/// [`timestamp`] of nanoseconds since 1970; times before that become it.
+pub fn timestamp_ns(ns: i64) -> String {
+    timestamp(UNIX_EPOCH + std::time::Duration::from_nanos(ns.max(0) as u64))
+}
+
 /// Year, month and day of a number of days since 1970-01-01, by the Gregorian calendar.
 ///
 /// After Howard Hinnant, "chrono-compatible low-level date algorithms": years begin in March, so that the leap day is

@@ -40,6 +40,7 @@ die. SOURCE is any backing directory, or several separated by colons.
   -f          stay in the foreground, without supervisor; Ctrl-C unmounts
   -r          the same as -o ro
   -v          say what was done
+  --take-over the same as -o take_over
   --mount8    exit codes as mount(8) wants them
 
 Options:
@@ -55,6 +56,8 @@ Options:
   copies=R epoch=N domain=volume|owner compress=none|lz4
                         for new content, in place of what format was told
   use_member=PATH       of two copies of one directory, the true one
+  take_over             take the volume from a writer that is stuck, or on the other side of a broken network; that one
+                        stops writing when it notices. With state=DIR if it runs on this host
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor
@@ -116,6 +119,34 @@ give back, in that order. Of the volume: history, snapshots, redundancy, what ca
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
 pub(super) const SYNC: &str = "Returns when everything written so far, by anybody, would survive a power cut.";
+
+pub(super) const EXEC: &str = "\
+A function is an executable file in exec/ of a volume. Running it runs it in a sandbox of its own, which sees of the
+volume the program itself, its standard streams, files that whole arguments name and the caller may read, and what its
+policy grants. Root and who mounted the volume see all runs, others their own.
+
+  brine exec policy FUNCTION [options]   show or change what it may do; its owner and root only
+    --read PATH, --write PATH   paths that exist for every run; relative ones from the function's directory
+    --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
+    --net none|host    network               --env NAME     pass this variable on
+    --root DIR|host    root directory        --args none|read   whether arguments grant reading
+    --uid UID          whom runs of root are run as
+    --best-effort on|off   start even where a limit cannot be enforced
+    --no-read, --no-write, --no-env   empty the list      --reset  no policy
+    --resume           the program was changed by another user and is fine
+  brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
+  brine exec ps [--json]              runs that go on
+  brine exec kill RUN                 end one; the beginning of its name is enough
+  brine exec log [--json] [-n N] [RUN]   records of runs, the newest first
+
+  --at PATH   on which volume, if not that of the working directory or the only one";
+
+pub(super) const IMAGE: &str = "\
+SOURCE is an archive of a root filesystem (.tar, .tar.gz), an OCI layout as a directory or archive, or what `docker save`
+writes, with one image for this machine. DIRECTORY is made, on a brine volume or anywhere, when all of it is there.
+Device nodes and set-id bits are left out. Use it with `brine exec policy --root`.
+
+  --json  the result as JSON";
 
 pub(super) const DOCTOR: &str = "\
 Looks at the kernel, /dev/fuse, fusermount3 and limits, and names the step for what is missing.

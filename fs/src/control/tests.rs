@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::registry::{Registration, list_in};
 use super::*;
+use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 
 /// A directory of a test, removed at its end.
@@ -48,6 +49,14 @@ impl Service for Echo {
         Ok(json!({ "healthy": true }))
     }
 
+    fn family(&self, request: &Request, _step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
+        Ok(json!({ "asked": format!("{request:?}") }))
+    }
+
+    fn exec(&self, _request: &ExecRequest, asker: Asker) -> Result<Value, Failure> {
+        Ok(json!({ "uid": asker.uid, "commands": asker.commands }))
+    }
+
     fn umount(&self, _lazy: bool) -> Result<(), Failure> {
         self.unmounted.store(true, Ordering::Release);
         Ok(())
@@ -62,7 +71,7 @@ fn ask(socket: &Path, request: &Request) -> Result<Value, Failure> {
 
 fn start(socket: &Path) -> (Server, Arc<AtomicBool>) {
     let unmounted = Arc::new(AtomicBool::new(false));
-    (Server::start(socket, Echo { unmounted: Arc::clone(&unmounted) }).unwrap(), unmounted)
+    (Server::start(socket, Arc::new(Echo { unmounted: Arc::clone(&unmounted) })).unwrap(), unmounted)
 }
 
 #[test]
@@ -78,6 +87,18 @@ fn requests_are_answered_with_progress_results_and_failures() {
     assert_eq!((steps, report), (vec![0, 1, 2], json!({ "healthy": true })));
     drop(server);
     assert!(!socket.exists());
+}
+
+#[test]
+fn families_have_requests_of_their_own() {
+    let temp = Temp::new("families");
+    let socket = temp.0.join(SOCKET_FILE);
+    let (_server, _) = start(&socket);
+    let request = Request::Versions { ask: VersionsRequest::CreateSnapshot { name: "before".into() } };
+    let answer = ask(&socket, &request).unwrap();
+    assert_eq!(answer, json!({ "asked": format!("{request:?}") }));
+    let line = serde_json::to_string(&request).unwrap();
+    assert_eq!(line, r#"{"command":"versions","ask":{"what":"create-snapshot","name":"before"}}"#);
 }
 
 #[test]
@@ -119,6 +140,7 @@ fn what_is_no_request_is_refused() {
         "{}\n",
         "{\"command\":\"explode\"}\n",
         "{\"command\":\"umount\",\"lazy\":true,\"more\":1}\n",
+        "{\"command\":\"versions\",\"ask\":{\"what\":\"snapshot\"}}\n",
         "\u{0}\n",
         &endless,
     ] {
@@ -170,7 +192,7 @@ fn living_daemons_are_listed_and_dead_ones_forgotten() {
     let left = Registration::new_in(&temp.0, &reused).unwrap();
     std::fs::write(temp.0.join("broken.json"), "{").unwrap();
     assert_eq!(list_in(&temp.0), [alive]);
-    assert!(!temp.0.join(format!("{}.json", reused.volume)).exists());
+    assert_eq!(std::fs::read_dir(&temp.0).unwrap().count(), 2, "the entry of a process that ended is removed");
     drop(left);
     drop(registration);
     assert_eq!(list_in(&temp.0), []);
@@ -182,4 +204,16 @@ fn processes_are_told_apart_by_start_time() {
     assert!(process_alive(std::process::id(), own));
     assert!(!process_alive(std::process::id(), own + 1));
     assert_eq!(start_time(u32::MAX), None);
+}
+
+#[test]
+fn a_public_socket_answers_about_runs_and_nothing_else() {
+    let temp = Temp::new("public");
+    let socket = temp.0.join("public.sock");
+    let service = Arc::new(Echo { unmounted: Arc::default() });
+    let _server = Server::start_public(&socket, service).unwrap();
+    let answer = ask(&socket, &Request::Exec { request: ExecRequest::Ps }).unwrap();
+    assert_eq!(answer["uid"], nix::unistd::geteuid().as_raw());
+    assert_eq!(ask(&socket, &Request::Umount { lazy: false }).unwrap_err().code(), ExitCode::NotPermitted);
+    assert_eq!(ask(&socket, &Request::Status).unwrap_err().code(), ExitCode::NotPermitted);
 }

@@ -6,6 +6,7 @@ use brine_store::volume::{Attr, FileKind, RenameFlags};
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
 use super::TTL;
+use crate::control_dir::is_passing;
 use crate::vfs::Stamp;
 
 /// Longest name, bytes.
@@ -93,7 +94,12 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 /// has cached is old, and it would run the changed file with the rights of its owner. With no time to live it asks
 /// before every exec and open.
 pub(super) fn attr_ttl(attr: &Attr) -> Duration {
-    if attr.kind == FileKind::File && attr.perm & 0o6000 != 0 { Duration::ZERO } else { TTL }
+    if attr.kind == FileKind::File && attr.perm & 0o6000 != 0 { Duration::ZERO } else { name_ttl(attr) }
+}
+
+/// How long the kernel may believe a name of this inode: names below `.brine` come and go without its knowing.
+pub(super) fn name_ttl(attr: &Attr) -> Duration {
+    if is_passing(attr.ino) { Duration::ZERO } else { TTL }
 }
 
 /// The answer to a lookup that the kernel may remember as "there is no such name": an entry with inode 0.

@@ -1,8 +1,8 @@
 //! What a mounted volume does when asked through the control socket.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
@@ -14,7 +14,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::busy::users_of;
+use super::exec_side::ExecSide;
 use crate::control::{Progress, Request, Service};
+use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount_table::{self, UnmountError};
 use crate::telemetry::timestamp;
@@ -35,6 +37,8 @@ pub(super) struct VolumeService {
     working: Mutex<()>,
     /// It is to stop.
     stop: AtomicBool,
+    /// Set once files can be run.
+    pub(super) exec: OnceLock<Arc<ExecSide>>,
 }
 
 impl VolumeService {
@@ -48,7 +52,16 @@ impl VolumeService {
             started: Instant::now(),
             working: Mutex::new(()),
             stop: AtomicBool::new(false),
+            exec: OnceLock::new(),
         }
+    }
+
+    pub(super) fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    pub(super) fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
     }
 
     fn work_alone(&self, request: &Request, progress: &Steps<'_>) -> Result<Value, Failure> {
@@ -78,9 +91,11 @@ impl VolumeService {
                 self.sync()?;
                 to_json(&usage(&self.volume, path.as_deref())?)
             }
-            Request::Status | Request::Sync | Request::Umount { .. } => {
-                Err(Failure::new(ExitCode::Failed, "this request is not a long one"))
-            }
+            Request::Status
+            | Request::Sync
+            | Request::Exec { .. }
+            | Request::Umount { .. }
+            | Request::Versions { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
         }
     }
 }
@@ -141,6 +156,20 @@ impl Service for VolumeService {
         let steps = Steps { step, stop: &self.stop, hung_up: AtomicBool::new(false), last: Mutex::new(None) };
         let outcome = self.work_alone(request, &steps);
         if steps.cancelled() { Err(Failure::new(ExitCode::Interrupted, "stopped before it was done")) } else { outcome }
+    }
+
+    fn family(&self, request: &Request, _step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
+        match request {
+            Request::Versions { ask } => self.versions(ask),
+            other => Err(Failure::new(ExitCode::Failed, format!("{other:?} belongs to no family of commands"))),
+        }
+    }
+
+    fn exec(&self, request: &ExecRequest, asker: Asker) -> Result<Value, Failure> {
+        match self.exec.get() {
+            Some(exec) => exec.answer(request, asker),
+            None => Err(Failure::new(ExitCode::Refused, "nothing can be run on this mount; the daemon's log says why")),
+        }
     }
 
     fn umount(&self, lazy: bool) -> Result<(), Failure> {

@@ -4,6 +4,7 @@ use brine_store::ids::Ino;
 use brine_store::volume::{Attr, FileKind, SetAttr};
 
 use super::{Atime, Caller, Vfs};
+use crate::control_dir::is_control;
 use crate::errno::{Errno, Outcome};
 use crate::write_buffer::without_set_id;
 
@@ -60,6 +61,9 @@ impl AttrChange {
 impl Vfs {
     /// An inode's attributes, with what is buffered.
     pub fn attr(&self, ino: Ino) -> Outcome<Attr> {
+        if is_control(ino) {
+            return self.control.attr(ino);
+        }
         let mut attr = self.volume.attr(ino).map_err(|error| self.fail("getattr of", ino, &error))?;
         if let Some(node) = self.inodes.file(ino) {
             self.buffer.overlay(&node, &mut attr);
@@ -74,6 +78,7 @@ impl Vfs {
 
     /// Set attributes. May wait for chunks being sealed if the size is among them.
     pub fn set_attr(&self, caller: Caller, ino: Ino, change: &AttrChange) -> Outcome<Attr> {
+        self.check_live(ino)?;
         let now_ns = self.now_ns();
         if let Some(size) = change.size {
             self.truncate(caller, ino, size)?;
@@ -88,6 +93,7 @@ impl Vfs {
     /// is taken to have it. May wait for chunks being sealed.
     pub(super) fn truncate(&self, caller: Caller, ino: Ino, size: u64) -> Outcome<()> {
         self.check_writable()?;
+        self.before_change(caller, ino)?;
         let node = self.inodes.file_or_new(ino);
         self.buffer
             .truncate(&node, size, self.now_ns(), caller.uid != 0)

@@ -7,7 +7,7 @@ use brine_store::ids::Ino;
 use brine_store::volume::{Attr, FileKind, NewNode, Unlinked};
 
 use super::{Caller, Vfs};
-use crate::control_dir::is_reserved;
+use crate::control_dir::{is_control, is_reserved};
 use crate::errno::{Errno, Outcome};
 use crate::handle::OpenDir;
 
@@ -63,28 +63,36 @@ impl Vfs {
         rdev: u32,
         target: Option<&[u8]>,
     ) -> Outcome<Attr> {
-        if is_reserved(parent, name) {
-            return Err(Errno::NOT_PERMITTED);
-        }
+        self.check_makeable(parent, name)?;
         let (perm, gid) = self.inherit(caller, parent, kind, perm)?;
         let node = NewNode { kind, perm, uid: caller.uid, gid, rdev, target };
         self.volume.create(parent, name, &node).map_err(|error| self.fail("create in", parent, &error))
     }
 
+    /// Refuse names that are not for users, and those below `.brine`.
+    pub(super) fn check_makeable(&self, parent: Ino, name: &[u8]) -> Outcome<()> {
+        self.check_live(parent)?;
+        if is_reserved(parent, name) { Err(Errno::NOT_PERMITTED) } else { Ok(()) }
+    }
+
     /// Give an inode another name.
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Attr> {
-        if is_reserved(parent, name) {
-            return Err(Errno::NOT_PERMITTED);
+    pub fn link(&self, caller: Caller, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Attr> {
+        if is_control(ino) {
+            // As between any two filesystems: programs then copy.
+            return Err(Errno(libc::EXDEV));
         }
+        self.check_makeable(parent, name)?;
         let attr = {
             let _gate = self.buffer.change();
             self.volume.link(ino, parent, name).map_err(|error| self.fail("link to", ino, &error))?
         };
+        self.name_changed(caller, parent, name);
         Ok(self.entry(attr))
     }
 
     /// Remove a name that is not a directory's.
     pub fn unlink(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Outcome<()> {
+        self.check_makeable(parent, name)?;
         let gone = {
             let _gate = self.buffer.change();
             self.volume.unlink(parent, name)
@@ -95,6 +103,7 @@ impl Vfs {
 
     /// Remove an empty directory.
     pub fn rmdir(self: &Arc<Self>, parent: Ino, name: &[u8]) -> Outcome<()> {
+        self.check_makeable(parent, name)?;
         let gone = {
             let _gate = self.buffer.change();
             self.volume.rmdir(parent, name)
@@ -123,7 +132,8 @@ impl Vfs {
 
     /// Whether listing on from `offset` is more than a moment's work: all but the beginning and the known end.
     pub fn read_dir_waits(&self, handle: u64, offset: u64) -> bool {
-        offset > DOTS && self.dirs.get(handle).is_some_and(|dir| dir.end.load(Ordering::Relaxed) != offset)
+        let goes_on = |dir: &OpenDir| dir.end.load(Ordering::Relaxed) != offset;
+        self.dirs.get(handle).is_some_and(|dir| is_control(dir.ino) || offset > DOTS && goes_on(&dir))
     }
 
     /// List a directory from `offset` (0: its beginning) until `emit` says that it has enough, having not taken the
@@ -144,12 +154,15 @@ impl Vfs {
         }
         let mut cookie = offset.saturating_sub(DOTS);
         let batch = dir.batch.load(Ordering::Relaxed);
-        let entries = self
-            .volume
-            .read_dir(dir.ino, cookie, batch, plus)
-            .map_err(|error| self.fail("readdir of", dir.ino, &error))?;
+        let control = is_control(dir.ino);
+        let entries = if control {
+            self.control.entries(dir.ino, cookie, batch, plus)?
+        } else {
+            let read = self.volume.read_dir(dir.ino, cookie, batch, plus);
+            read.map_err(|error| self.fail("readdir of", dir.ino, &error))?
+        };
         let reached_end = entries.len() < batch;
-        for (taken, entry) in entries.into_iter().enumerate() {
+        for (taken, entry) in entries.iter().enumerate() {
             let attr = entry.attr.map(|mut attr| {
                 if let Some(node) = self.inodes.file(attr.ino) {
                     self.buffer.overlay(&node, &mut attr);
@@ -165,9 +178,13 @@ impl Vfs {
             };
             if emit(&item) {
                 dir.batch.store(taken + 1, Ordering::Relaxed);
+                if control && plus {
+                    // They count as told of; these were not.
+                    entries[taken..].iter().for_each(|entry| self.control.forget(entry.ino, 1));
+                }
                 return Ok(());
             }
-            if plus {
+            if plus && !control {
                 self.inodes.remember(entry.ino);
             }
             cookie = entry.cookie;
@@ -189,10 +206,14 @@ impl Vfs {
         emit: &mut dyn FnMut(&DirItem<'_>) -> bool,
     ) -> Outcome<bool> {
         let fail = |error| self.fail("readdir of", ino, &error);
-        let attr = self.volume.attr(ino).map_err(fail)?;
-        self.touch_atime(&attr);
-        let parent = self.volume.parent_of(ino).map_err(fail)?;
-        let parent = if parent == ino { attr } else { self.volume.attr(parent).map_err(fail)? };
+        let attr = self.attr(ino)?;
+        let parent = if is_control(ino) {
+            self.control.parent(ino)?
+        } else {
+            self.touch_atime(&attr);
+            self.volume.parent_of(ino).map_err(fail)?
+        };
+        let parent = if parent == ino { attr } else { self.attr(parent)? };
         let dots: [(&[u8], &Attr); 2] = [(b".", &attr), (b"..", &parent)];
         for (position, (name, attr)) in (1..).zip(dots) {
             let attr_wanted = plus.then_some(attr);

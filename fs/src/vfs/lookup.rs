@@ -6,14 +6,14 @@ use brine_store::ids::Ino;
 use brine_store::volume::Attr;
 
 use super::Vfs;
-use crate::control_dir::is_reserved;
-use crate::errno::{Errno, Outcome};
+use crate::control_dir::{is_control, is_reserved};
+use crate::errno::Outcome;
 
 impl Vfs {
     /// The inode of a name; the kernel knows it from now on. "." and ".." are asked for by file handles (NFS).
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Outcome<Attr> {
-        if is_reserved(parent, name) {
-            return Err(Errno::NOT_FOUND);
+        if is_control(parent) || is_reserved(parent, name) {
+            return self.control.lookup(parent, name);
         }
         let found = match name {
             b"." => self.volume.attr(parent),
@@ -25,12 +25,18 @@ impl Vfs {
 
     /// The kernel forgot `count` of the times it was told of an inode.
     pub fn forget(self: &Arc<Self>, ino: Ino, count: u64) {
+        if is_control(ino) {
+            return self.control.forget(ino, count);
+        }
         let gone = self.inodes.forget(ino, count);
         self.release(gone);
     }
 
     /// The target of a symbolic link.
     pub fn read_link(&self, ino: Ino) -> Outcome<Vec<u8>> {
+        if is_control(ino) {
+            return self.control.read_link(ino);
+        }
         let target = self.volume.read_link(ino).map_err(|error| self.fail("readlink of", ino, &error))?;
         if let Ok(attr) = self.volume.attr(ino) {
             self.touch_atime(&attr);

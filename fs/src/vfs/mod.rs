@@ -12,6 +12,7 @@
 
 mod attr;
 mod dir;
+mod exec;
 mod lookup;
 mod open;
 mod read;
@@ -33,11 +34,13 @@ use brine_store::{Error, Result as StoreResult};
 
 pub use attr::{AttrChange, Stamp};
 pub use dir::DirItem;
-pub use open::Opened;
+pub use open::{Handle, Opened};
 pub use read::{PendingRead, ReadBytes, ReadStart};
 pub use write::Room;
 
+use crate::control_dir::{ControlDir, is_control};
 use crate::errno::{Errno, Outcome};
+use crate::exec_dir::ExecDir;
 use crate::handle::{Handles, OpenDir, OpenFile};
 use crate::inode_table::{Gone, InodeTable};
 use crate::workers::{Pool, processors};
@@ -116,6 +119,8 @@ pub struct Vfs {
     inodes: InodeTable,
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
+    control: ControlDir,
+    exec: ExecDir,
     buffer: Arc<WriteBuffer>,
     /// For requests that wait for a disk.
     io: Pool,
@@ -144,6 +149,8 @@ impl Vfs {
             inodes: InodeTable::new(),
             files: Handles::default(),
             dirs: Handles::default(),
+            control: ControlDir::new(SystemClock.now_ns()),
+            exec: ExecDir::default(),
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,
@@ -176,6 +183,11 @@ impl Vfs {
         &self.writers
     }
 
+    /// `.brine` of this mount.
+    pub fn control(&self) -> &ControlDir {
+        &self.control
+    }
+
     /// Counts for `status`.
     pub fn counts(&self) -> VfsCounts {
         VfsCounts {
@@ -192,6 +204,7 @@ impl Vfs {
     /// # Errors
     /// What kept the last changes from becoming durable.
     pub fn close(&self) -> StoreResult<()> {
+        self.exec.stop();
         self.writers.finish();
         self.io.finish();
         self.committer.stop();
@@ -225,6 +238,11 @@ impl Vfs {
     /// Refuse changes while the volume is read-only; the store's own operations refuse by themselves.
     fn check_writable(&self) -> Outcome<()> {
         if self.volume.is_read_only().is_some() { Err(Errno(libc::EROFS)) } else { Ok(()) }
+    }
+
+    /// Refuse changes of what is below `.brine`.
+    fn check_live(&self, ino: Ino) -> Outcome<()> {
+        if is_control(ino) { Err(Errno::READ_ONLY) } else { Ok(()) }
     }
 
     /// An inode as the kernel is told of it: counted, and with what is buffered.

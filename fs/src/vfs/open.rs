@@ -8,7 +8,9 @@ use brine_store::volume::{Attr, FileKind};
 use parking_lot::Mutex;
 
 use super::{Caller, Vfs};
+use crate::control_dir::{Caching, is_control};
 use crate::errno::{Errno, Outcome};
+use crate::exec_dir::FMODE_EXEC;
 use crate::handle::OpenFile;
 use crate::readahead::Readahead;
 use crate::write_buffer::FileNode;
@@ -21,14 +23,42 @@ pub struct Opened {
     pub handle: u64,
 }
 
+/// A file that was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Handle {
+    /// The number the kernel carries for us.
+    pub number: u64,
+    /// What the kernel may keep of the content.
+    pub caching: Caching,
+}
+
+/// Whether an open with these flags may change the content.
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}
+
 impl Vfs {
     /// Whether [`Self::open`] may have to wait for chunks being sealed.
     pub fn open_waits(&self, ino: Ino, flags: i32) -> bool {
-        flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
+        is_control(ino)
+            || flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
+            || flags & FMODE_EXEC != 0 && self.inodes.file(ino).is_some_and(|node| !node.is_clean())
     }
 
-    /// Open a file; with O_TRUNC empty it, which may wait for chunks being sealed.
-    pub fn open(self: &Arc<Self>, caller: Caller, ino: Ino, flags: i32) -> Outcome<u64> {
+    /// Open a file; with O_TRUNC empty it, which may wait for chunks being sealed. What the kernel is about to run is
+    /// answered by [`Self::open_to_run`].
+    pub fn open(self: &Arc<Self>, caller: Caller, ino: Ino, flags: i32) -> Outcome<Handle> {
+        if is_control(ino) {
+            let (number, caching) = self.control.open(caller, ino, flags)?;
+            return Ok(Handle { number, caching });
+        }
+        if self.runs(ino, flags) {
+            let (number, caching) = self.open_to_run(caller, ino)?;
+            return Ok(Handle { number, caching });
+        }
+        if writes(flags) {
+            self.before_change(caller, ino)?;
+        }
         let node = self.inodes.open(ino, false);
         if flags & libc::O_TRUNC != 0
             && let Err(errno) = self.truncate(caller, ino, 0)
@@ -37,7 +67,7 @@ impl Vfs {
             self.release(gone);
             return Err(errno);
         }
-        Ok(self.handle_for(node))
+        Ok(Handle { number: self.handle_for(node), caching: Caching::Keep })
     }
 
     /// Make a file, unless it is there by now and O_EXCL was not asked for, and open it.
@@ -55,13 +85,14 @@ impl Vfs {
         };
         match made {
             Ok(attr) => {
+                self.name_changed(caller, parent, name);
                 let node = self.inodes.open(attr.ino, true);
                 node.no_xattrs.store(true, Ordering::Relaxed);
                 Ok(Opened { attr, handle: self.handle_for(node) })
             }
             Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
                 let attr = self.volume.lookup(parent, name).map_err(|error| self.fail("lookup in", parent, &error))?;
-                let handle = self.open(caller, attr.ino, flags)?;
+                let handle = self.open(caller, attr.ino, flags)?.number;
                 let mut attr = self.attr(attr.ino)?;
                 if let Some(node) = self.inodes.remember(attr.ino) {
                     self.buffer.overlay(&node, &mut attr);
@@ -72,7 +103,7 @@ impl Vfs {
         }
     }
 
-    fn handle_for(&self, node: Arc<FileNode>) -> u64 {
+    pub(super) fn handle_for(&self, node: Arc<FileNode>) -> u64 {
         let (seen, seen_commit) = (node.errors.position(), self.commit_errors.position());
         self.files.insert(OpenFile {
             node,
@@ -102,11 +133,17 @@ impl Vfs {
 
     /// A descriptor is closed: the last chance to tell of an error. Nothing is written; the commit timer does that.
     pub fn flush(&self, handle: u64) -> Outcome<()> {
+        if let Some(file) = self.control.file(handle) {
+            return file.map(|_| ());
+        }
         self.deferred_error(&*self.file(handle)?)
     }
 
     /// The last descriptor is closed.
     pub fn close_file(self: &Arc<Self>, handle: u64) {
+        if self.control.close(handle) {
+            return;
+        }
         if let Some(file) = self.files.remove(handle) {
             let gone = self.inodes.close(file.node.ino);
             self.release(gone);

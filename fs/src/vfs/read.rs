@@ -8,6 +8,7 @@ use brine_store::volume::{Attr, Volume};
 use parking_lot::Mutex;
 
 use super::Vfs;
+use crate::control_dir::VirtualFile;
 use crate::errno::Outcome;
 use crate::handle::OpenFile;
 use crate::write_buffer::{Gap, Stored, read_stored, stored_in_cache};
@@ -37,6 +38,8 @@ impl Scratch {
 pub enum ReadBytes {
     /// Part of one stored chunk, not copied.
     Shared(Stored, Range<usize>),
+    /// Bytes of a file below `.brine`.
+    Owned(Vec<u8>),
     /// Pieces joined in a buffer that goes back when this is dropped.
     Joined {
         /// The buffer; longer than what was read.
@@ -53,6 +56,7 @@ impl ReadBytes {
     pub fn as_slice(&self) -> &[u8] {
         match self {
             Self::Shared(stored, range) => &stored[range.clone()],
+            Self::Owned(bytes) => bytes,
             Self::Joined { buffer, len, .. } => &buffer[..*len],
         }
     }
@@ -72,6 +76,8 @@ pub enum ReadStart {
     Done(ReadBytes),
     /// [`PendingRead::finish`] may wait for a disk.
     Waits(PendingRead),
+    /// A file below `.brine`; reading it may wait for anything.
+    Control(Arc<dyn VirtualFile>),
 }
 
 /// A read of which the backing directories must be asked.
@@ -134,6 +140,14 @@ impl PendingRead {
 impl Vfs {
     /// Begin reading `len` bytes at `offset`; fewer come at the end of the file.
     pub fn read(&self, handle: u64, offset: u64, len: usize) -> Outcome<ReadStart> {
+        if let Some(file) = self.control.file(handle) {
+            let file = file?;
+            return Ok(if file.waits() {
+                ReadStart::Control(file)
+            } else {
+                ReadStart::Done(ReadBytes::Owned(file.read(offset, len)?))
+            });
+        }
         let file = self.file(handle)?;
         let mut buffer = self.scratch.take();
         let fail = |error| self.fail("read of", file.node.ino, &error);
@@ -174,6 +188,7 @@ impl Vfs {
         match self.read(handle, offset, len)? {
             ReadStart::Done(bytes) => Ok(bytes),
             ReadStart::Waits(pending) => pending.finish(self),
+            ReadStart::Control(file) => file.read(offset, len).map(ReadBytes::Owned),
         }
     }
 }

@@ -10,6 +10,10 @@ type NextDirty<'a> = &'a dyn Fn(u64) -> Option<(u64, u64)>;
 impl Vfs {
     /// SEEK_DATA and SEEK_HOLE. Data and holes come in whole chunks, except for what is not flushed yet.
     pub fn seek(&self, handle: u64, offset: i64, whence: i32) -> Outcome<i64> {
+        if let Some(file) = self.control.file(handle) {
+            let from = u64::try_from(offset).map_err(|_| Errno::NO_DATA_THERE)?;
+            return file?.seek(from, whence).map(|found| found as i64);
+        }
         let file = self.file(handle)?;
         let from = u64::try_from(offset).map_err(|_| Errno::NO_DATA_THERE)?;
         let look = |attr: &Attr, dirty: NextDirty<'_>| match whence {

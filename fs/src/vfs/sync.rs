@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use brine_store::gc::{GcOptions, GcReport};
+use brine_store::ids::Generation;
 use parking_lot::{Condvar, Mutex};
 
 use super::Vfs;
@@ -102,6 +103,16 @@ impl Vfs {
         self.volume.gc(&*self.buffer, options, step)
     }
 
+    /// Make everything accepted so far durable, and wait for it: for callers without an event thread.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub fn commit_now(&self) -> brine_store::Result<Generation> {
+        let outcome = self.volume.commit(&*self.buffer);
+        self.inodes.sweep();
+        outcome
+    }
+
     fn when_committed(&self, waiter: Waiter) {
         self.committer.asked.lock().waiters.push(waiter);
         self.committer.wake.notify_one();
@@ -109,6 +120,9 @@ impl Vfs {
 
     /// Answer when a file is durable, and with it everything accepted before: `answer` is called from another thread.
     pub fn sync_file(self: &Arc<Self>, handle: u64, answer: impl FnOnce(Outcome<()>) + Send + 'static) {
+        if let Some(file) = self.control.file(handle) {
+            return answer(file.map(|_| ()));
+        }
         let file = match self.file(handle) {
             Ok(file) => file,
             Err(errno) => return answer(Err(errno)),

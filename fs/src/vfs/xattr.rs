@@ -5,16 +5,25 @@ use std::sync::atomic::Ordering;
 use brine_store::ids::Ino;
 
 use super::Vfs;
+use crate::control_dir::is_control;
 use crate::errno::{Errno, Outcome};
 
 /// Kept by the kernel's capability code; asked for before the first write to every file.
 const CAPABILITY: &[u8] = b"security.capability";
+/// A function's policy, to be read; archives and copies must not install one.
+const POLICY: &[u8] = b"user.brine.policy";
 /// Attributes of this namespace mean something to the kernel that we would not enforce (access control lists).
 const SYSTEM: &[u8] = b"system.";
 
 impl Vfs {
     /// The value of an attribute.
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Outcome<Vec<u8>> {
+        if is_control(ino) {
+            return self.control.get_xattr(ino, name);
+        }
+        if name == POLICY {
+            return self.policy_of(ino).map(|policy| policy.encode()).ok_or(Errno(libc::ENODATA));
+        }
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }
@@ -27,7 +36,11 @@ impl Vfs {
 
     /// The names of all attributes, each followed by a zero byte.
     pub fn list_xattrs(&self, ino: Ino) -> Outcome<Vec<u8>> {
-        let names = self.volume.list_xattrs(ino).map_err(|error| self.fail("listxattr of", ino, &error))?;
+        let names = if is_control(ino) {
+            self.control.list_xattrs(ino)?
+        } else {
+            self.volume.list_xattrs(ino).map_err(|error| self.fail("listxattr of", ino, &error))?
+        };
         let mut list = Vec::with_capacity(names.iter().map(|name| name.len() + 1).sum());
         for name in names {
             list.extend_from_slice(&name);
@@ -38,6 +51,10 @@ impl Vfs {
 
     /// Set an attribute; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Outcome<()> {
+        self.check_live(ino)?;
+        if name == POLICY {
+            return Err(Errno::NOT_PERMITTED);
+        }
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }
@@ -51,6 +68,10 @@ impl Vfs {
 
     /// Remove an attribute.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Outcome<()> {
+        self.check_live(ino)?;
+        if name == POLICY {
+            return Err(Errno::NOT_PERMITTED);
+        }
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }

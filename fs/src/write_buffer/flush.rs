@@ -68,6 +68,12 @@ impl WriteBuffer {
         }
     }
 
+    /// Put what is buffered of one file. What the store refuses stays buffered, as in every flush.
+    pub fn flush_one(&self, node: &Arc<FileNode>) {
+        node.retry_now();
+        self.put_groups(std::slice::from_ref(node));
+    }
+
     /// Put everything, files without a name too, to make room.
     pub(super) fn flush_for_room(&self) {
         let nodes = self.due(true);

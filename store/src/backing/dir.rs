@@ -435,6 +435,11 @@ impl Backing for DirBacking {
         sync_dir(&dir)
     }
 
+    fn is_marked(&self) -> bool {
+        // By path and not by descriptor: a disk may have been unmounted, or another mounted over it.
+        MARKER_NAMES.iter().any(|name| self.path.join(name).is_file())
+    }
+
     fn space(&self) -> io::Result<Space> {
         let stat = nix::sys::statvfs::fstatvfs(&self.dir)?;
         let bytes = |blocks: u64| blocks.saturating_mul(stat.fragment_size());

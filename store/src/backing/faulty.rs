@@ -480,6 +480,10 @@ impl Backing for FaultyBacking {
         self.act(Call::RemoveFile, None, || self.inner.remove_file(name))
     }
 
+    fn is_marked(&self) -> bool {
+        self.inner.is_marked()
+    }
+
     fn space(&self) -> io::Result<Space> {
         self.enter(Call::Space, None)?;
         self.inner.space()

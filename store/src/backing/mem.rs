@@ -272,11 +272,11 @@ impl Disk {
         self.file(id)?;
         self.step()?;
         self.file(id)?.sync();
-        if MARKER_NAMES.iter().any(|name| self.small.get(*name).is_some_and(|small| small.live.is_some())) {
-            Ok(())
-        } else {
-            Err(gone("the directory's marker (superblock.0 and superblock.1)"))
-        }
+        if self.is_marked() { Ok(()) } else { Err(gone("the directory's marker (superblock.0 and superblock.1)")) }
+    }
+
+    fn is_marked(&self) -> bool {
+        MARKER_NAMES.iter().any(|name| self.small.get(*name).is_some_and(|small| small.live.is_some()))
     }
 
     /// The directory was synced: this file is what it is.
@@ -540,6 +540,10 @@ impl Backing for MemBacking {
         disk.step()?;
         disk.settle(name);
         Ok(())
+    }
+
+    fn is_marked(&self) -> bool {
+        self.powered().is_ok_and(|disk| disk.is_marked())
     }
 
     fn space(&self) -> io::Result<Space> {

@@ -5,7 +5,8 @@
 //! its thread. Knows nothing of keys, records or superblocks: bytes at offsets of numbered files.
 //!
 //! [`DirBacking`] is the real thing, [`MemBacking`] the same in memory with exact power-cut semantics,
-//! [`FaultyBacking`] wraps either and injects faults from a script. [`BackingSet`] puts members together.
+//! [`FaultyBacking`] wraps either and injects faults from a script. [`Directories`] says which of them a path leads to,
+//! [`BackingSet`] puts members together.
 
 mod access;
 mod dir;
@@ -23,7 +24,8 @@ mod sys;
 mod conformance;
 
 use std::io::{self, IoSlice};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::ids::SegmentId;
 
@@ -41,6 +43,30 @@ pub const SMALL_FILE_LEN_MAX: usize = 1 << 20;
 
 /// Names of the two alternating superblock copies. One of them must be there for a directory to count as a member's.
 pub const MARKER_NAMES: [&str; 2] = ["superblock.0", "superblock.1"];
+
+/// What a path of a backing directory leads to: the seam by which a whole volume is opened over something else than
+/// real directories.
+pub trait Directories: Send + Sync {
+    /// The directory there. `NotFound` if there is none.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn Backing>>;
+
+    /// The one path of a directory that may be named in several ways; the path itself if it leads nowhere.
+    fn canonical(&self, path: &Path) -> PathBuf;
+}
+
+/// Directories of this machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RealDirectories;
+
+impl Directories for RealDirectories {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn Backing>> {
+        Ok(Arc::new(DirBacking::open(path)?))
+    }
+
+    fn canonical(&self, path: &Path) -> PathBuf {
+        std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+    }
+}
 
 /// One member directory.
 ///
@@ -112,6 +138,9 @@ pub trait Backing: Send + Sync {
 
     /// Remove a small file durably.
     fn remove_file(&self, name: &str) -> io::Result<()>;
+
+    /// Whether the directory's path still leads to a directory with a superblock; false also if that cannot be told.
+    fn is_marked(&self) -> bool;
 
     /// How much room there is, and on what.
     fn space(&self) -> io::Result<Space>;

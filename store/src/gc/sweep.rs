@@ -17,6 +17,10 @@ impl Gc {
         // Whoever verifies all stripes must not find them gone.
         let Some(_alone) = volume.try_maintenance() else { return Ok(false) };
         while let Some((&segment, plan)) = self.plans.first_key_value() {
+            // Another writer may have taken the volume over.
+            if volume.is_read_only().is_some() {
+                return Ok(false);
+            }
             if volume.floor().is_none_or(|floor| floor < plan.noted) {
                 return Ok(false);
             }

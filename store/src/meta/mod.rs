@@ -23,6 +23,7 @@ pub mod rows;
 mod schema;
 mod segment;
 mod shelf;
+mod snapshot;
 mod sql;
 mod txn;
 mod verify;

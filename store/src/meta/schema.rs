@@ -90,6 +90,7 @@ CREATE TABLE segments (
     since INTEGER NOT NULL);
 
 CREATE TABLE generations (generation INTEGER PRIMARY KEY, time INTEGER NOT NULL);
+CREATE INDEX generations_time ON generations (time);
 CREATE TABLE snapshots (
     name BLOB NOT NULL PRIMARY KEY, generation INTEGER NOT NULL, time INTEGER NOT NULL,
     since INTEGER NOT NULL) WITHOUT ROWID;

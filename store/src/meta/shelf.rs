@@ -1,4 +1,4 @@
-//! Tables whose values belong to other modules, snapshots, and the list of generations.
+//! Tables whose values belong to other modules.
 
 use rusqlite::{Connection, params};
 
@@ -27,24 +27,6 @@ pub(super) fn put(conn: &Connection, row: &ShelfRow) -> rusqlite::Result<usize> 
 
 pub(super) fn delete(conn: &Connection, shelf: Shelf, key: &[u8]) -> rusqlite::Result<usize> {
     conn.prepare_cached(&format!("DELETE FROM {} WHERE key = ?1", table(shelf)))?.execute(params![key])
-}
-
-pub(super) fn put_generation(conn: &Connection, row: &GenerationRow) -> rusqlite::Result<usize> {
-    conn.prepare_cached("INSERT OR REPLACE INTO generations (generation, time) VALUES (?1, ?2)")?
-        .execute([int(row.generation.0), row.time_ns])
-}
-
-pub(super) fn delete_generation(conn: &Connection, generation: Generation) -> rusqlite::Result<usize> {
-    conn.prepare_cached("DELETE FROM generations WHERE generation = ?1")?.execute([int(generation.0)])
-}
-
-pub(super) fn put_snapshot(conn: &Connection, row: &SnapshotRow) -> rusqlite::Result<usize> {
-    conn.prepare_cached("INSERT OR REPLACE INTO snapshots (name, generation, time, since) VALUES (?1, ?2, ?3, ?4)")?
-        .execute(params![&*row.name, int(row.generation.0), row.time_ns, int(row.since.0)])
-}
-
-pub(super) fn delete_snapshot(conn: &Connection, name: &[u8]) -> rusqlite::Result<usize> {
-    conn.prepare_cached("DELETE FROM snapshots WHERE name = ?1")?.execute(params![name])
 }
 
 impl Txn<'_> {
@@ -91,70 +73,5 @@ impl Txn<'_> {
     /// [`Error::Database`].
     pub fn delete_shelf(&mut self, shelf: Shelf, key: &[u8]) -> Result<()> {
         self.core.apply(RowChange::DelShelf { shelf, key: key.into() }).map(|_| ())
-    }
-
-    /// Name the open generation, so that it is kept.
-    ///
-    /// # Errors
-    /// [`Error::Exists`] if the name is taken, [`Error::NameTooLong`].
-    pub fn create_snapshot(&mut self, name: &[u8]) -> Result<SnapshotRow> {
-        super::dentry::check_name(name)?;
-        if matches!(name, b"." | b"..") {
-            return Err(Error::InvalidArgument("a snapshot cannot have this name"));
-        }
-        if self.snapshots()?.iter().any(|row| *row.name == *name) {
-            return Err(Error::Exists);
-        }
-        let (generation, time_ns) = (self.generation(), self.now_ns());
-        let row = SnapshotRow { name: name.into(), generation, time_ns, since: generation };
-        self.core.apply(RowChange::PutSnapshot(row.clone()))?;
-        Ok(row)
-    }
-
-    /// Give a snapshot up.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`].
-    pub fn delete_snapshot(&mut self, name: &[u8]) -> Result<()> {
-        match self.core.apply(RowChange::DelSnapshot { name: name.into() })? {
-            0 => Err(Error::NotFound),
-            _ => Ok(()),
-        }
-    }
-
-    /// All snapshots, sorted by name.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn snapshots(&mut self) -> Result<Vec<SnapshotRow>> {
-        let core = &*self.core;
-        let sql = "SELECT name, generation, time, since FROM snapshots ORDER BY name";
-        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-        let rows = statement
-            .query_map([], |row| {
-                Ok(SnapshotRow {
-                    name: blob(row, 0)?,
-                    generation: Generation(number(row, 1)?),
-                    time_ns: row.get(2)?,
-                    since: Generation(number(row, 3)?),
-                })
-            })
-            .at(&core.path)?;
-        rows.collect::<rusqlite::Result<_>>().at(&core.path)
-    }
-
-    /// The last generation closed at or before a time.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn generation_at(&mut self, time_ns: i64) -> Result<Option<GenerationRow>> {
-        let core = &*self.core;
-        // Times never decrease with the number, so the last row not past the time is found from the end.
-        let sql = "SELECT generation, time FROM generations WHERE time <= ?1 ORDER BY generation DESC LIMIT 1";
-        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-        let mut rows = statement.query([time_ns]).at(&core.path)?;
-        let Some(row) = rows.next().at(&core.path)? else { return Ok(None) };
-        let generation = Generation(number(row, 0).at(&core.path)?);
-        Ok(Some(GenerationRow { generation, time_ns: row.get(1).at(&core.path)? }))
     }
 }

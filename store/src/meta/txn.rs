@@ -17,7 +17,7 @@ use super::extent::Cuts;
 use super::history::HISTORY_KEY;
 use super::rows::*;
 use super::sql::At;
-use super::{BlockIdOf, block, dentry, extent, history, inode, segment, shelf, xattr};
+use super::{BlockIdOf, block, dentry, extent, history, inode, segment, shelf, snapshot, xattr};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, SegmentId};
@@ -370,10 +370,10 @@ fn project(conn: &Connection, change: &RowChange, history: bool, cuts: &Cuts) ->
         RowChange::DelLink { data, chunk } => extent::delete_link(conn, *data, *chunk),
         RowChange::PutCut(row) => extent::put_cut(conn, row),
         RowChange::DelCut { data, sequence } => extent::delete_cut(conn, *data, *sequence),
-        RowChange::PutGeneration(row) => shelf::put_generation(conn, row),
-        RowChange::DelGeneration(generation) => shelf::delete_generation(conn, *generation),
-        RowChange::PutSnapshot(row) => shelf::put_snapshot(conn, row),
-        RowChange::DelSnapshot { name } => shelf::delete_snapshot(conn, name),
+        RowChange::PutGeneration(row) => snapshot::put_generation(conn, row),
+        RowChange::DelGeneration(generation) => snapshot::delete_generation(conn, *generation),
+        RowChange::PutSnapshot(row) => snapshot::put_snapshot(conn, row),
+        RowChange::DelSnapshot { name } => snapshot::delete_snapshot(conn, name),
         RowChange::PutShelf(row) => shelf::put(conn, row),
         RowChange::DelShelf { shelf, key } => shelf::delete(conn, *shelf, key),
         RowChange::PutPast { past, until } => history::put(conn, past, *until),
@@ -397,6 +397,8 @@ enum Key<'a> {
     Cut(DataId, u64),
     Generation(Generation),
     Snapshot(&'a [u8]),
+    /// Apart, so that what was forgotten between the end of one and the start of another of its name replays.
+    SnapshotGone(&'a [u8]),
     Shelf(Shelf, &'a [u8]),
     PastInode(Ino, u64, Generation),
     PastDentry(Ino, u64, &'a [u8], Generation),
@@ -429,7 +431,7 @@ impl<'a> Key<'a> {
             RowChange::PutGeneration(row) => Self::Generation(row.generation),
             RowChange::DelGeneration(generation) => Self::Generation(*generation),
             RowChange::PutSnapshot(row) => Self::Snapshot(&row.name),
-            RowChange::DelSnapshot { name } => Self::Snapshot(name),
+            RowChange::DelSnapshot { name } => Self::SnapshotGone(name),
             RowChange::PutShelf(row) => Self::Shelf(row.shelf, &row.key),
             RowChange::DelShelf { shelf, key } => Self::Shelf(*shelf, key),
             RowChange::PutPast { past, .. } => match past {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::open::write_copies;
 use super::probe::{default_state_dir, discover};
 use super::{OpenOptions, Volume};
-use crate::backing::{Backing, DirBacking, Hedge, is_network_fs};
+use crate::backing::{Backing, DirBacking, Hedge, RealDirectories, is_network_fs};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::NothingDirty;
 use crate::commit_log::{HEAD_KEY, Head};
@@ -178,9 +178,10 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         domain: None,
         codec: None,
         use_member: Vec::new(),
+        take_over: false,
         report: None,
     };
-    let made = Volume::open_unlocked(options, discover(&directories)?, keys)?;
+    let made = Volume::open_unlocked(options, discover(&directories, &RealDirectories)?, &RealDirectories, keys)?;
     made.checkpoint()?;
     made.close(&NothingDirty)?;
     Ok(Formatted { volume, geometry, directories, state_dir, recovery_key: recovery_key.to_text(), warnings })

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backing::{Backing, DirBacking};
+use crate::backing::{Backing, Directories, RealDirectories};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, MemberId, VolumeId};
@@ -40,9 +40,9 @@ pub(super) struct Discovery {
 
 impl Discovery {
     /// Look at one more directory; silently nothing if it is no member of this volume.
-    pub(super) fn add(&mut self, path: &Path) {
+    pub(super) fn add(&mut self, path: &Path, directories: &dyn Directories) {
         let volume = self.newest().volume;
-        if let Ok(found) = look(path)
+        if let Ok(found) = look(path, directories)
             && found.unchecked().volume == volume
         {
             self.found.push(found);
@@ -80,13 +80,13 @@ impl NoMember {
     }
 }
 
-fn look(path: &Path) -> Result<Found, NoMember> {
-    let backing = DirBacking::open(path).map_err(NoMember::Io)?;
+fn look(path: &Path, directories: &dyn Directories) -> Result<Found, NoMember> {
+    let backing = directories.open(path).map_err(NoMember::Io)?;
     let [first, second] = SUPERBLOCK_FILES.map(|name| backing.read_file(name).map_err(NoMember::Io));
     let (first, second) = (first?, second?);
     match newest_first([first.as_deref(), second.as_deref()]) {
         Ok(copies) => match copies.into_iter().next() {
-            Some(superblock) => Ok(Found { path: path.to_owned(), backing: Arc::new(backing), superblock }),
+            Some(superblock) => Ok(Found { path: path.to_owned(), backing, superblock }),
             None => Err(NoMember::NoMarker),
         },
         Err(SuperblockError::Missing) => Err(NoMember::NoMarker),
@@ -99,15 +99,15 @@ pub(super) fn path_of_bytes(bytes: &[u8]) -> PathBuf {
 }
 
 /// From any directories of a volume to all that can be found.
-pub(super) fn discover(sources: &[PathBuf]) -> Result<Discovery> {
+pub(super) fn discover(sources: &[PathBuf], directories: &dyn Directories) -> Result<Discovery> {
     let mut found: Vec<Found> = Vec::new();
     let mut problems = Vec::new();
     for source in sources {
-        let path = std::fs::canonicalize(source).unwrap_or_else(|_| source.clone());
+        let path = directories.canonical(source);
         if found.iter().any(|f| f.path == path) {
             continue;
         }
-        match look(&path) {
+        match look(&path, directories) {
             Ok(member) => found.push(member),
             Err(no) => problems.push((path, no)),
         }
@@ -141,7 +141,7 @@ pub(super) fn discover(sources: &[PathBuf]) -> Result<Discovery> {
                 continue;
             }
             let path = path_of_bytes(&member.path);
-            let reason = match look(&path) {
+            let reason = match look(&path, directories) {
                 Ok(f) if f.unchecked().volume == volume && f.member() == member.id => {
                     found.push(f);
                     continue;
@@ -203,7 +203,7 @@ pub struct ProbeMember {
 
 /// What can be known without a key: identity, geometry, which directories are present.
 pub fn probe(sources: &[PathBuf]) -> Result<Probe> {
-    let discovery = discover(sources)?;
+    let discovery = discover(sources, &RealDirectories)?;
     let newest = discovery.newest();
     let members = newest
         .members

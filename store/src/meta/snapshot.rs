@@ -1,0 +1,134 @@
+//! Generations by their time, and snapshots: generations with a name, which is what keeps them.
+//!
+//! A generation is readable while it has its row in `generations`, or a snapshot: whoever forgets former rows that were
+//! true in it removes that row in the same operation.
+
+use rusqlite::{Connection, Row, params};
+
+use super::dentry::check_name;
+use super::rows::*;
+use super::sql::{At, blob, int, number};
+use super::txn::Txn;
+use crate::error::{Error, Result};
+use crate::ids::Generation;
+
+pub(super) fn put_generation(conn: &Connection, row: &GenerationRow) -> rusqlite::Result<usize> {
+    conn.prepare_cached("INSERT OR REPLACE INTO generations (generation, time) VALUES (?1, ?2)")?
+        .execute([int(row.generation.0), row.time_ns])
+}
+
+pub(super) fn delete_generation(conn: &Connection, generation: Generation) -> rusqlite::Result<usize> {
+    conn.prepare_cached("DELETE FROM generations WHERE generation = ?1")?.execute([int(generation.0)])
+}
+
+pub(super) fn put_snapshot(conn: &Connection, row: &SnapshotRow) -> rusqlite::Result<usize> {
+    conn.prepare_cached("INSERT OR REPLACE INTO snapshots (name, generation, time, since) VALUES (?1, ?2, ?3, ?4)")?
+        .execute(params![&*row.name, int(row.generation.0), row.time_ns, int(row.since.0)])
+}
+
+pub(super) fn delete_snapshot(conn: &Connection, name: &[u8]) -> rusqlite::Result<usize> {
+    conn.prepare_cached("DELETE FROM snapshots WHERE name = ?1")?.execute(params![name])
+}
+
+const SNAPSHOTS: &str = "SELECT name, generation, time, since FROM snapshots ORDER BY name";
+const SNAPSHOT: &str = "SELECT name, generation, time, since FROM snapshots WHERE name = ?1";
+
+fn snapshot_row(row: &Row<'_>) -> rusqlite::Result<SnapshotRow> {
+    Ok(SnapshotRow {
+        name: blob(row, 0)?,
+        generation: Generation(number(row, 1)?),
+        time_ns: row.get(2)?,
+        since: Generation(number(row, 3)?),
+    })
+}
+
+fn check_snapshot_name(name: &[u8]) -> Result<()> {
+    check_name(name)?;
+    if matches!(name, b"." | b"..") {
+        return Err(Error::InvalidArgument("a snapshot cannot have this name"));
+    }
+    Ok(())
+}
+
+impl Txn<'_> {
+    /// Name the open generation, so that it is kept. Costs the same whatever the volume holds.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] if the name is taken; [`Error::NameTooLong`], [`Error::InvalidArgument`] if it can name nothing.
+    pub fn create_snapshot(&mut self, name: &[u8]) -> Result<SnapshotRow> {
+        check_snapshot_name(name)?;
+        if self.snapshot(name)?.is_some() {
+            return Err(Error::Exists);
+        }
+        let (generation, time_ns) = (self.generation(), self.now_ns());
+        let row = SnapshotRow { name: name.into(), generation, time_ns, since: generation };
+        self.core.apply(RowChange::PutSnapshot(row.clone()))?;
+        Ok(row)
+    }
+
+    /// Give a snapshot up.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`].
+    pub fn delete_snapshot(&mut self, name: &[u8]) -> Result<()> {
+        match self.core.apply(RowChange::DelSnapshot { name: name.into() })? {
+            0 => Err(Error::NotFound),
+            _ => Ok(()),
+        }
+    }
+
+    /// Give a snapshot another name.
+    ///
+    /// # Errors
+    /// As [`Self::create_snapshot`] for the new name; [`Error::NotFound`].
+    pub fn rename_snapshot(&mut self, name: &[u8], new_name: &[u8]) -> Result<SnapshotRow> {
+        check_snapshot_name(new_name)?;
+        let row = self.snapshot(name)?.ok_or(Error::NotFound)?;
+        if self.snapshot(new_name)?.is_some() {
+            return Err(Error::Exists);
+        }
+        let row = SnapshotRow { name: new_name.into(), since: self.generation(), ..row };
+        // The new name first: at no moment is the generation without one.
+        self.core.apply(RowChange::PutSnapshot(row.clone()))?;
+        self.delete_snapshot(name)?;
+        Ok(row)
+    }
+
+    /// The snapshot of a name.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn snapshot(&mut self, name: &[u8]) -> Result<Option<SnapshotRow>> {
+        let core = &*self.core;
+        let mut statement = core.conn.prepare_cached(SNAPSHOT).at(&core.path)?;
+        let mut rows = statement.query([name]).at(&core.path)?;
+        rows.next().at(&core.path)?.map(|row| snapshot_row(row).at(&core.path)).transpose()
+    }
+
+    /// All snapshots, sorted by name.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn snapshots(&mut self) -> Result<Vec<SnapshotRow>> {
+        let core = &*self.core;
+        let mut statement = core.conn.prepare_cached(SNAPSHOTS).at(&core.path)?;
+        let rows = statement.query_map([], snapshot_row).at(&core.path)?;
+        rows.collect::<rusqlite::Result<_>>().at(&core.path)
+    }
+
+    /// The last generation closed at or before a time that is still kept.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn generation_at(&mut self, time_ns: i64) -> Result<Option<GenerationRow>> {
+        let core = &*self.core;
+        // Times never decrease with the number.
+        let sql =
+            "SELECT generation, time FROM generations WHERE time <= ?1 ORDER BY time DESC, generation DESC LIMIT 1";
+        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+        let mut rows = statement.query([time_ns]).at(&core.path)?;
+        let Some(row) = rows.next().at(&core.path)? else { return Ok(None) };
+        let generation = Generation(number(row, 0).at(&core.path)?);
+        Ok(Some(GenerationRow { generation, time_ns: row.get(1).at(&core.path)? }))
+    }
+}
