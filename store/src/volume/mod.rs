@@ -4,6 +4,7 @@
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
 mod data;
+mod fold;
 mod exec_rows;
 mod format;
 mod image;
@@ -475,6 +476,7 @@ impl Volume {
         looked?;
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
+        self.fold_due(false)?;
         while self.retire_some()? {}
         self.heal_queued()?;
         self.gc_round()
