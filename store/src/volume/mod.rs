@@ -4,6 +4,7 @@
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
 mod data;
+mod fold;
 mod exec_rows;
 mod format;
 mod image;
@@ -449,6 +450,7 @@ impl Volume {
         looked?;
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
+        self.fold_due(false)?;
         while {
             let _held = self.gate();
             self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
