@@ -79,7 +79,9 @@ mod tests {
         drop(watch);
         let mount = mount_table::holding(Path::new("/proc/self")).unwrap().unwrap();
         let (ticked, ticks) = std::sync::mpsc::channel();
-        let tick = move || drop(ticked.send(()));
+        let tick = move || {
+            let _ = ticked.send(());
+        };
         let watch = Watch::start(&mount.point, &mount.device, tick, || panic!("it is there")).unwrap();
         ticks.recv().unwrap();
         drop(watch);
