@@ -207,6 +207,7 @@ fn run(
     ready: impl FnOnce(Vec<String>) -> io::Result<()>,
 ) -> Result<(), Failure> {
     process::raise_open_files();
+    process::share_memory();
     let options = plan.parsed_options()?;
     let mountpoint = plan.mountpoint.clone();
     let fsname = options.fsname.clone().unwrap_or_else(|| plan.shown_source.to_string_lossy().into_owned());
