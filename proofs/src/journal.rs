@@ -171,6 +171,10 @@ impl Backing for Recorded {
         self.record(DiskCall::Remove(id), || self.disk.remove_segment(id))
     }
 
+    fn allocated(&self, id: SegmentId) -> io::Result<u64> {
+        self.disk.allocated(id)
+    }
+
     fn list_segments(&self) -> io::Result<Vec<(SegmentId, u64)>> {
         self.disk.list_segments()
     }
