@@ -167,6 +167,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.vfs.note_use();
         follow::note(request.pid());
         let parent = ino(parent);
         if is_control(parent) {
@@ -204,6 +205,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.vfs.note_use();
         let perm = mode.map(|mode| (mode & 0o7777) as u16);
         let change = AttrChange { perm, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
         let (caller, node) = (caller(request), ino(node));
@@ -277,6 +279,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.vfs.note_use();
         follow::note(request.pid());
         let (caller, node, flags) = (caller(request), ino(node), flags.0);
         if self.vfs.open_waits(node, flags) {
@@ -297,6 +300,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.vfs.note_use();
         follow::note(request.pid());
         let perm = (mode & 0o7777) as u16;
         match self.vfs.create(maker(request, umask), ino(parent), name.as_bytes(), perm, flags) {
@@ -394,6 +398,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.vfs.note_use();
         let handle = FileHandle(self.vfs.open_dir(ino(node)));
         let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
         reply.opened(handle, if is_passing(ino(node)) { FopenFlags::empty() } else { keep });
