@@ -428,6 +428,8 @@ impl Volume {
         }
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
+        self.blocks.segments().widen();
+        self.blocks.catch_up(self.identity())?;
         while {
             let _held = self.gate();
             self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
