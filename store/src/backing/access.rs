@@ -85,10 +85,10 @@ impl Member {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.read_at(id, offset, buf)
     }
 
-    /// Start writing a range to the device. Best effort.
+    /// Start writing a range to the device. Best effort, on one of the member's threads: it may wait for the device.
     pub fn start_writeback(self: &Arc<Self>, id: SegmentId, offset: u64, len: u64) {
         if let Ok(backing) = self.writable() {
-            backing.start_writeback(id, offset, len);
+            let _ = self.submit_commit(move || backing.start_writeback(id, offset, len));
         }
     }
 

@@ -451,6 +451,8 @@ impl Volume {
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
+        self.blocks.segments().widen();
+        self.blocks.catch_up(self.identity())?;
         while {
             let _held = self.gate();
             self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
