@@ -309,6 +309,17 @@ impl Volume {
         self.commit.gate()
     }
 
+    /// To be called now and then by who appends much, without the gate: syncs what was appended if it is a lot, so that
+    /// no commit has to wait for more.
+    pub fn bound_unsynced(&self) {
+        if self.blocks.segments().unsynced_bytes() > UNSYNCED_MAX
+            && let Err(error) = self.blocks.segments().sync()
+        {
+            // Still due, so the next commit fails by it.
+            log::error!("syncing the directories: {error}");
+        }
+    }
+
     /// Make everything accepted so far durable.
     pub fn commit(&self, flusher: &dyn Flusher) -> Result<Generation> {
         if self.asked_read_only {
@@ -391,6 +402,9 @@ struct Housekeeper {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: JoinHandle<()>,
 }
+
+/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
+const UNSYNCED_MAX: u64 = 16 << 20;
 
 /// Pause between rounds of housekeeping.
 const ROUND: Duration = Duration::from_millis(500);
