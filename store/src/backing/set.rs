@@ -237,7 +237,10 @@ impl BackingSet {
                 let _ = member.submit_commit(move || {
                     // What nobody waits for any more is not begun: a commit has treated it as failed.
                     if !given_up.load(Ordering::Acquire) {
-                        reply.send(call(&target));
+                        let result = call(&target);
+                        // Whoever is told may be about to close the volume, and to open it again.
+                        drop(target);
+                        reply.send(result);
                     }
                 });
             }
