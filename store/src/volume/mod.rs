@@ -39,7 +39,7 @@ pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
-pub use exec_rows::PolicyRow;
+pub use exec_rows::{PolicyRow, RecordRow};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
