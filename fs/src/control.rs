@@ -59,6 +59,16 @@ pub enum Request {
         /// Path of the empty one.
         new: PathBuf,
     },
+    /// Free what nothing refers to.
+    Gc {
+        /// Only tell how much that is.
+        dry_run: bool,
+    },
+    /// What takes the space.
+    Usage {
+        /// Of what is at and below this path inside the volume.
+        path: Option<PathBuf>,
+    },
     /// Functions and their runs.
     Exec {
         /// What of them.
