@@ -127,8 +127,8 @@ fn stalls(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {
     let synced = extra(stage, "synced");
     let watch = stage.start();
     let mut times = beside_stream(stage, |ended| {
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let done = AtomicBool::new(false);
             let syncing = scope.spawn(|| -> Result<()> {
                 let mut file = File::create(&synced).doing(|| format!("create {}", synced.display()))?;
                 while !done.load(Ordering::Relaxed) {
