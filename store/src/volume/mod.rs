@@ -33,8 +33,8 @@ pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
 pub use crate::meta::rows::{
-    Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
-    SetAttr, Unlinked,
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
+    NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
@@ -209,6 +209,11 @@ impl Volume {
         self.change(|txn| txn.create(parent, name, node))
     }
 
+    /// [`Self::create`], the bits of `umask` taken from the permissions unless a default access control list rules.
+    pub fn create_masked(&self, parent: Ino, name: &[u8], node: &NewNode<'_>, umask: u16) -> Result<Attr> {
+        self.change(|txn| txn.create_masked(parent, name, node, umask))
+    }
+
     /// Another name for a file.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         self.change(|txn| txn.link(ino, parent, name))
@@ -307,6 +312,11 @@ impl Volume {
     /// Remove an extended attribute: one change.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         self.change(|txn| txn.remove_xattr(ino, name))
+    }
+
+    /// Set ([`ACL_ACCESS`], [`ACL_DEFAULT`]) or, without entries, remove an access control list: one change.
+    pub fn set_acl(&self, ino: Ino, name: &[u8], list: &[u8], clear_set_gid: bool) -> Result<()> {
+        self.change(|txn| txn.set_acl(ino, name, list, clear_set_gid))
     }
 
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
