@@ -12,6 +12,7 @@ mod output;
 mod prompt;
 mod secret;
 mod show;
+mod space;
 mod status;
 mod sync;
 mod target;
@@ -85,6 +86,20 @@ const COMMANDS: &[Command] = &[
         summary: "give a lost directory's place to an empty one, and fill it",
         details: help::REPLACE,
         run: check::run_replace,
+    },
+    Command {
+        name: "gc",
+        arguments: "[--dry-run] [--json] SOURCE|MOUNTPOINT",
+        summary: "give back the space of what nothing refers to, now",
+        details: help::GC,
+        run: space::run_gc,
+    },
+    Command {
+        name: "usage",
+        arguments: "[--json] [PATH] SOURCE|MOUNTPOINT",
+        summary: "what takes the space: files, history, redundancy, and what can be given back",
+        details: help::USAGE,
+        run: space::run_usage,
     },
     Command {
         name: "sync",

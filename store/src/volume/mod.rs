@@ -11,11 +11,12 @@ mod image;
 mod open;
 mod prefetch;
 mod probe;
+mod reclaim;
 mod replace;
 mod space;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod versions;
 mod watch;
 
@@ -32,14 +33,14 @@ pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
 pub use crate::meta::rows::{
-    Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
-    SetAttr, Unlinked,
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
+    NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
-pub use exec_rows::PolicyRow;
+pub use exec_rows::{PolicyRow, RecordRow};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
@@ -54,6 +55,7 @@ use crate::commit::{Commit, Parts};
 use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
+use crate::gc::Gc;
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
@@ -94,6 +96,11 @@ pub struct Volume {
     commit: Commit,
     log: CommitLog,
     last_image: Mutex<image::LastImage>,
+    /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
+    floor: Mutex<Option<Generation>>,
+    gc: Mutex<Gc>,
+    /// Held by what looks at every stripe, and by gc while it frees any.
+    maintenance: Mutex<()>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -148,6 +155,10 @@ impl Volume {
         self.chunk_bits
     }
 
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
     /// The clock times of changes come from.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
@@ -163,6 +174,11 @@ impl Volume {
 
     pub(crate) fn identity(&self) -> crate::blocks::Identity {
         crate::blocks::Identity { volume: self.id, term: self.term }
+    }
+
+    /// True if a commit would close a generation.
+    pub fn has_changes(&self) -> bool {
+        self.meta.has_changes()
     }
 
     fn writable(&self) -> Result<()> {
@@ -191,6 +207,11 @@ impl Volume {
     /// Make a file, directory, symbolic link or special file.
     pub fn create(&self, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
         self.change(|txn| txn.create(parent, name, node))
+    }
+
+    /// [`Self::create`], the bits of `umask` taken from the permissions unless a default access control list rules.
+    pub fn create_masked(&self, parent: Ino, name: &[u8], node: &NewNode<'_>, umask: u16) -> Result<Attr> {
+        self.change(|txn| txn.create_masked(parent, name, node, umask))
     }
 
     /// Another name for a file.
@@ -293,6 +314,11 @@ impl Volume {
         self.change(|txn| txn.remove_xattr(ino, name))
     }
 
+    /// Set ([`ACL_ACCESS`], [`ACL_DEFAULT`]) or, without entries, remove an access control list: one change.
+    pub fn set_acl(&self, ino: Ino, name: &[u8], list: &[u8], clear_set_gid: bool) -> Result<()> {
+        self.change(|txn| txn.set_acl(ino, name, list, clear_set_gid))
+    }
+
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
     pub fn release_orphan(&self, ino: Ino) -> Result<()> {
         self.change(|txn| txn.release_orphan(ino))
@@ -307,6 +333,17 @@ impl Volume {
     /// Hold off commits while a change is made.
     pub fn gate(&self) -> GateGuard<'_> {
         self.commit.gate()
+    }
+
+    /// To be called now and then by who appends much, without the gate: syncs what was appended if it is a lot, so that
+    /// no commit has to wait for more.
+    pub fn bound_unsynced(&self) {
+        if self.blocks.segments().unsynced_bytes() > UNSYNCED_MAX
+            && let Err(error) = self.blocks.segments().sync()
+        {
+            // Still due, so the next commit fails by it.
+            log::error!("syncing the directories: {error}");
+        }
     }
 
     /// Make everything accepted so far durable.
@@ -364,7 +401,17 @@ impl Volume {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
         superblock.sequence += 1;
+        // Until it is known how many members have it, nothing counts as published.
+        *self.floor.lock() = None;
         let outcome = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence);
+        if let Ok(written) = outcome
+            && written > self.geometry.parity()
+        {
+            *self.floor.lock() = match &superblock.checkpoints[..] {
+                [_, older] => Some(older.generation),
+                _ => None,
+            };
+        }
         self.fenced().map_or(outcome.map(|_| ()), Err)
     }
 }
@@ -391,6 +438,9 @@ struct Housekeeper {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: JoinHandle<()>,
 }
+
+/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
+const UNSYNCED_MAX: u64 = 16 << 20;
 
 /// Pause between rounds of housekeeping.
 const ROUND: Duration = Duration::from_millis(500);
@@ -451,11 +501,17 @@ impl Volume {
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
-        while {
-            let _held = self.gate();
-            self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
-        } {}
-        self.heal_queued()
+        self.blocks.segments().widen();
+        self.blocks.catch_up(self.identity())?;
+        while self.retire_some()? {}
+        self.heal_queued()?;
+        self.gc_round()
+    }
+
+    /// Delete some of the extents that were cut off. True: there may be more.
+    fn retire_some(&self) -> Result<bool> {
+        let _held = self.gate();
+        self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))
     }
 
     /// Write the shards anew that readers found missing or wrong, where their directories can take them.
