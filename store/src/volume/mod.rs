@@ -335,6 +335,17 @@ impl Volume {
         self.commit.gate()
     }
 
+    /// To be called now and then by who appends much, without the gate: syncs what was appended if it is a lot, so that
+    /// no commit has to wait for more.
+    pub fn bound_unsynced(&self) {
+        if self.blocks.segments().unsynced_bytes() > UNSYNCED_MAX
+            && let Err(error) = self.blocks.segments().sync()
+        {
+            // Still due, so the next commit fails by it.
+            log::error!("syncing the directories: {error}");
+        }
+    }
+
     /// Make everything accepted so far durable.
     pub fn commit(&self, flusher: &dyn Flusher) -> Result<Generation> {
         if self.asked_read_only {
@@ -428,6 +439,9 @@ struct Housekeeper {
     thread: JoinHandle<()>,
 }
 
+/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
+const UNSYNCED_MAX: u64 = 16 << 20;
+
 /// Pause between rounds of housekeeping.
 const ROUND: Duration = Duration::from_millis(500);
 /// Rows retired in one operation, so that no writer waits long.
@@ -487,6 +501,8 @@ impl Volume {
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
+        self.blocks.segments().widen();
+        self.blocks.catch_up(self.identity())?;
         while self.retire_some()? {}
         self.heal_queued()?;
         self.gc_round()
