@@ -10,6 +10,7 @@ mod image;
 mod mount;
 mod output;
 mod prompt;
+mod retention;
 mod secret;
 mod show;
 mod space;
@@ -95,11 +96,25 @@ const COMMANDS: &[Command] = &[
         run: space::run_gc,
     },
     Command {
+        name: "retention",
+        arguments: "show|set [rules] [--json] SOURCE|MOUNTPOINT",
+        summary: "which former states are kept, and for how long",
+        details: help::RETENTION,
+        run: retention::run,
+    },
+    Command {
         name: "usage",
         arguments: "[--json] [PATH] SOURCE|MOUNTPOINT",
         summary: "what takes the space: files, history, redundancy, and what can be given back",
         details: help::USAGE,
         run: space::run_usage,
+    },
+    Command {
+        name: "salt",
+        arguments: "show|rotate|reseal [--json] SOURCE|MOUNTPOINT",
+        summary: "salt epochs: which blocks are of, a new one, sealing old ones anew",
+        details: help::SALT,
+        run: space::run_salt,
     },
     Command {
         name: "sync",

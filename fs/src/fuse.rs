@@ -40,6 +40,8 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 
 /// What we use of what the kernel offers; what it does not offer is done without.
 ///
+/// Not ATOMIC_O_TRUNC: with it O_RDONLY | O_TRUNC reaches us before the kernel has seen that the file is a program that
+/// runs, and empties it.
 /// HANDLE_KILLPRIV_V2: we clear set-id bits on write, truncate and chown. It also lets the kernel remember that a file
 /// has no capabilities; without it, every write would first ask for `security.capability`. The kernel does not forget
 /// the mode it has cached when a write makes us clear bits: see [`convert::attr_ttl`].
@@ -47,11 +49,10 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 /// POSIX_ACL: the kernel enforces access control lists; DONT_MASK: it leaves the umask to us, which a default list
 /// overrides.
 /// EXPLICIT_INVAL_DATA: pages are never dropped because attributes changed; our own changes all came through the kernel.
-const CAPABILITIES: [InitFlags; 11] = [
+const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_ASYNC_DIO,

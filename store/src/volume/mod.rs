@@ -20,9 +20,10 @@ pub(crate) mod tests;
 mod versions;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -44,6 +45,7 @@ pub use exec_rows::{PolicyRow, RecordRow};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use space::Reservation;
 pub use status::{StatFs, VolumeStatus};
@@ -60,6 +62,7 @@ use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
+use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, Superblock};
 use prefetch::Prefetcher;
@@ -85,6 +88,8 @@ pub struct Volume {
     term: Term,
     geometry: Geometry,
     policy: Policy,
+    /// Of new blocks; at first that of the policy.
+    epoch: AtomicU32,
     chunk_bits: u8,
     state_dir: PathBuf,
     set: Arc<BackingSet>,
@@ -99,6 +104,11 @@ pub struct Volume {
     /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
     floor: Mutex<Option<Generation>>,
     gc: Mutex<Gc>,
+    /// Writers that wait for space.
+    hungry: AtomicUsize,
+    retention: Mutex<Retention>,
+    /// Former states that are being read, and by how many.
+    pinned: Mutex<BTreeMap<Generation, usize>>,
     /// Held by what looks at every stripe, and by gc while it frees any.
     maintenance: Mutex<()>,
     clock: Arc<dyn Clock>,
@@ -189,7 +199,7 @@ impl Volume {
     }
 
     /// One operation that changes the metadata.
-    fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+    pub(crate) fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
         self.writable()?;
         self.meta.with(operation)
     }
@@ -335,6 +345,17 @@ impl Volume {
         self.commit.gate()
     }
 
+    /// To be called now and then by who appends much, without the gate: syncs what was appended if it is a lot, so that
+    /// no commit has to wait for more.
+    pub fn bound_unsynced(&self) {
+        if self.blocks.segments().unsynced_bytes() > UNSYNCED_MAX
+            && let Err(error) = self.blocks.segments().sync()
+        {
+            // Still due, so the next commit fails by it.
+            log::error!("syncing the directories: {error}");
+        }
+    }
+
     /// Make everything accepted so far durable.
     pub fn commit(&self, flusher: &dyn Flusher) -> Result<Generation> {
         if self.asked_read_only {
@@ -428,6 +449,9 @@ struct Housekeeper {
     thread: JoinHandle<()>,
 }
 
+/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
+const UNSYNCED_MAX: u64 = 16 << 20;
+
 /// Pause between rounds of housekeeping.
 const ROUND: Duration = Duration::from_millis(500);
 /// Rows retired in one operation, so that no writer waits long.
@@ -463,6 +487,11 @@ impl Housekeeper {
         Ok(Self { stop, thread })
     }
 
+    /// Begin the next round now.
+    fn wake(&self) {
+        self.stop.1.notify_all();
+    }
+
     fn stop(self) {
         *self.stop.0.lock() = true;
         self.stop.1.notify_all();
@@ -487,8 +516,11 @@ impl Volume {
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
+        self.blocks.segments().widen();
+        self.blocks.catch_up(self.identity())?;
         while self.retire_some()? {}
         self.heal_queued()?;
+        self.retention_round()?;
         self.gc_round()
     }
 
