@@ -87,6 +87,7 @@ impl Running {
                 Some(Some((Kind::Started, _))) => {
                     self.steps.started = self.begun.elapsed();
                     started();
+                    continue;
                 }
                 Some(Some((Kind::Finished, body))) => {
                     let finished = Finished::decode(&body)?;
