@@ -4,6 +4,8 @@
 //! Promises: when [`CommitLog::append`] returns, the record and everything it names are synced in every healthy
 //! occupied slot and in at least min_ack of them (R8). Knows records, not what they change.
 
+mod outgoing;
+
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -14,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Generation, Term, VolumeId};
 use crate::meta::codec::encode_changes;
 use crate::meta::{Closed, Meta, OutboxRow};
-use crate::record::{ChainHash, GenerationRecord};
+use crate::record::{ChainHash, GenerationRecord, RowsDigest};
 use crate::shard::CommitHeader;
 use crate::superblock::AckOverride;
 
@@ -26,6 +28,8 @@ pub trait AckOverrides: std::fmt::Debug {
     /// If too few members took them: the generation must not be answered.
     fn put(&self, overrides: Vec<AckOverride>) -> Result<()>;
 }
+
+pub use outgoing::{Outgoing, outbox_of};
 
 /// Where the log ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +62,7 @@ pub fn head_of(meta: &Meta) -> Result<Option<Head>> {
     let generation = meta.committed();
     meta.with(|txn| {
         let rows = txn.outbox()?;
-        if let Some(last) = rows.iter().rfind(|row| row.generation == generation) {
+        if let Some(last) = outgoing::last_of(&rows, generation)? {
             return Ok(Some(Head { generation, chain: ChainHash::of(&last.message) }));
         }
         let noted = txn.local(HEAD_KEY)?.and_then(|bytes| Head::decode(&bytes));
@@ -75,6 +79,8 @@ pub struct CommitLog {
     head: Mutex<Head>,
     /// Bytes of records appended since the last checkpoint.
     since_checkpoint: Mutex<u64>,
+    /// What the rows were at the last checkpoint, for the next record.
+    rows_digest: Mutex<Option<RowsDigest>>,
 }
 
 impl std::fmt::Debug for CommitLog {
@@ -93,6 +99,7 @@ impl CommitLog {
             entropy,
             head: Mutex::new(head),
             since_checkpoint: Mutex::new(0),
+            rows_digest: Mutex::default(),
         }
     }
 
@@ -106,8 +113,10 @@ impl CommitLog {
         *self.since_checkpoint.lock()
     }
 
-    /// A checkpoint was published when the log had this many bytes more than at the one before.
-    pub fn checkpointed(&self, bytes: u64) {
+    /// A checkpoint of these rows was published when the log had this many bytes more than at the one before. The next
+    /// record tells what the rows were.
+    pub fn checkpointed(&self, bytes: u64, rows: RowsDigest) {
+        *self.rows_digest.lock() = Some(rows);
         let mut since = self.since_checkpoint.lock();
         *since = since.saturating_sub(bytes);
     }
@@ -133,7 +142,7 @@ impl CommitLog {
             // Every record is synced before the next is made.
             durable_through: before.generation,
             previous: before.chain,
-            rows_digest: None,
+            rows_digest: self.rows_digest.lock().take(),
             changes: encode_changes(&closed.changes),
         };
         let parts = record.seal(&self.log_key, self.entropy.as_ref()).map_err(|error| {
@@ -156,10 +165,7 @@ impl CommitLog {
             appended.push(blocks.append_commit(header, &part.message)?);
             bytes += part.message.len() as u64;
             head = Head { generation: closed.generation, chain: part.chain };
-            // Only the last part is needed to know where the database stands.
-            if part.part + 1 == part.parts {
-                rows.push(OutboxRow { generation: closed.generation, part: part.part, message: part.message });
-            }
+            rows.push(Outgoing { header, message: part.message }.into_row());
         }
         blocks.segments().sync()?;
         let smaller: Vec<AckOverride> = appended

@@ -212,6 +212,19 @@ impl Reader<'_> {
         )))
     }
 
+    /// The links after a head that are known durable, and up to which generation that is known.
+    pub(super) fn durable_after(&self, log: &Log, head: Head, ground: &Ground<'_>) -> (Vec<usize>, Generation) {
+        let (mut links, mut end, mut durable) = (Vec::new(), head, ground.generation);
+        while let Some(next) = log.best_after(end) {
+            let link = &log.links[next];
+            durable = durable.max(link.durable_through);
+            end = Head { generation: link.generation, chain: link.chain };
+            links.push(next);
+        }
+        links.retain(|at| log.links[*at].generation <= durable);
+        (links, durable)
+    }
+
     /// Records at the end that name blocks which were never written were never acknowledged. Of earlier ones blocks may
     /// have been freed since (R14).
     fn drop_unwritten(&self, log: &Log, path: &mut Path) -> Result<()> {

@@ -7,6 +7,7 @@
 
 mod aside;
 mod chain;
+mod follow;
 mod image;
 mod replay;
 mod scan;
@@ -14,7 +15,9 @@ mod scan;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-pub use aside::{remove_database, set_aside};
+pub use aside::{put_back, remove_database, set_aside};
+pub use follow::Followed;
+pub use scan::Starts;
 
 use crate::commit_log::{Head, Outgoing, outbox_of};
 use crate::error::{Error, Result};
@@ -26,7 +29,6 @@ use crate::seal::{Sealer, VolumeKeys};
 use crate::stripes::{StripePlace, Stripes};
 use crate::superblock::{AckOverride, CheckpointPointer};
 use chain::{Link, Log};
-use scan::Starts;
 
 /// Told how far recovery is: what is being done, how much of how much.
 pub type Report<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);

@@ -26,7 +26,7 @@ pub(super) struct FoundPart {
 }
 
 /// Where a scan begins in each segment, bytes.
-pub(super) type Starts = BTreeMap<SegmentId, u64>;
+pub type Starts = BTreeMap<SegmentId, u64>;
 
 /// What a scan found.
 pub(super) struct Scan {
