@@ -217,6 +217,11 @@ impl Reader<'_> {
         let (mut links, mut end, mut durable) = (Vec::new(), head, ground.generation);
         while let Some(next) = log.best_after(end) {
             let link = &log.links[next];
+            // A later writer's record that cannot be read (yet) may stand in its place.
+            let waits = |other: &Unreadable| other.generation == link.generation && other.term > link.term;
+            if log.unreadable.iter().any(waits) {
+                break;
+            }
             durable = durable.max(link.durable_through);
             end = Head { generation: link.generation, chain: link.chain };
             links.push(next);
