@@ -4,12 +4,15 @@
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
 mod data;
+mod database;
+mod follow;
 mod exec_rows;
 mod format;
 mod image;
 mod open;
 mod prefetch;
 mod probe;
+mod rebuild;
 mod replace;
 mod space;
 mod status;
@@ -39,9 +42,11 @@ pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use exec_rows::PolicyRow;
+pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use rebuild::{Rebuilt, rebuild};
 pub use replace::replace;
 pub use space::Reservation;
 pub use status::{StatFs, VolumeStatus};

@@ -70,6 +70,7 @@ impl Scratch {
             codec: None,
             use_member: Vec::new(),
             take_over: false,
+            accept_rollback: false,
             report: None,
         }
     }
