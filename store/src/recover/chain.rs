@@ -395,6 +395,15 @@ impl Log {
         self.links.iter().map(|link| link.generation).max()
     }
 
+    /// The last generation that follows from a head.
+    pub(super) fn reach(&self, head: Head) -> Generation {
+        let mut end = head;
+        while let Some(next) = self.best_after(end) {
+            end = Head { generation: self.links[next].generation, chain: self.links[next].chain };
+        }
+        end.generation
+    }
+
     pub(super) fn link(&self, at: usize) -> &Link {
         &self.links[at]
     }

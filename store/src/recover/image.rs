@@ -48,18 +48,21 @@ impl Reader<'_> {
     fn image_block(&self, key: &BlockKey, location: &Location) -> Result<Vec<u8>> {
         let object = format!("checkpoint block in segment {} at {}", location.segment, location.stripe);
         let lost = || Error::format(object.clone(), "too many of its shards are missing or wrong");
-        let info = self.stripes.segment_info(location.segment).ok_or_else(lost)?;
-        let header = self.stripes.header_at(location.segment, location.stripe, &info).ok_or_else(lost)?;
-        let place =
-            StripePlace { segment: location.segment, offset: location.stripe, record_len: header.record_len() as u32 };
-        let (_, message) = self.stripes.message(place, &info).ok_or_else(lost)?;
-        let start = location.offset as usize;
-        let mut sealed = message.get(start..start + location.len as usize).ok_or_else(lost)?.to_vec();
-        let opened = self
-            .sealer
-            .open(BlockKind::Checkpoint, key, &mut sealed)
-            .map_err(|error| Error::format(object.clone(), error.to_string()))?;
-        Ok(opened.plain.into_owned())
+        let mut outcome = Err(lost());
+        for info in self.stripes.segment_infos(location.segment) {
+            let Some(header) = self.stripes.header_at(location.segment, location.stripe, &info) else { continue };
+            let (segment, offset) = (location.segment, location.stripe);
+            let place = StripePlace { segment, offset, record_len: header.record_len() as u32 };
+            let Some((_, message)) = self.stripes.message(place, &info) else { continue };
+            let start = location.offset as usize;
+            let Some(sealed) = message.get(start..start + location.len as usize) else { continue };
+            let mut sealed = sealed.to_vec();
+            match self.sealer.open(BlockKind::Checkpoint, key, &mut sealed) {
+                Ok(opened) => return Ok(opened.plain.into_owned()),
+                Err(error) => outcome = Err(Error::format(object.clone(), error.to_string())),
+            }
+        }
+        outcome
     }
 
     /// The index of an image and all indexes below it, flattened to the blocks that hold rows.

@@ -38,7 +38,9 @@ pub type Report<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 pub struct Ground<'a> {
     /// Checkpoints that were published.
     pub checkpoints: &'a [CheckpointPointer],
-    /// The last generation that the newest superblock calls durable.
+    /// Term of the newest superblock.
+    pub term: Term,
+    /// The last generation that it calls durable.
     pub generation: Generation,
     /// Term and last durable generation of every superblock found.
     pub superblocks: &'a [(Term, Generation)],
@@ -119,6 +121,13 @@ impl Reader<'_> {
         if let Some(reason) = self.off_the_log(standing, &log, ground)? {
             return Ok(CaughtUp::Off(reason));
         }
+        let newest = ground.checkpoints.iter().map(|p| p.generation).max().unwrap_or_default();
+        let reached = log.reach(head);
+        if reached < newest {
+            return Ok(CaughtUp::Off(format!(
+                "the commit log leads on from it to generation {reached} only, the newest checkpoint is of {newest}"
+            )));
+        }
         let path = self.path(&log, head, ground)?;
         self.replay(meta, &log, path, false).map(CaughtUp::On)
     }
@@ -142,6 +151,13 @@ impl Reader<'_> {
                 return Ok(Some(format!(
                     "its last generation, {}, was written by a writer (term {}) that had been fenced",
                     head.generation, own.term
+                )));
+            }
+            // A later writer that did not begin with it was not shown it.
+            if ground.term > own.term && ground.generation < head.generation {
+                return Ok(Some(format!(
+                    "it ends with generation {} of term {}, which the writer of term {} did not go on from",
+                    head.generation, own.term, ground.term
                 )));
             }
             let last = !log.has(Generation(head.generation.0 + 1));
@@ -191,6 +207,12 @@ impl Reader<'_> {
         }
         // Its segment may have been closed in the generation that is gone.
         self.log(self.scan(before.generation, &self.all_segments())).own(before).is_some()
+    }
+
+    /// True if there is a record of a term above `term` and of a generation up to `generation`.
+    pub fn has_later_term(&self, term: Term, generation: Generation) -> bool {
+        let parts = self.scan(Generation(0), &self.all_segments()).parts;
+        parts.iter().any(|part| part.header.term > term && part.header.generation <= generation)
     }
 
     fn all_segments(&self) -> Starts {

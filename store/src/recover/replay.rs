@@ -88,11 +88,10 @@ impl Reader<'_> {
 
     /// True if every stripe of the blocks that a record adds still has k good shards.
     pub(super) fn blocks_hold(&self, changes: &[RowChange]) -> bool {
-        let mut infos: HashMap<SegmentId, Option<SegmentInfo>> = HashMap::new();
+        let mut infos: HashMap<SegmentId, Vec<SegmentInfo>> = HashMap::new();
         places(changes).into_iter().all(|place| {
-            let info = infos.entry(place.segment).or_insert_with(|| self.stripes.segment_info(place.segment));
-            info.as_ref()
-                .is_some_and(|info| self.stripes.survey(place, info).largest_group().len() >= info.geometry.data())
+            let infos = infos.entry(place.segment).or_insert_with(|| self.stripes.segment_infos(place.segment));
+            infos.iter().any(|info| self.stripes.survey(place, info).largest_group().len() >= info.geometry.data())
         })
     }
 }

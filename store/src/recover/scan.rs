@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::Reader;
 use crate::ids::{Generation, SegmentId};
 use crate::record::{ChainHash, CommitRecord};
-use crate::shard::{CommitHeader, RecordKind};
+use crate::shard::CommitHeader;
 use crate::stripes::{SegmentInfo, StripePlace};
 
 /// Row changes kept in memory between reading the log and replaying it, bytes; what is beyond is read twice.
@@ -48,13 +48,10 @@ impl Reader<'_> {
         let parts = on_threads(&starts, |&(segment, offset)| {
             (self.report)("reading the commit log", done.load(Ordering::Relaxed) as u64, starts.len() as u64);
             // An announced segment without records proves nothing.
-            let info = self.stripes.segment_info(segment).map(Arc::new);
             let mut found = Vec::new();
-            for (place, header) in info.iter().flat_map(|info| self.stripes.records(segment, offset, info)) {
-                let Some(commit) = header.commit.filter(|_| header.kind != RecordKind::Stripe) else { continue };
-                if let Some(info) = &info
-                    && commit.generation >= from
-                {
+            for info in self.stripes.segment_infos(segment).into_iter().map(Arc::new) {
+                for (place, header) in self.stripes.records(segment, offset, &info) {
+                    let Some(commit) = header.commit.filter(|commit| commit.generation >= from) else { continue };
                     found.push(FoundPart { header: commit, tag: header.stripe_tag, place, info: info.clone() });
                 }
             }

@@ -19,26 +19,29 @@ use crate::superblock::{SUPERBLOCK_FILES, Superblock, newest_first};
 pub(super) struct Superblocks {
     /// The newest, by term, generation and sequence.
     pub(super) newest: Superblock,
-    /// Term and last durable generation of each member's.
-    pub(super) all: Vec<(Term, Generation)>,
+    /// Each member's, with its path.
+    all: Vec<(PathBuf, Superblock)>,
+    /// Term and last durable generation of each.
+    ages: Vec<(Term, Generation)>,
 }
 
 impl Superblocks {
     /// Read them again: a former writer may have replaced some before it was fenced. `known` is what was read before.
     pub(super) fn read(set: &BackingSet, keys: &VolumeKeys, known: Superblock) -> Result<Self> {
-        let mut read = vec![known];
+        let mut all = Vec::new();
         for member in set.members().iter().filter(|member| member.can_read()) {
             let Some(backing) = member.backing() else { continue };
             let [first, second] = SUPERBLOCK_FILES.map(|name| backing.read_file(name).ok().flatten());
             let copies = newest_first([first.as_deref(), second.as_deref()]).unwrap_or_default();
             let sound = copies.into_iter().find_map(|copy| copy.verify(keys).ok());
-            read.extend(sound.filter(|superblock| superblock.member == member.id));
+            all.extend(sound.filter(|own| own.member == member.id).map(|own| (member.path().to_path_buf(), own)));
         }
-        let all = read.iter().map(|superblock| (superblock.term, superblock.generation)).collect();
         let ids = |superblock: &Superblock| superblock.members.iter().map(|member| member.id).collect::<Vec<_>>();
-        let expected = ids(&read[0]);
-        match read.into_iter().max_by_key(Superblock::age) {
-            Some(newest) if ids(&newest) == expected => Ok(Self { newest, all }),
+        let expected = ids(&known);
+        let newest = all.iter().map(|(_, superblock)| superblock.clone()).chain([known]).max_by_key(Superblock::age);
+        let ages = all.iter().map(|(_, superblock)| (superblock.term, superblock.generation)).collect();
+        match newest {
+            Some(newest) if ids(&newest) == expected => Ok(Self { newest, all, ages }),
             _ => Err(Error::Refused("the set of backing directories changed meanwhile; try again".into())),
         }
     }
@@ -47,10 +50,50 @@ impl Superblocks {
     pub(super) fn ground(&self, accept_rollback: bool) -> Ground<'_> {
         Ground {
             checkpoints: &self.newest.checkpoints,
+            term: self.newest.term,
             generation: self.newest.generation,
-            superblocks: &self.all,
+            superblocks: &self.ages,
             accept_rollback,
         }
+    }
+
+    /// If two writers acknowledged different states, apart from each other: who they were, how far each came, and the
+    /// commands to proceed with either.
+    pub(super) fn divided(&self, reader: &Reader<'_>) -> Option<String> {
+        let newest = &self.newest;
+        let (_, other) = self.all.iter().find(|(_, other)| {
+            if other.term == newest.term {
+                // Both claimed the next term where they could not see each other.
+                return (&other.host, &other.state_dir) != (&newest.host, &newest.state_dir);
+            }
+            // A directory that was away is older than what the later writer began with.
+            other.term < newest.term && reader.has_later_term(other.term, other.generation)
+        })?;
+        let of = |which: &Superblock| {
+            let with = self.all.iter().filter(|(_, own)| (own.term, &own.host) == (which.term, &which.host));
+            let with = with.filter(|(_, own)| own.state_dir == which.state_dir);
+            with.map(|(path, _)| path.display().to_string()).collect::<Vec<_>>().join(":")
+        };
+        let who = |which: &Superblock| {
+            format!(
+                "host {} (state directory {}, term {}) up to generation {}",
+                which.host,
+                String::from_utf8_lossy(&which.state_dir),
+                which.term,
+                which.generation
+            )
+        };
+        Some(format!(
+            "two writers went apart and each acknowledged its own state: {}, in {}; and {}, in {}. To keep the former and \
+             give up what only the latter wrote: brine mount -o accept_rollback {} MOUNTPOINT. To keep the latter: \
+             take the other directories away, and brine mount -o take_over {} MOUNTPOINT",
+            who(newest),
+            of(newest),
+            who(other),
+            of(other),
+            of(newest),
+            of(other)
+        ))
     }
 }
 
@@ -81,13 +124,22 @@ pub(super) fn database(
     dir: &Path,
     setup: &Setup,
     reader: &Reader<'_>,
-    ground: &Ground<'_>,
+    superblocks: &Superblocks,
+    accept_rollback: bool,
     warnings: &mut Vec<String>,
 ) -> Result<(Arc<Meta>, Recovered)> {
     let key = reader.keys.database_key();
+    let ground = &superblocks.ground(accept_rollback);
+    let divided = superblocks.divided(reader);
+    match &divided {
+        Some(text) if !accept_rollback => return Err(Error::Refused(text.clone())),
+        Some(text) => warnings.push(format!("accepted by option: {text}")),
+        None => {}
+    }
     let mut aside = None;
     if let Some(meta) = open_existing(dir, key, setup, warnings)? {
         let outcome = match standing_of(&meta)? {
+            _ if divided.is_some() => CaughtUp::Off("it may be of either of two histories".into()),
             Some(standing) => reader.catch_up(&meta, &standing, ground)?,
             None => CaughtUp::Off("it does not say where on the commit log it stands".into()),
         };

@@ -288,7 +288,7 @@ impl Volume {
             };
             let overrides = &superblocks.newest.ack_overrides;
             let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides, report };
-            database(&state_dir, &setup, &reader, &superblocks.ground(options.accept_rollback), &mut warnings)?
+            database(&state_dir, &setup, &reader, &superblocks, options.accept_rollback, &mut warnings)?
         };
         let superblock = superblocks.newest;
         let Recovered { head, again, .. } = recovered;

@@ -68,6 +68,9 @@ pub fn rebuild(options: &OpenOptions) -> Result<Rebuilt> {
     };
     let overrides = &superblocks.newest.ack_overrides;
     let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides, report };
+    if let Some(text) = superblocks.divided(&reader).filter(|_| !options.accept_rollback) {
+        return Err(Error::Refused(text));
+    }
     let before = match open_existing(&dir, keys.database_key(), &setup, &mut notes)? {
         Some(meta) => {
             let generation = meta.committed();

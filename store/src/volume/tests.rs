@@ -7,6 +7,8 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod following;
+mod recovery;
 mod takeover;
 
 struct Silent;
