@@ -3,9 +3,11 @@
 mod args;
 mod check;
 mod doctor;
+mod exec;
 mod follow;
 mod format;
 mod help;
+mod image;
 mod mount;
 mod output;
 mod prompt;
@@ -106,6 +108,20 @@ const COMMANDS: &[Command] = &[
         summary: "make everything written so far durable",
         details: help::SYNC,
         run: sync::run,
+    },
+    Command {
+        name: "exec",
+        arguments: "policy|ps|kill|log ...",
+        summary: "what functions may do, and their runs",
+        details: help::EXEC,
+        run: exec::run,
+    },
+    Command {
+        name: "image",
+        arguments: "import SOURCE DIRECTORY [--json]",
+        summary: "a container image as a plain directory",
+        details: help::IMAGE,
+        run: image::run,
     },
     Command {
         name: "doctor",

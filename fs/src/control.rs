@@ -23,6 +23,8 @@ pub use versions::VersionsRequest;
 
 use serde::{Deserialize, Serialize};
 
+use crate::exec_dir::request::ExecRequest;
+
 /// Name of the socket in a state directory.
 pub const SOCKET_FILE: &str = "control.sock";
 
@@ -56,6 +58,11 @@ pub enum Request {
         old: PathBuf,
         /// Path of the empty one.
         new: PathBuf,
+    },
+    /// Functions and their runs.
+    Exec {
+        /// What of them.
+        request: ExecRequest,
     },
     /// Unmount, and answer when everything is durable.
     Umount {

@@ -7,6 +7,7 @@
 
 mod busy;
 mod daemon;
+mod exec_side;
 mod launch;
 mod plan;
 mod point;

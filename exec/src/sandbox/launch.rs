@@ -110,7 +110,8 @@ fn views(run: &Run) -> Result<Vec<OwnedFd>, Failure> {
         let stat = nix::sys::stat::fstat(&found).map_err(io::Error::from).map_err(refused(view))?;
         let kind = stat.st_mode & libc::S_IFMT;
         if kind != libc::S_IFREG && kind != libc::S_IFDIR {
-            let step = format!("{} is neither a file nor a directory", view.source.display());
+            let what = if kind == libc::S_IFLNK { "a symbolic link" } else { "neither a file nor a directory" };
+            let step = format!("{} is {what}", view.source.display());
             return Err(Failure { code: 126, step, errno: 0 });
         }
         if view.ino.is_some_and(|ino| ino != stat.st_ino) {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use brine_store::volume::{OpenOptions, ReportFn, Volume};
 use parking_lot::{Condvar, Mutex};
 
+use super::exec_side::ExecSide;
 use super::launch::Word;
 use super::plan::Plan;
 use super::process;
@@ -207,6 +208,7 @@ fn run(
     ready: impl FnOnce(Vec<String>) -> io::Result<()>,
 ) -> Result<(), Failure> {
     process::raise_open_files();
+    process::share_memory();
     let options = plan.parsed_options()?;
     let mountpoint = plan.mountpoint.clone();
     let fsname = options.fsname.clone().unwrap_or_else(|| plan.shown_source.to_string_lossy().into_owned());
@@ -249,7 +251,8 @@ fn run(
     let _ = life.vfs.set(Arc::clone(&vfs));
     let socket = volume.state_dir().join(SOCKET_FILE);
     let service = VolumeService::new(Arc::clone(&volume), Arc::clone(&vfs), mountpoint.clone(), source.clone());
-    let server = match Server::start(&socket, service) {
+    let service = Arc::new(service);
+    let server = match Server::start(&socket, Arc::clone(&service) as _) {
         Ok(server) => server,
         Err(error) => {
             let failure = Failure::io(format!("control socket {}", socket.display()), &error);
@@ -272,15 +275,23 @@ fn run(
     take_dead_mount_away(&mountpoint)?;
     let mut registration = None;
     let mut mounted = None;
+    let mut public = None;
+    let exec_vfs = Arc::clone(&vfs);
     let outcome = fuse::serve(vfs, &fuse_config(&mountpoint, fsname, &options), || {
         let device = mount_table::at(&mountpoint).ok().flatten().map(|mount| mount.device);
         mounted = Some(device.clone());
-        life.set(Stage::Mounted(device));
+        life.set(Stage::Mounted(device.clone()));
         match Registration::new(&entry) {
             Ok(entry) => registration = Some(entry),
             Err(error) => log::warn!("`brine status` will not list this mount: {error}"),
         }
         log::info!("volume {} mounted at {}", entry.volume, mountpoint.display());
+        match start_exec(&exec_vfs, &mountpoint, device.as_deref(), &service) {
+            Ok(server) => public = Some(server),
+            // Nobody expects programs to be run on a volume he mounts read-only.
+            Err(failure) if failure.code() == ExitCode::ReadOnly => log::info!("nothing can be run: {failure}"),
+            Err(failure) => warnings.push(format!("nothing can be run in exec/ of this mount: {failure}")),
+        }
         if let Err(error) = ready(warnings) {
             log::warn!("whoever mounted this has gone ({error}): unmounting");
             let life = Arc::clone(&life);
@@ -299,9 +310,26 @@ fn run(
         detach_own(&mountpoint, &device);
     }
     log::info!("volume {} closed{}", entry.volume, if outcome.is_ok() { "" } else { " with an error" });
+    if let Some(public) = public {
+        public.finish(outcome.clone());
+    }
     server.finish(outcome.clone());
     drop(registration);
     outcome
+}
+
+/// Prepare everything for functions and their runs, and listen to `brine exec`.
+fn start_exec(
+    vfs: &Arc<Vfs>,
+    mountpoint: &Path,
+    device: Option<&str>,
+    service: &Arc<VolumeService>,
+) -> Result<Server, Failure> {
+    let device = device.ok_or_else(|| Failure::new(ExitCode::Failed, "the mount is not in /proc/self/mountinfo"))?;
+    let exec = Arc::new(ExecSide::new(vfs, mountpoint, device)?);
+    let server = exec.listen(Arc::clone(service) as _).map_err(|error| Failure::io("the socket for runs", &error))?;
+    let _ = service.exec.set(exec);
+    Ok(server)
 }
 
 fn fuse_config(mountpoint: &Path, fsname: String, options: &MountOptions) -> FuseConfig {

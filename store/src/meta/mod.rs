@@ -18,6 +18,7 @@ mod history;
 mod inode;
 mod namespace;
 mod outbox;
+pub mod patch;
 mod reader;
 pub mod rows;
 mod schema;

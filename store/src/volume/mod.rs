@@ -6,6 +6,7 @@
 mod data;
 mod database;
 mod follow;
+mod fold;
 mod exec_rows;
 mod format;
 mod image;
@@ -454,6 +455,7 @@ impl Volume {
         looked?;
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
+        self.fold_due(false)?;
         while {
             let _held = self.gate();
             self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
