@@ -434,7 +434,7 @@ fn damaged_reordered_replayed_and_foreign_records_are_noticed() {
                 let text = refused.to_string();
                 assert!(matches!(refused, Error::Refused(_)), "{name}: {text}");
                 let named = generations.iter().filter(|generation| text.contains(&generation.to_string())).count();
-                assert!(named >= 2 && text.contains("brine mount -o accept_rollback"), "{name}: {text}");
+                assert!(named >= 1 && text.contains("brine mount -o accept_rollback"), "{name}: {text}");
                 let volume = Volume::open(OpenOptions { accept_rollback: true, ..scratch.options() }).unwrap();
                 assert!(volume.lookup(ROOT_INO, b"first").is_ok(), "{name}: what came before is kept");
                 assert!(matches!(volume.lookup(ROOT_INO, b"file2"), Err(Error::NotFound)), "{name}");
