@@ -14,6 +14,7 @@ mod prompt;
 mod rebuild;
 mod secret;
 mod show;
+mod space;
 mod status;
 mod sync;
 mod target;
@@ -101,6 +102,20 @@ const COMMANDS: &[Command] = &[
         summary: "keep a second metadata database, which can take over",
         details: help::FOLLOW,
         run: follow::run,
+    },
+    Command {
+        name: "gc",
+        arguments: "[--dry-run] [--json] SOURCE|MOUNTPOINT",
+        summary: "give back the space of what nothing refers to, now",
+        details: help::GC,
+        run: space::run_gc,
+    },
+    Command {
+        name: "usage",
+        arguments: "[--json] [PATH] SOURCE|MOUNTPOINT",
+        summary: "what takes the space: files, history, redundancy, and what can be given back",
+        details: help::USAGE,
+        run: space::run_usage,
     },
     Command {
         name: "sync",

@@ -59,6 +59,16 @@ pub enum Request {
         /// Path of the empty one.
         new: PathBuf,
     },
+    /// Free what nothing refers to.
+    Gc {
+        /// Only tell how much that is.
+        dry_run: bool,
+    },
+    /// What takes the space.
+    Usage {
+        /// Of what is at and below this path inside the volume.
+        path: Option<PathBuf>,
+    },
     /// Functions and their runs.
     Exec {
         /// What of them.
@@ -110,7 +120,7 @@ fn read_line(reader: &mut impl BufRead, max: u64) -> io::Result<Option<String>> 
 }
 
 /// Call `act` with a name of the socket that fits into a socket address (108 bytes), however long `path` is.
-fn with_short_name<R>(path: &Path, act: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
+pub(crate) fn with_short_name<R>(path: &Path, act: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
     const ADDRESS_LEN_MAX: usize = 100;
     if path.as_os_str().len() <= ADDRESS_LEN_MAX {
         return act(path);

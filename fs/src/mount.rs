@@ -15,6 +15,7 @@ mod process;
 mod service;
 mod supervisor;
 mod versions;
+mod watch;
 
 pub use busy::users_of;
 pub use daemon::{run_foreground, serve_command};

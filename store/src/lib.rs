@@ -11,6 +11,7 @@ pub mod commit; // how a generation becomes durable
 pub mod commit_log; // each generation as a sealed record in the backing directories
 pub mod error; // the one error type of this crate
 pub mod fence; // one writer: terms
+pub mod gc; // space given back
 pub mod ids; // newtypes for every number that could be swapped
 pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery key
 pub mod lock; // one daemon a volume on one host
@@ -23,6 +24,7 @@ pub mod segment; // append-only files in which stripes lie
 pub mod shard; // record headers: the bytes around every shard
 pub mod stripes; // whole stripes, verified shard by shard
 pub mod superblock; // a volume's identity in each backing directory
+pub mod usage; // what takes the space
 pub mod volume; // all that the crates above see
 mod wire; // little-endian fields, and the checksum and MAC that end every structure on disk // verify everything, by path
 

@@ -277,6 +277,32 @@ mod probes {
     }
 }
 
+/// Start sandboxes as whoever this is, run one program of exec/ in one, and say how it ended.
+fn run_one(volume: &str, name: &str, best_effort: bool) {
+    use brine_exec::{Config, Identity, Plan, RunId, Sandboxes, View, ViewAccess};
+    let label = format!("user-{}", std::process::id());
+    let sandboxes = match Sandboxes::start(Config::new(&label, volume)) {
+        Ok(sandboxes) => sandboxes,
+        Err(error) => return println!("no sandboxes: {error}"),
+    };
+    let groups = nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
+    let identity = Identity { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), groups };
+    let source = std::path::Path::new("exec").join(name);
+    let program = View { source, ino: None, at: format!("/mnt/exec/{name}").into(), access: ViewAccess::Read };
+    let mut plan = Plan::new(identity, program);
+    plan.best_effort = best_effort;
+    plan.views.push(View { source: "data".into(), ino: None, at: "/mnt/data".into(), access: ViewAccess::Write });
+    println!("unenforceable {:?}", sandboxes.status().unenforceable);
+    use std::os::fd::AsFd;
+    let output = std::io::stdout().as_fd().try_clone_to_owned().unwrap();
+    match sandboxes.run(&plan, [None, Some(output), None]) {
+        Ok(outcome) => println!("{}", outcome.cause.word()),
+        Err(error) => println!("{error}"),
+    }
+    assert!(!sandboxes.kill(RunId::random()));
+    sandboxes.stop();
+}
+
 fn main() {
     brine_exec::spawner::enter();
     let mut words = std::env::args().skip(1);
@@ -285,6 +311,9 @@ fn main() {
         return probes::descriptors();
     }
     let arguments: Vec<String> = words.collect();
+    if name == "run-one" {
+        return run_one(&arguments[0], &arguments[1], arguments.len() > 2);
+    }
     match probes::run(&name, &arguments) {
         Ok(()) => println!("ok"),
         Err(error) => {

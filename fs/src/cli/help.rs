@@ -124,6 +124,23 @@ state directory:
   --interval SECONDS how long to wait between two looks (default 1)
   --json             each step as a JSON line on standard output";
 
+pub(super) const GC: &str = "\
+Space is given back in the background by itself; this does it now and to the end: blocks that no file, former state or
+snapshot refers to are freed, segments that are mostly dead rewritten, empty ones deleted. The volume can be used
+meanwhile. Exit code 0 if nothing stood in the way, 8 otherwise.
+
+  --dry-run          tell what could be given back, change nothing
+  --json             the report as JSON on standard output, progress as JSON lines on standard error
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const USAGE: &str = "\
+Of each entry of a directory (the root, or PATH): sizes of its files, what they take sealed, and what removing it would
+give back, in that order. Of the volume: history, snapshots, redundancy, what can be given back.
+
+  PATH               from the root of the volume or of the file system
+  --json             fields are listed in docs/CLI.md
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
 pub(super) const SYNC: &str = "Returns when everything written so far, by anybody, would survive a power cut.";
 
 pub(super) const EXEC: &str = "\
@@ -177,7 +194,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace") {
+    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage") {
         output::say(SECRETS);
     }
 }

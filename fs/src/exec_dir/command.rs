@@ -28,7 +28,7 @@ pub type Kill<'a> = &'a dyn Fn(RunId);
 /// Why it is refused.
 pub fn answer(host: &RunHost, request: &ExecRequest, asker: Asker, kill: Kill<'_>) -> Result<Value, Failure> {
     match request {
-        ExecRequest::Policy { path, change } => policy(host, path, change.as_ref(), asker),
+        ExecRequest::Policy { path, change } => policy(host, path, change.as_deref(), asker),
         ExecRequest::Ps => {
             let mut rows: Vec<RunRow> = host.active().into_iter().map(|(_, row)| row).collect();
             rows.retain(|row| sees(asker, row));

@@ -18,7 +18,7 @@ pub enum ExecRequest {
         /// From the root of the volume.
         path: PathBuf,
         /// What to change; nothing: show.
-        change: Option<PolicyChange>,
+        change: Option<Box<PolicyChange>>,
     },
     /// Runs that go on.
     Ps,

@@ -37,12 +37,12 @@ impl Runs {
     /// The store's.
     pub fn new(vfs: &Arc<Vfs>, now_ns: i64) -> brine_store::Result<Arc<Self>> {
         let rows = vfs.volume().run_records()?;
-        let keys = rows.iter().map(|(key, _)| key.to_vec()).collect();
+        let keys = rows.iter().map(|row| row.key.to_vec()).collect();
         let runs = Self { vfs: Arc::downgrade(vfs), keys: Mutex::new(keys), since_ns: now_ns };
         if vfs.volume().is_read_only().is_none() {
-            for (_, row) in rows {
+            for row in rows {
                 // A row this version cannot read is kept as it is.
-                let Ok(mut row) = RunRow::decode(&row) else { continue };
+                let Ok(mut row) = RunRow::decode(&row.value) else { continue };
                 if row.cause == RUNNING {
                     row.refuse(brine_exec::ExitCause::Lost, 125, "the daemon ended before the run did".into(), now_ns);
                     vfs.put_run_record(&row.key(), &row.encode())?;

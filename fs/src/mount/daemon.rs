@@ -43,6 +43,7 @@ struct Life {
     moved: Condvar,
     mountpoint: PathBuf,
     vfs: OnceLock<Arc<Vfs>>,
+    exec: OnceLock<Arc<ExecSide>>,
     /// A signal has asked for the end.
     asked: AtomicBool,
 }
@@ -66,6 +67,10 @@ impl Life {
             Stage::Mounted(device) => device.clone(),
             Stage::Ended => return,
         };
+        // Runs keep the mount busy; whoever waits for one is told.
+        if let Some(exec) = self.exec.get() {
+            exec.stop();
+        }
         let own = |mount: &Mount| device.as_ref().is_none_or(|device| *device == mount.device);
         let mount = mount_table::at(&self.mountpoint).ok().flatten().filter(own);
         match unmount(&self.mountpoint, false) {
@@ -218,6 +223,7 @@ fn run(
         moved: Condvar::new(),
         mountpoint: mountpoint.clone(),
         vfs: OnceLock::new(),
+        exec: OnceLock::new(),
         asked: AtomicBool::new(false),
     });
     // Before any thread exists, so that all inherit it.
@@ -286,7 +292,7 @@ fn run(
             Err(error) => log::warn!("`brine status` will not list this mount: {error}"),
         }
         log::info!("volume {} mounted at {}", entry.volume, mountpoint.display());
-        match start_exec(&exec_vfs, &mountpoint, device.as_deref(), &service) {
+        match start_exec(&life, &exec_vfs, &mountpoint, device.as_deref(), &service) {
             Ok(server) => public = Some(server),
             // Nobody expects programs to be run on a volume he mounts read-only.
             Err(failure) if failure.code() == ExitCode::ReadOnly => log::info!("nothing can be run: {failure}"),
@@ -310,6 +316,9 @@ fn run(
         detach_own(&mountpoint, &device);
     }
     log::info!("volume {} closed{}", entry.volume, if outcome.is_ok() { "" } else { " with an error" });
+    if let Some(exec) = life.exec.get() {
+        exec.finish();
+    }
     if let Some(public) = public {
         public.finish(outcome.clone());
     }
@@ -320,15 +329,18 @@ fn run(
 
 /// Prepare everything for functions and their runs, and listen to `brine exec`.
 fn start_exec(
+    life: &Life,
     vfs: &Arc<Vfs>,
     mountpoint: &Path,
     device: Option<&str>,
     service: &Arc<VolumeService>,
 ) -> Result<Server, Failure> {
     let device = device.ok_or_else(|| Failure::new(ExitCode::Failed, "the mount is not in /proc/self/mountinfo"))?;
-    let exec = Arc::new(ExecSide::new(vfs, mountpoint, device)?);
+    let exec = ExecSide::new(vfs, mountpoint, device)?;
     let server = exec.listen(Arc::clone(service) as _).map_err(|error| Failure::io("the socket for runs", &error))?;
-    let _ = service.exec.set(exec);
+    exec.start().map_err(|error| Failure::io("starting a thread", &error))?;
+    let _ = service.exec.set(Arc::clone(&exec));
+    let _ = life.exec.set(exec);
     Ok(server)
 }
 

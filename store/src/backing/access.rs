@@ -101,6 +101,21 @@ impl Member {
         }
     }
 
+    /// Free the whole filesystem blocks of a range of a segment's file.
+    pub fn punch_segment(self: &Arc<Self>, id: SegmentId, offset: u64, len: u64) -> io::Result<()> {
+        self.writable()?.punch(id, offset, len)
+    }
+
+    /// Remove a segment's file.
+    pub fn remove_segment(self: &Arc<Self>, id: SegmentId) -> io::Result<()> {
+        self.writable()?.remove_segment(id)
+    }
+
+    /// Bytes of the device that a segment's file takes.
+    pub fn allocated(self: &Arc<Self>, id: SegmentId) -> io::Result<u64> {
+        self.readable().ok_or(io::ErrorKind::NotFound)?.0.allocated(id)
+    }
+
     /// All segments with the lengths of their files, by number.
     pub fn list_segments(self: &Arc<Self>) -> io::Result<Vec<(SegmentId, u64)>> {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.list_segments()

@@ -83,10 +83,15 @@ fn punched_ranges_read_as_zeros(backing: &dyn Backing) {
     let id = SegmentId(0xff);
     backing.create_segment(id, 1 << 20).unwrap();
     write(backing, id, 0, &[3; 64 << 10]);
+    backing.sync_segment(id).unwrap();
+    let whole = backing.allocated(id).unwrap();
+    assert!(whole >= 64 << 10, "{whole}");
     match backing.punch(id, 5000, 40_000) {
         Err(err) if err.kind() == ErrorKind::Unsupported => return,
         result => result.unwrap(),
     }
+    assert!(backing.allocated(id).unwrap() <= whole - (32 << 10));
+    assert_eq!(backing.allocated(SegmentId(0xabc)).unwrap_err().kind(), ErrorKind::NotFound);
     let bytes = read(backing, id, 0, 1 << 20);
     assert_eq!(bytes.len(), 64 << 10);
     assert!(bytes[..5000].iter().all(|byte| *byte == 3));

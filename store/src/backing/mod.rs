@@ -114,6 +114,9 @@ pub trait Backing: Send + Sync {
     /// cannot. The length of the file does not change.
     fn punch(&self, id: SegmentId, offset: u64, len: u64) -> io::Result<()>;
 
+    /// Bytes of the device that the segment's file takes, holes not counted.
+    fn allocated(&self, id: SegmentId) -> io::Result<u64>;
+
     /// Remove the segment's file. Not synced: a power cut may bring it back, which its never reused id makes harmless.
     fn remove_segment(&self, id: SegmentId) -> io::Result<()>;
 

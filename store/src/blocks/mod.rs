@@ -10,7 +10,9 @@ mod get;
 mod heal;
 mod log;
 mod pack;
+mod pins;
 mod put;
+mod relocate;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,6 +25,7 @@ pub use damage::{Damage, DamageEvent, DamageFigures};
 pub(crate) use get::place_of;
 pub use heal::{Identity, StripeHealth};
 pub use log::AppendedCommit;
+pub use pins::{Pin, Pins};
 pub(crate) use put::close_segment;
 pub use put::{Put, Stored};
 
@@ -96,6 +99,7 @@ pub struct Blocks {
     cache: Cache,
     damage: Damage,
     figures: BlockFigures,
+    pins: Pins,
     arenas: Mutex<Vec<Vec<u8>>>,
 }
 
@@ -147,6 +151,7 @@ impl Blocks {
             cache: Cache::new(config.cache_bytes),
             damage: Damage::default(),
             figures: BlockFigures::default(),
+            pins: Pins::default(),
             arenas: Mutex::default(),
         }
     }
@@ -164,6 +169,11 @@ impl Blocks {
     /// What was found damaged.
     pub fn damage(&self) -> &Damage {
         &self.damage
+    }
+
+    /// Who uses blocks right now.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     /// Whole stripes.

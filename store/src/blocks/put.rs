@@ -81,7 +81,25 @@ impl Blocks {
                 Candidate { digest, key, id: Sealer::block_id(&key) }
             })
             .collect();
+        let _pin = self.pins.enter();
         let claims = self.claim(candidates.iter().map(|c| c.id));
+        let mut rows = Some(rows);
+        loop {
+            if let Some(done) = self.try_put(puts, &candidates, &claims, &mut rows)? {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// One attempt at [`Self::put`]. `None`: a block that was to be shared has been condemned meanwhile; what was
+    /// appended is there for the next attempt, which stores that block anew.
+    fn try_put<R>(
+        &self,
+        puts: &[Put<'_>],
+        candidates: &[Candidate],
+        claims: &Claims<'_>,
+        rows: &mut Option<impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>>,
+    ) -> Result<Option<R>> {
         let known = self
             .meta
             .with(|txn| claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>())?;
@@ -103,11 +121,8 @@ impl Blocks {
             }
             stored.push(Stored { key: candidate.key, id: candidate.id, duplicate });
         }
-        Self::count(&self.figures.dedup_hits, puts.len() - fresh.len());
-        Self::count(&self.figures.dedup_misses, fresh.len());
-
         let generation = Generation(self.meta.committed().0 + 1);
-        let (new_blocks, new_segment) = self.append(puts, &candidates, &fresh, generation)?;
+        let (new_blocks, new_segment) = self.append(puts, candidates, &fresh, generation)?;
         let outcome = self.meta.with(|txn| {
             if let Some(segment) = &new_segment {
                 txn.put_segment(segment)?;
@@ -119,10 +134,23 @@ impl Blocks {
                 }
                 self.damage.found(&row.id);
             }
-            rows(txn, &stored)
+            for shared in stored.iter().filter(|stored| stored.duplicate) {
+                if txn.find_duplicate(&shared.id)?.is_none() {
+                    return Ok(None);
+                }
+            }
+            rows.take().map(|rows| rows(txn, &stored)).transpose()
         });
-        drop(claims);
-        outcome
+        // A segment that was opened takes the next records, whatever became of these.
+        if outcome.is_err() {
+            self.unrecorded.lock().extend(new_segment);
+        }
+        let outcome = outcome?;
+        if outcome.is_some() {
+            Self::count(&self.figures.dedup_hits, puts.len() - fresh.len());
+            Self::count(&self.figures.dedup_misses, fresh.len());
+        }
+        Ok(outcome)
     }
 
     /// Put the rows of segments that were opened or closed outside any operation.
@@ -378,10 +406,10 @@ pub(super) struct Stripe {
     message_len: usize,
     tag: [u8; 32],
     checksums: Vec<[u8; 32]>,
-    entries: Vec<BlockEntry>,
+    pub(super) entries: Vec<BlockEntry>,
     /// Index of each entry among the fresh blocks.
-    indices: Vec<usize>,
-    record_len: u64,
+    pub(super) indices: Vec<usize>,
+    pub(super) record_len: u64,
     /// Offset in the run.
     pub(super) at: u64,
 }

@@ -455,7 +455,7 @@ fn wal_path(path: &Path) -> PathBuf {
 }
 
 impl Core {
-    fn has_changes(&self) -> bool {
+    pub(in crate::meta) fn has_changes(&self) -> bool {
         !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty()
     }
 

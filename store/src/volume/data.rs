@@ -25,6 +25,8 @@ impl Volume {
     /// Stored bytes of whole chunks, from the cache or the backing directories. `None`: a hole. A chunk may be shorter
     /// than the chunk length; the rest reads as zero.
     pub fn read_chunks(&self, attr: &Attr, chunks: &[ChunkNo]) -> Result<Vec<Option<Arc<Chunk>>>> {
+        // From the extents to the shards: what they name is not freed meanwhile.
+        let _pin = self.blocks.pins().enter();
         match self.place(attr, chunks)? {
             Place::Inline(bytes) => Ok(inline_chunks(&bytes, chunks)),
             Place::Extents(keys, patches) => {

@@ -14,11 +14,12 @@ mod open;
 mod prefetch;
 mod probe;
 mod rebuild;
+mod reclaim;
 mod replace;
 mod space;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod versions;
 mod watch;
 
@@ -42,7 +43,7 @@ pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
-pub use exec_rows::PolicyRow;
+pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
@@ -59,6 +60,7 @@ use crate::commit::{Commit, Parts};
 use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
+use crate::gc::Gc;
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
@@ -99,6 +101,11 @@ pub struct Volume {
     commit: Commit,
     log: CommitLog,
     last_image: Mutex<image::LastImage>,
+    /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
+    floor: Mutex<Option<Generation>>,
+    gc: Mutex<Gc>,
+    /// Held by what looks at every stripe, and by gc while it frees any.
+    maintenance: Mutex<()>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -153,6 +160,10 @@ impl Volume {
         self.chunk_bits
     }
 
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
     /// The clock times of changes come from.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
@@ -168,6 +179,11 @@ impl Volume {
 
     pub(crate) fn identity(&self) -> crate::blocks::Identity {
         crate::blocks::Identity { volume: self.id, term: self.term }
+    }
+
+    /// True if a commit would close a generation.
+    pub fn has_changes(&self) -> bool {
+        self.meta.has_changes()
     }
 
     fn writable(&self) -> Result<()> {
@@ -369,7 +385,17 @@ impl Volume {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
         superblock.sequence += 1;
+        // Until it is known how many members have it, nothing counts as published.
+        *self.floor.lock() = None;
         let outcome = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence);
+        if let Ok(written) = outcome
+            && written > self.geometry.parity()
+        {
+            *self.floor.lock() = match &superblock.checkpoints[..] {
+                [_, older] => Some(older.generation),
+                _ => None,
+            };
+        }
         self.fenced().map_or(outcome.map(|_| ()), Err)
     }
 }
@@ -456,11 +482,15 @@ impl Volume {
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
-        while {
-            let _held = self.gate();
-            self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
-        } {}
-        self.heal_queued()
+        while self.retire_some()? {}
+        self.heal_queued()?;
+        self.gc_round()
+    }
+
+    /// Delete some of the extents that were cut off. True: there may be more.
+    fn retire_some(&self) -> Result<bool> {
+        let _held = self.gate();
+        self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))
     }
 
     /// Write the shards anew that readers found missing or wrong, where their directories can take them.

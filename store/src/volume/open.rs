@@ -1,6 +1,6 @@
 //! Opening a volume: unlock, find the members, take the locks, trust or refuse the database.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
@@ -21,10 +21,11 @@ use crate::commit::Commit;
 use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::fence::{self, Claimant, FenceWatch};
+use crate::gc::Gc;
 use crate::ids::{Generation, MemberId, SegmentId, VolumeId};
 use crate::keyslot::{SlotError, Unlock};
 use crate::lock::LocalLock;
-use crate::meta::rows::{SegmentState, Shelf};
+use crate::meta::rows::{SegmentRow, SegmentState, Shelf};
 use crate::meta::{Meta, Setup};
 use crate::recover::{self, Again, Reader, Recovered};
 use crate::seal::{Codec, Sealer, VolumeKeys};
@@ -312,6 +313,7 @@ impl Volume {
             header_mac: *keys.header_mac(),
             volume: superblock.volume,
         };
+        let gc = Gc::new(meta.committed());
         let blocks = Arc::new(Blocks::new(segments, sealer.clone(), meta.clone(), config));
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
         let prefetcher = Prefetcher::new(blocks.clone(), threads)
@@ -333,6 +335,9 @@ impl Volume {
             commit: Commit::default(),
             log,
             last_image: Mutex::default(),
+            floor: Mutex::default(),
+            gc: Mutex::new(gc),
+            maintenance: Mutex::default(),
             clock,
             keys,
             superblock: Mutex::new(superblock),
@@ -355,6 +360,7 @@ impl Volume {
     /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
     fn begin(self: &Arc<Self>, again: Vec<Again>, rolled_back: bool) -> Result<()> {
         self.sync_what_was_left()?;
+        self.adopt_segments()?;
         self.write_again(again)?;
         self.meta.with(|txn| {
             let open: Vec<_> = txn.segments()?.into_iter().filter(|row| row.state == SegmentState::Open).collect();
@@ -426,6 +432,36 @@ pub(super) fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec
 }
 
 impl Volume {
+    /// Segments that have files but no row get one: a writer was cut off after it opened them, or a directory was away
+    /// when they were deleted. gc then sees to them as to all others.
+    fn adopt_segments(&self) -> Result<()> {
+        let known: HashSet<SegmentId> = self.meta.with(|txn| txn.segments())?.iter().map(|row| row.id).collect();
+        let mut found: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        for member in self.set.members().iter().filter(|member| member.can_read()) {
+            for (id, len) in member.list_segments().unwrap_or_default() {
+                let longest = found.entry(id).or_default();
+                *longest = len.max(*longest);
+            }
+        }
+        for (id, tail) in found.into_iter().filter(|(id, _)| !known.contains(id)) {
+            // Without an authentic header in any file nothing was ever written there.
+            let Some(info) = self.blocks.stripes().segment_info(id) else { continue };
+            let row = SegmentRow {
+                id,
+                incarnation: info.incarnation,
+                data: info.geometry.data() as u8,
+                parity: info.geometry.parity() as u8,
+                slots: info.slots,
+                capacity: info.capacity.max(tail),
+                tail,
+                state: SegmentState::Closed,
+                since: self.meta.committed(),
+            };
+            self.meta.with(|txn| txn.put_segment(&row))?;
+        }
+        Ok(())
+    }
+
     /// What a killed writer appended last was read back from memory, perhaps, and stands on no disk: before anything is
     /// built on it, it is synced (R15): segments that are open, and those that may have been closed in its last
     /// generation. To sync a file that is synced already costs next to nothing.

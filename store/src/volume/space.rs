@@ -26,6 +26,9 @@ const OVERHEAD_FIXED: u64 = 1024;
 /// What headers, padding and alignment add to a stripe at worst, as a share of the data (1/16), and per request, bytes.
 const OVERHEAD_SHARE: u64 = 16;
 
+/// With less than this part of the usable space free, it is tight.
+const TIGHT_SHARE: u64 = 10;
+
 /// Figures of the backing directories, raw, bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RawSpace {
@@ -106,6 +109,12 @@ impl Space {
         let mut sample = self.sample.lock();
         self.refresh(&mut sample);
         sample.raw.usable_free.saturating_sub(sample.written)
+    }
+
+    /// True if nine tenths of what fits is used, counting what is promised.
+    pub fn is_tight(&self) -> bool {
+        let raw = self.raw();
+        raw.usable_free.saturating_sub(self.promised.load(Ordering::Acquire)) < raw.usable_total / TIGHT_SHARE
     }
 
     /// Figures not older than half a second.

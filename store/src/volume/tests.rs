@@ -11,7 +11,7 @@ mod following;
 mod recovery;
 mod takeover;
 
-struct Silent;
+pub(crate) struct Silent;
 
 impl CheckProgress for Silent {
     fn progress(&self, _done: u64, _total: u64, _phase: &str) {}
@@ -21,10 +21,10 @@ impl CheckProgress for Silent {
 }
 
 /// A scratch directory that goes with the test.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let base = std::env::temp_dir().join(format!("brine-volume-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&base);
         std::fs::create_dir_all(&base).unwrap();
@@ -41,7 +41,7 @@ impl Scratch {
             .collect()
     }
 
-    fn format(&self, count: usize, copies: u16) -> Formatted {
+    pub(crate) fn format(&self, count: usize, copies: u16) -> Formatted {
         format(&FormatOptions {
             directories: self.members(count),
             geometry: None,
@@ -57,7 +57,7 @@ impl Scratch {
         .unwrap()
     }
 
-    fn options(&self) -> OpenOptions {
+    pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions {
             sources: vec![self.0.join("d0"), self.0.join("d1"), self.0.join("d2"), self.0.join("d3")],
             unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"open sesame".to_vec())),
@@ -77,8 +77,15 @@ impl Scratch {
         }
     }
 
-    fn open(&self) -> Arc<Volume> {
-        Volume::open(self.options()).unwrap()
+    pub(crate) fn open(&self) -> Arc<Volume> {
+        // Threads of a volume that was dropped, not closed, end a little after it.
+        for _ in 0..500 {
+            match Volume::open(self.options()) {
+                Err(Error::InUse(_)) => std::thread::sleep(Duration::from_millis(20)),
+                other => return other.unwrap(),
+            }
+        }
+        panic!("the volume stays in use")
     }
 }
 
@@ -88,7 +95,7 @@ impl Drop for Scratch {
     }
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
     out
@@ -98,12 +105,12 @@ fn new_file() -> NewNode<'static> {
     NewNode { kind: FileKind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0, target: None }
 }
 
-fn write(volume: &Volume, name: &str, bytes: &[u8]) -> Attr {
+pub(crate) fn write(volume: &Volume, name: &str, bytes: &[u8]) -> Attr {
     let attr = volume.create(ROOT_INO, name.as_bytes(), &new_file()).unwrap();
     put(volume, &attr, bytes)
 }
 
-fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
+pub(crate) fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
     let chunks: Vec<(ChunkNo, &[u8])> =
         bytes.chunks(1 << attr.chunk_bits).enumerate().map(|(n, chunk)| (ChunkNo(n as u64), chunk)).collect();
     volume.write_chunks(attr.ino, &chunks).unwrap();
@@ -112,7 +119,7 @@ fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
     volume.set_file(attr.ino, &change).unwrap()
 }
 
-fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
+pub(crate) fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
     let attr = volume.lookup(ROOT_INO, name.as_bytes())?;
     let len = 1usize << attr.chunk_bits;
     let chunks: Vec<ChunkNo> = (0..attr.size.div_ceil(len as u64)).map(ChunkNo).collect();
@@ -125,7 +132,7 @@ fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn segment_files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn segment_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for fan_out in std::fs::read_dir(dir.join("segments")).unwrap() {
         for file in std::fs::read_dir(fan_out.unwrap().path()).unwrap() {

@@ -59,7 +59,8 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
         }
     }
     let shown_only = change.is_empty() && !resume;
-    let request = ExecRequest::Policy { path: function.inside.clone(), change: (!shown_only).then_some(change) };
+    let request =
+        ExecRequest::Policy { path: function.inside.clone(), change: (!shown_only).then(|| Box::new(change)) };
     let answer = function.ask(request)?;
     if as_json {
         output::say_json(&answer);
