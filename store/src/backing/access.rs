@@ -192,7 +192,10 @@ impl BackingSet {
                 let running = target.begin(CallKind::Probe);
                 let listed = backing.list_files(dir);
                 drop(running);
-                let _ = sender.send((target.id, listed.ok()));
+                let id = target.id;
+                // Before it is answered: whoever closes the volume then lets go of the directory's lock.
+                drop((backing, target));
+                let _ = sender.send((id, listed.ok()));
             });
         };
         asked.by_ref().take(need).for_each(&ask);

@@ -86,7 +86,7 @@ fn a_follower_takes_over_from_a_writer_that_is_alive() {
     assert!(matches!(former.commit(&NothingDirty), Err(Error::ReadOnly(_))));
     write(&next, "next", &noise(10, 1000));
     next.close(&NothingDirty).unwrap();
-    drop(former);
+    scratch.kill(former);
     // The former writer's host follows in turn: its own database is of another history, and kept aside.
     let mut follower =
         Follower::open(OpenOptions { state_dir: Some(scratch.0.join("state")), ..scratch.options() }).unwrap();

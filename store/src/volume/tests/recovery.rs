@@ -31,13 +31,13 @@ fn the_uncertain_end_of_the_log_is_written_again_on_all_healthy_members() {
     assert_eq!(twice(&volume), 0);
     let open = volume.blocks().segments().open_tails()[0].0;
     // Killed; and one directory lost all it had not synced, which it had said it had.
-    drop(volume);
+    scratch.kill(volume);
     let file = format!("segments/{:02x}/{:016x}.seg", open.0 & 0xff, open.0);
     std::fs::OpenOptions::new().write(true).open(scratch.0.join("d0").join(file)).unwrap().set_len(4096).unwrap();
     let volume = scratch.open();
     assert_eq!(twice(&volume), 1, "the last record");
     let expected = digest(&volume);
-    drop(volume);
+    scratch.kill(volume);
     // Any two more, and the database.
     for name in ["d1", "d2", "state"] {
         std::fs::remove_dir_all(scratch.0.join(name)).unwrap();
@@ -179,7 +179,7 @@ fn a_log_with_a_gap_is_refused_and_says_where() {
     let (_, lost_to) = volume.blocks().segments().open_tails()[0];
     write(&volume, "three", &noise(69, 20_000));
     let last = volume.commit(&NothingDirty).unwrap();
-    drop(volume);
+    scratch.kill(volume);
     std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
     for name in SIX {
         let path = scratch.0.join(name).join(format!("segments/{:02x}/{:016x}.seg", segment.0 & 0xff, segment.0));
@@ -350,7 +350,7 @@ fn three_commits(scratch: &Scratch) -> (crate::ids::SegmentId, [usize; 4], [Gene
         ends[n + 1] = volume.blocks().segments().open_tails()[0].1 as usize;
     }
     assert_eq!(volume.blocks().segments().open_tails()[0].0, segment);
-    drop(volume);
+    scratch.kill(volume);
     std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
     (segment, ends, generations)
 }
@@ -465,7 +465,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_used() {
     write(&volume, "f2", &noise(102, 20_000));
     volume.commit(&NothingDirty).unwrap();
     let expected = digest(&volume);
-    drop(volume);
+    scratch.kill(volume);
     let damage = |location: crate::shard::Location| {
         edit(&scratch, location.segment, |_, bytes| bytes[location.stripe as usize + 300] ^= 1);
     };
@@ -474,7 +474,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_used() {
     let volume = scratch.open();
     assert!(volume.warnings().iter().any(|note| note.contains("cannot be used")), "{:?}", volume.warnings());
     assert_eq!(digest(&volume), expected);
-    drop(volume);
+    scratch.kill(volume);
     std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
     damage(places[0]);
     let text = Volume::open(scratch.options()).unwrap_err().to_string();

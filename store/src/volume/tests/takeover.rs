@@ -64,7 +64,8 @@ fn what_a_fenced_writer_made_durable_too_late_is_off_the_log() {
     assert!(former.commit(&NothingDirty).is_err());
     write(&next, "next", &noise(43, 30_000));
     next.commit(&NothingDirty).unwrap();
-    drop((former, next));
+    scratch.kill(former);
+    scratch.kill(next);
     std::fs::remove_dir_all(scratch.0.join("standby")).unwrap();
     let rebuilt = Volume::open(standby(&scratch)).unwrap();
     assert!(rebuilt.warnings().iter().any(|note| note.contains("off the log")), "{:?}", rebuilt.warnings());
