@@ -177,7 +177,7 @@ fn seed_of(random: &Random, seed: u64) -> u64 {
 
 static PAUSES: AtomicU64 = AtomicU64::new(0);
 
-const ME: Caller = Caller { uid: 0, gid: 0 };
+const ME: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 
 /// Call `act` with the inode a path leads to, as a kernel would: looked up name by name, and forgotten afterwards.
 fn at<R>(vfs: &Arc<Vfs>, path: &str, act: impl FnOnce(Ino) -> Outcome<R>) -> Outcome<R> {
@@ -272,7 +272,7 @@ pub fn carry_out(vfs: &Arc<Vfs>, op: &Op) -> Outcome<()> {
             }
         }),
         Op::Punch { path, offset, len } => opened(vfs, path, |handle| {
-            vfs.allocate(handle, *offset, *len, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+            vfs.allocate(ME, handle, *offset, *len, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
         }),
         Op::Unlink { path } => within(vfs, path, |parent, name| vfs.unlink(parent, name)),
         Op::Rmdir { path } => within(vfs, path, |parent, name| vfs.rmdir(parent, name)),
@@ -291,8 +291,8 @@ pub fn carry_out(vfs: &Arc<Vfs>, op: &Op) -> Outcome<()> {
             let change = AttrChange { perm: Some(*perm), ..AttrChange::default() };
             at(vfs, path, |ino| vfs.set_attr(ME, ino, &change).map(drop))
         }
-        Op::SetXattr { path, name, value } => at(vfs, path, |ino| vfs.set_xattr(ino, name.as_bytes(), value, 0)),
-        Op::RemoveXattr { path, name } => at(vfs, path, |ino| vfs.remove_xattr(ino, name.as_bytes())),
+        Op::SetXattr { path, name, value } => at(vfs, path, |ino| vfs.set_xattr(ME, ino, name.as_bytes(), value, 0)),
+        Op::RemoveXattr { path, name } => at(vfs, path, |ino| vfs.remove_xattr(ME, ino, name.as_bytes())),
         Op::Sync { path } => at(vfs, path, |ino| match vfs.attr(ino)?.kind {
             FileKind::File => {
                 let handle = vfs.open(ME, ino, libc::O_RDWR)?.number;
@@ -396,7 +396,7 @@ pub fn read_state(vfs: &Arc<Vfs>) -> Result<State, String> {
                     ('f', attr.nlink, attr.size, short_hash(&bytes))
                 }
             };
-            let list = vfs.list_xattrs(attr.ino).map_err(|errno| context("listxattr", &full, errno))?;
+            let list = vfs.list_xattrs(ME, attr.ino).map_err(|errno| context("listxattr", &full, errno))?;
             let mut xattrs = Vec::new();
             for name in list.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
                 let value = vfs.get_xattr(attr.ino, name).map_err(|errno| context("getxattr", &full, errno))?;

@@ -97,7 +97,8 @@ fn views(run: &Run) -> Result<Vec<OwnedFd>, Failure> {
             Failure { code, step: format!("{path}{why}"), errno }
         }
     };
-    let volume = File::open(VOLUME_INSIDE).map_err(Failure::step("the volume's root"))?;
+    let inside = text(Path::new(VOLUME_INSIDE)).map_err(Failure::step("the volume's root"))?;
+    let volume = sys::open_path(&inside).map_err(Failure::step("the volume's root"))?;
     let root = File::open("/").map_err(Failure::step("the root"))?;
     // What lies above is mounted first.
     let mut views: Vec<&View> = run.views.iter().collect();

@@ -62,6 +62,7 @@ impl Member {
                 *member.space.lock() = Some((Instant::now(), space.clone()));
             }
             member.space_asked.store(false, Ordering::Release);
+            drop((member, backing));
             let _ = sender.send(space);
         });
         if asked.is_err() {
@@ -85,11 +86,14 @@ impl Member {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.read_at(id, offset, buf)
     }
 
-    /// Start writing a range to the device. Best effort.
+    /// Start writing a range to the device. Best effort, on one of the member's threads: it may wait for the device.
     pub fn start_writeback(self: &Arc<Self>, id: SegmentId, offset: u64, len: u64) {
-        if let Ok(backing) = self.writable() {
-            backing.start_writeback(id, offset, len);
-        }
+        let member = Arc::downgrade(self);
+        let _ = self.submit_commit(move || {
+            if let Some(Ok(backing)) = member.upgrade().map(|member| member.writable()) {
+                backing.start_writeback(id, offset, len);
+            }
+        });
     }
 
     /// A segment takes no more appends: give back what is preallocated past its end. Best effort.
@@ -191,10 +195,9 @@ impl BackingSet {
             let _ = member.submit_commit(move || {
                 let running = target.begin(CallKind::Probe);
                 let listed = backing.list_files(dir);
-                drop(running);
+                drop((running, backing));
                 let id = target.id;
-                // Before it is answered: whoever closes the volume then lets go of the directory's lock.
-                drop((backing, target));
+                drop(target);
                 let _ = sender.send((id, listed.ok()));
             });
         };

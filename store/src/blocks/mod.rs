@@ -37,6 +37,7 @@ use crate::meta::Meta;
 use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
 use crate::segment::Segments;
+use crate::shard::RECORD_ALIGN;
 use crate::stripes::{SegmentInfo, Stripes};
 
 /// One chunk's plaintext, read or about to be.
@@ -101,6 +102,8 @@ pub struct Blocks {
     figures: BlockFigures,
     pins: Pins,
     arenas: Mutex<Vec<Vec<u8>>>,
+    /// What records are padded with.
+    zeroes: Arc<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Blocks {
@@ -153,6 +156,7 @@ impl Blocks {
             figures: BlockFigures::default(),
             pins: Pins::default(),
             arenas: Mutex::default(),
+            zeroes: Arc::new(vec![0; RECORD_ALIGN as usize]),
         }
     }
 
@@ -220,6 +224,13 @@ impl Blocks {
         let mut arenas = self.arenas.lock();
         if arenas.len() < ARENAS_KEPT {
             arenas.push(arena);
+        }
+    }
+
+    /// As [`Self::give_back`], unless a directory that does not answer still has it.
+    fn give_back_shared(&self, arena: Arc<Vec<u8>>) {
+        if let Some(arena) = Arc::into_inner(arena) {
+            self.give_back(arena);
         }
     }
 

@@ -1,19 +1,18 @@
 //! Storing chunks: digest, key, known? else seal, pack, code, append, and the rows, in that order.
 
 use std::collections::HashMap;
-use std::io::IoSlice;
+use std::sync::Arc;
 
 use super::pack::{self, Plan};
 use super::{Blocks, Chunk};
+use crate::backing::SharedBytes;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
 use crate::segment::Extent;
-use crate::shard::{
-    BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
-};
+use crate::shard::{BlockEntry, CommitHeader, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag};
 use crate::stripes::SegmentInfo;
 
 /// A chunk to store.
@@ -212,7 +211,7 @@ impl Blocks {
             (rows, segment)
         });
         for stripe in laid_out {
-            self.give_back(stripe.shards);
+            self.give_back_shared(stripe.shards);
         }
         result
     }
@@ -281,7 +280,7 @@ impl Blocks {
         Stripe {
             kind,
             commit: None,
-            shards,
+            shards: Arc::new(shards),
             shard_len,
             message_len,
             tag: stripe_tag(pieces.iter().map(|&(_, _, bytes)| bytes)),
@@ -312,7 +311,9 @@ impl Blocks {
                     commit.ack_set = self.segments.healthy(&extent.segment);
                 }
             }
-            (0..self.geometry.total()).try_for_each(|slot| self.write_slot(extent, slot, stripes))
+            let occupied = extent.segment.occupied();
+            let slots = (0..self.geometry.total()).filter(|slot| occupied >> slot & 1 == 1);
+            self.segments.write(extent, slots.map(|slot| (slot, self.slot_bytes(extent, slot, stripes))).collect())
         })?;
         self.segments.appended(&appended.0, total);
         Ok(appended)
@@ -353,21 +354,17 @@ impl Blocks {
         Err(last_error.unwrap_or(Error::NoSpace))
     }
 
-    fn write_slot(&self, extent: &Extent, slot: usize, stripes: &[Stripe]) -> Result<()> {
-        if extent.segment.slots[slot].is_none() {
-            return Ok(());
-        }
-        let headers: Vec<Vec<u8>> =
-            stripes.iter().map(|stripe| self.header(extent, slot, stripe).encode(&self.header_mac)).collect();
+    /// What a slot's file holds of a run of stripes.
+    fn slot_bytes(&self, extent: &Extent, slot: usize, stripes: &[Stripe]) -> Vec<SharedBytes> {
         let mut parts = Vec::with_capacity(3 * stripes.len());
-        for (stripe, header) in stripes.iter().zip(&headers) {
-            let shard = &stripe.shards[slot * stripe.shard_len..(slot + 1) * stripe.shard_len];
-            let padding = stripe.record_len as usize - header.len() - shard.len();
-            parts.push(IoSlice::new(header));
-            parts.push(IoSlice::new(shard));
-            parts.push(IoSlice::new(&ZEROES[..padding]));
+        for stripe in stripes {
+            let header = self.header(extent, slot, stripe).encode(&self.header_mac);
+            let padding = stripe.record_len as usize - header.len() - stripe.shard_len;
+            parts.push(header.into());
+            parts.push(SharedBytes::part(&stripe.shards, slot * stripe.shard_len..(slot + 1) * stripe.shard_len));
+            parts.push(SharedBytes::part(&self.zeroes, 0..padding));
         }
-        self.segments.write(extent, slot, &parts)
+        parts
     }
 
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
@@ -394,14 +391,12 @@ impl Blocks {
     }
 }
 
-pub(super) static ZEROES: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
-
 /// A stripe about to be written.
 pub(super) struct Stripe {
     kind: RecordKind,
     pub(super) commit: Option<CommitHeader>,
     /// k data shards, then m parity shards.
-    pub(super) shards: Vec<u8>,
+    pub(super) shards: Arc<Vec<u8>>,
     shard_len: usize,
     message_len: usize,
     tag: [u8; 32],

@@ -92,7 +92,7 @@ impl Blocks {
             moved
         });
         for stripe in stripes {
-            self.give_back(stripe.shards);
+            self.give_back_shared(stripe.shards);
         }
         outcome
     }

@@ -7,6 +7,7 @@
 //!
 //! Knows nothing of shards, keys of blocks (it is handed the function that names a block) or FUSE.
 
+mod acl;
 mod block;
 mod cache;
 pub mod codec;
@@ -23,6 +24,7 @@ mod reader;
 pub mod rows;
 mod schema;
 mod segment;
+mod share;
 mod shelf;
 mod snapshot;
 mod sql;

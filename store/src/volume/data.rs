@@ -187,6 +187,12 @@ impl Volume {
         self.change(|txn| txn.punch(ino, first, count))
     }
 
+    /// Chunks `from..from + count` of `source` become those at `to` of `target` too, holes as holes. Nothing is read or
+    /// stored; time is in proportion to the count. Not a change of version: [`Self::set_file`] is.
+    pub fn share_extents(&self, source: Ino, from: ChunkNo, target: Ino, to: ChunkNo, count: u64) -> Result<()> {
+        self.change(|txn| txn.share_extents((source, from), (target, to), count))
+    }
+
     /// The first offset at or after `from` that holds data, in what is stored.
     pub fn seek_data(&self, attr: &Attr, from: u64) -> Result<Option<u64>> {
         if attr.kind != FileKind::File || from >= attr.size {

@@ -36,8 +36,8 @@ pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
 pub use crate::meta::rows::{
-    Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
-    SetAttr, Unlinked,
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
+    NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
@@ -214,6 +214,11 @@ impl Volume {
         self.change(|txn| txn.create(parent, name, node))
     }
 
+    /// [`Self::create`], the bits of `umask` taken from the permissions unless a default access control list rules.
+    pub fn create_masked(&self, parent: Ino, name: &[u8], node: &NewNode<'_>, umask: u16) -> Result<Attr> {
+        self.change(|txn| txn.create_masked(parent, name, node, umask))
+    }
+
     /// Another name for a file.
     pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         self.change(|txn| txn.link(ino, parent, name))
@@ -314,6 +319,11 @@ impl Volume {
         self.change(|txn| txn.remove_xattr(ino, name))
     }
 
+    /// Set ([`ACL_ACCESS`], [`ACL_DEFAULT`]) or, without entries, remove an access control list: one change.
+    pub fn set_acl(&self, ino: Ino, name: &[u8], list: &[u8], clear_set_gid: bool) -> Result<()> {
+        self.change(|txn| txn.set_acl(ino, name, list, clear_set_gid))
+    }
+
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
     pub fn release_orphan(&self, ino: Ino) -> Result<()> {
         self.change(|txn| txn.release_orphan(ino))
@@ -328,6 +338,17 @@ impl Volume {
     /// Hold off commits while a change is made.
     pub fn gate(&self) -> GateGuard<'_> {
         self.commit.gate()
+    }
+
+    /// To be called now and then by who appends much, without the gate: syncs what was appended if it is a lot, so that
+    /// no commit has to wait for more.
+    pub fn bound_unsynced(&self) {
+        if self.blocks.segments().unsynced_bytes() > UNSYNCED_MAX
+            && let Err(error) = self.blocks.segments().sync()
+        {
+            // Still due, so the next commit fails by it.
+            log::error!("syncing the directories: {error}");
+        }
     }
 
     /// Make everything accepted so far durable.
@@ -423,6 +444,9 @@ struct Housekeeper {
     thread: JoinHandle<()>,
 }
 
+/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
+const UNSYNCED_MAX: u64 = 16 << 20;
+
 /// Pause between rounds of housekeeping.
 const ROUND: Duration = Duration::from_millis(500);
 /// Rows retired in one operation, so that no writer waits long.
@@ -482,6 +506,8 @@ impl Volume {
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
+        self.blocks.segments().widen();
+        self.blocks.catch_up(self.identity())?;
         while self.retire_some()? {}
         self.heal_queued()?;
         self.gc_round()

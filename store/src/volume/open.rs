@@ -14,7 +14,7 @@ use super::database::{Superblocks, database};
 use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
 use super::space::Space;
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
-use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories};
+use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories, Wait};
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
@@ -86,6 +86,8 @@ const CLOSED_TOGETHER_MAX: u64 = 64;
 /// Setting that tells of the last rollback that was accepted.
 const ROLLBACK_KEY: &[u8] = b"rollback";
 
+/// How long one directory may take to write a superblock while others do.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the sync of what was left may take in one directory.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -476,7 +478,7 @@ impl Volume {
             let listed = member.list_segments().unwrap_or_default();
             files.extend(listed.into_iter().filter(|(id, _)| !closed.contains(id)).map(|(id, _)| (member.id, id)));
         }
-        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+        for (member, segment, outcome) in self.set.sync_all(&files, &Wait::all(SYNC_PATIENCE)) {
             if let Err(error) = outcome {
                 self.set.report_write_error(&member, &format!("sync segment {segment}"), &error);
             }
@@ -570,17 +572,25 @@ pub(super) fn write_to_members(
     keys: &VolumeKeys,
     fence: &FenceWatch,
 ) -> Result<usize> {
+    // The copies alternate, so one of them is always whole.
+    let name = Superblock::file_of(superblock.sequence);
+    let files = set
+        .healthy()
+        .map(|member| {
+            // A former writer must not replace what the new one wrote.
+            fence.check_member(member)?;
+            let own = Superblock { member: member.id, ..superblock.clone() };
+            Ok((member.id, own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let members: Vec<_> = files.iter().map(|(member, _)| *member).collect();
+    let enough = |done: &[bool]| done.iter().any(|done| *done);
+    let wait = Wait { patience: WRITE_PATIENCE, enough: &enough, limit: SYNC_PATIENCE };
     let mut written = 0;
-    for member in set.members().iter().filter(|member| member.can_write()) {
-        // A former writer must not replace what the new one wrote.
-        fence.check_member(member)?;
-        let own = Superblock { member: member.id, ..superblock.clone() };
-        let bytes = own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?;
-        // The copies alternate, so one of them is always whole.
-        let name = Superblock::file_of(superblock.sequence);
-        match member.write_file(name, &bytes) {
+    for (member, result) in members.iter().zip(set.write_files(files, name, &wait)) {
+        match result {
             Ok(()) => written += 1,
-            Err(error) => set.report_write_error(&member.id, "writing the superblock", &error),
+            Err(error) => set.report_write_error(member, "writing the superblock", &error),
         }
     }
     if written == 0 {
