@@ -90,17 +90,28 @@ impl Scratch {
         }
     }
 
-    /// A volume that was dropped as by a kill lets go of its directories when the last of its threads is done.
     fn open_with(&self, options: OpenOptions) -> Arc<Volume> {
+        self.try_open(&options).unwrap()
+    }
+
+    /// A volume that was dropped as by a kill lets go of its directories when the last of its threads is done.
+    pub(crate) fn try_open(&self, options: &OpenOptions) -> Result<Arc<Volume>> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
-            let again =
-                OpenOptions { cache_bytes: options.cache_bytes, sources: options.sources.clone(), ..self.options() };
+            let again = OpenOptions {
+                cache_bytes: options.cache_bytes,
+                sources: options.sources.clone(),
+                state_dir: options.state_dir.clone(),
+                read_only: options.read_only,
+                take_over: options.take_over,
+                accept_rollback: options.accept_rollback,
+                ..self.options()
+            };
             match Volume::open(again) {
                 Err(Error::InUse(_)) if std::time::Instant::now() < deadline => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
-                other => return other.unwrap(),
+                other => return other,
             }
         }
     }

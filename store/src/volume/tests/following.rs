@@ -60,7 +60,7 @@ fn a_follower_is_never_ahead_of_what_is_durable_and_writes_nothing() {
     assert!(step.generation >= last && step.generation == step.durable, "{step:?}");
     follower.close().unwrap();
     let expected = rebuild(&scratch.options()).unwrap().digest;
-    let volume = Volume::open(OpenOptions { read_only: true, ..options(&scratch) }).unwrap();
+    let volume = scratch.try_open(&OpenOptions { read_only: true, ..options(&scratch) }).unwrap();
     assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
     let digest = volume.meta().reader().unwrap().digest().unwrap();
     assert_eq!(blake3::Hash::from_bytes(digest).to_hex().as_str(), expected);
@@ -79,7 +79,7 @@ fn a_follower_takes_over_from_a_writer_that_is_alive() {
         follower.step().unwrap();
     }
     follower.close().unwrap();
-    let next = Volume::open(OpenOptions { take_over: true, ..options(&scratch) }).unwrap();
+    let next = scratch.try_open(&OpenOptions { take_over: true, ..options(&scratch) }).unwrap();
     assert!(!next.warnings().iter().any(|note| note.contains("rebuilt")), "{:?}", next.warnings());
     assert_eq!(read(&next, "f3").unwrap(), noise(3, 50_000), "the rest is applied when it takes over");
     write(&former, "late", &noise(9, 1000));
@@ -93,7 +93,8 @@ fn a_follower_takes_over_from_a_writer_that_is_alive() {
     let step = follower.step().unwrap();
     assert_eq!(step.generation, step.durable, "{step:?}");
     follower.close().unwrap();
-    let back = Volume::open(OpenOptions { state_dir: Some(scratch.0.join("state")), ..scratch.options() }).unwrap();
+    let back =
+        scratch.try_open(&OpenOptions { state_dir: Some(scratch.0.join("state")), ..scratch.options() }).unwrap();
     assert_eq!(read(&back, "next").unwrap(), noise(10, 1000));
     assert!(matches!(read(&back, "late"), Err(Error::NotFound)));
     back.close(&NothingDirty).unwrap();

@@ -91,12 +91,12 @@ fn directories_that_went_back_are_refused_until_that_is_accepted() {
     let new = volume.status().unwrap().generation;
     volume.close(&NothingDirty).unwrap();
     restore(&scratch, &SIX, "old");
-    let refused = Volume::open(scratch.options()).unwrap_err();
+    let refused = scratch.try_open(&scratch.options()).unwrap_err();
     let text = refused.to_string();
     assert!(matches!(refused, Error::Refused(_)), "{text}");
     assert!(text.contains(&format!("generation {new}")) && text.contains(&old.to_string()), "{text}");
     assert!(text.contains("brine mount -o accept_rollback"), "{text}");
-    let volume = Volume::open(OpenOptions { accept_rollback: true, ..scratch.options() }).unwrap();
+    let volume = scratch.try_open(&OpenOptions { accept_rollback: true, ..scratch.options() }).unwrap();
     assert!(volume.warnings().iter().any(|note| note.contains("accepted by option")), "{:?}", volume.warnings());
     assert_eq!(read(&volume, "old").unwrap(), noise(62, 90_000));
     assert!(matches!(read(&volume, "new0"), Err(Error::NotFound)));
@@ -188,11 +188,11 @@ fn a_log_with_a_gap_is_refused_and_says_where() {
         bytes[from..to].fill(0);
         std::fs::write(&path, bytes).unwrap();
     }
-    let text = Volume::open(scratch.options()).unwrap_err().to_string();
+    let text = scratch.try_open(&scratch.options()).unwrap_err().to_string();
     assert!(text.contains("gap") && text.contains(&format!("generation {last} follows {first}")), "{text}");
     assert!(text.contains("brine mount -o accept_rollback"), "{text}");
     assert!(!scratch.0.join("state/meta.db").exists(), "nothing half made is left");
-    let volume = Volume::open(OpenOptions { accept_rollback: true, ..scratch.options() }).unwrap();
+    let volume = scratch.try_open(&OpenOptions { accept_rollback: true, ..scratch.options() }).unwrap();
     assert_eq!(read(&volume, "one").unwrap(), noise(67, 20_000));
     assert!(matches!(read(&volume, "three"), Err(Error::NotFound)));
     write(&volume, "four", &noise(71, 20_000));
@@ -210,7 +210,7 @@ fn side(scratch: &Scratch, dirs: [&str; 2], state: &str, name: &str, commits: u6
         take_over: true,
         ..scratch.options()
     };
-    let volume = Volume::open(options).unwrap();
+    let volume = scratch.try_open(&options).unwrap();
     for n in 0..commits {
         write(&volume, &format!("{name}{n}"), &noise(n, 3000));
         volume.commit(&NothingDirty).unwrap();
@@ -244,7 +244,7 @@ fn two_histories_after_a_split_are_never_chosen_between_silently() {
         away(&["d0", "d1"], true);
         for state in ["state", "other", "third"] {
             let options = OpenOptions { state_dir: Some(scratch.0.join(state)), ..scratch.options() };
-            let text = Volume::open(options).unwrap_err().to_string();
+            let text = scratch.try_open(&options).unwrap_err().to_string();
             assert!(text.contains("two writers went apart"), "{state}: {text}");
             assert!(
                 text.contains("brine mount -o accept_rollback") && text.contains("brine mount -o take_over"),
@@ -253,7 +253,7 @@ fn two_histories_after_a_split_are_never_chosen_between_silently() {
             assert!(text.contains("/state,") && text.contains("/other,"), "{text}");
         }
         let options = || OpenOptions { state_dir: Some(scratch.0.join("state")), ..scratch.options() };
-        let volume = Volume::open(OpenOptions { accept_rollback: true, ..options() }).unwrap();
+        let volume = scratch.try_open(&OpenOptions { accept_rollback: true, ..options() }).unwrap();
         assert!(volume.warnings().iter().any(|note| note.contains("accepted by option")));
         let (kept, given_up) = if terms_apart { ("right", "left") } else { ("left", "right") };
         assert_eq!(read(&volume, &format!("{kept}0")).unwrap(), noise(0, 3000));
@@ -263,7 +263,7 @@ fn two_histories_after_a_split_are_never_chosen_between_silently() {
         volume.close(&NothingDirty).unwrap();
         for state in ["state", "other", "fourth"] {
             let options = OpenOptions { state_dir: Some(scratch.0.join(state)), ..scratch.options() };
-            let volume = Volume::open(options).unwrap();
+            let volume = scratch.try_open(&options).unwrap();
             assert_eq!(read(&volume, "joined").unwrap(), noise(81, 3000), "{state}: {:?}", volume.warnings());
             assert!(matches!(read(&volume, &format!("{given_up}0")), Err(Error::NotFound)));
             volume.close(&NothingDirty).unwrap();
@@ -285,7 +285,7 @@ fn rebuilding_keeps_the_former_database_and_gives_the_same_rows() {
     }
     assert!(matches!(rebuild(&scratch.options()), Err(Error::InUse(_))));
     volume.close(&NothingDirty).unwrap();
-    let volume = Volume::open(OpenOptions { read_only: true, ..scratch.options() }).unwrap();
+    let volume = scratch.try_open(&OpenOptions { read_only: true, ..scratch.options() }).unwrap();
     let expected = digest(&volume);
     volume.close(&NothingDirty).unwrap();
     for round in 1..3 {
@@ -429,13 +429,13 @@ fn damaged_reordered_replayed_and_foreign_records_are_noticed() {
         let scratch = Scratch::new("badrecord");
         let (segment, ends, generations) = three_commits(&scratch);
         edit(&scratch, segment, |n, bytes| change(n, bytes, ends));
-        match Volume::open(scratch.options()) {
+        match scratch.try_open(&scratch.options()) {
             Err(refused) => {
                 let text = refused.to_string();
                 assert!(matches!(refused, Error::Refused(_)), "{name}: {text}");
                 let named = generations.iter().filter(|generation| text.contains(&generation.to_string())).count();
                 assert!(named >= 1 && text.contains("brine mount -o accept_rollback"), "{name}: {text}");
-                let volume = Volume::open(OpenOptions { accept_rollback: true, ..scratch.options() }).unwrap();
+                let volume = scratch.try_open(&OpenOptions { accept_rollback: true, ..scratch.options() }).unwrap();
                 assert!(volume.lookup(ROOT_INO, b"first").is_ok(), "{name}: what came before is kept");
                 assert!(matches!(volume.lookup(ROOT_INO, b"file2"), Err(Error::NotFound)), "{name}");
                 volume.close(&NothingDirty).unwrap();
@@ -477,7 +477,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_used() {
     scratch.kill(volume);
     std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
     damage(places[0]);
-    let text = Volume::open(scratch.options()).unwrap_err().to_string();
+    let text = scratch.try_open(&scratch.options()).unwrap_err().to_string();
     assert!(text.contains("no checkpoint can be read"), "{text}");
     assert!(!scratch.0.join("state/meta.db").exists());
 }
