@@ -12,6 +12,7 @@ mod mount;
 mod output;
 mod prompt;
 mod rebuild;
+mod retention;
 mod secret;
 mod show;
 mod space;
@@ -109,6 +110,13 @@ const COMMANDS: &[Command] = &[
         summary: "give back the space of what nothing refers to, now",
         details: help::GC,
         run: space::run_gc,
+    },
+    Command {
+        name: "retention",
+        arguments: "show|set [rules] [--json] SOURCE|MOUNTPOINT",
+        summary: "which former states are kept, and for how long",
+        details: help::RETENTION,
+        run: retention::run,
     },
     Command {
         name: "usage",

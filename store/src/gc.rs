@@ -10,6 +10,8 @@
 //! Promises: nothing is freed that a durable state needs; an error while finding out what is alive stops deletion, not
 //! the volume. Knows segments and rows, not files.
 
+#[cfg(test)]
+mod model;
 mod plan;
 mod sweep;
 #[cfg(test)]
@@ -278,7 +280,9 @@ impl Gc {
     }
 
     /// A little of a collection, from the housekeeper. Generations are closed by whoever else closes them.
-    pub fn round(&mut self, volume: &Volume, pressed: bool) -> Result<()> {
+    /// `pressed`: space is tight; `hungry`: writers wait for it.
+    pub fn round(&mut self, volume: &Volume, pressed: bool, hungry: bool) -> Result<()> {
+        let pressed = pressed || hungry;
         if self.stopped.is_some() {
             return Ok(());
         }
@@ -287,14 +291,16 @@ impl Gc {
             Phase::Resting { until, since } => {
                 let now = Instant::now();
                 let worth = pressed || volume.meta().counters().dead_bytes >= DEAD_BYTES_MIN;
-                if now >= until && (worth || now >= since + PAUSE_MAX) {
+                if (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
                     self.audit(volume, &mut report)?;
                     self.checkpoints_took = Duration::ZERO;
                     self.phase = Phase::Condemning;
                 }
             }
             Phase::Condemning => {
-                if self.condemn(volume, self.grace, 20 * BATCH, &mut report)? >= 20 * BATCH {
+                // Who waits for space now does not wait for duplicates that might come.
+                let since = if hungry { volume.meta().committed() } else { self.grace };
+                if self.condemn(volume, since, 20 * BATCH, &mut report)? >= 20 * BATCH {
                     return Ok(());
                 }
                 self.grace = volume.meta().committed();
@@ -334,6 +340,7 @@ impl Gc {
                         self.forget(volume, floor, &mut report)?;
                     }
                     self.plans.clear();
+                    volume.space_was_freed();
                     self.phase = Self::rest(self.checkpoints_took * REST);
                 }
             }

@@ -7,6 +7,8 @@ pub mod crash;
 pub mod damage;
 /// Equal content, stored once.
 pub mod dedup;
+/// Functions in sandboxes, by the thousand.
+pub mod functions;
 /// Many files, and random operations on few.
 pub mod load;
 /// Directories that are gone, and the state directory.

@@ -161,8 +161,13 @@ fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgr
     harden();
     telemetry::log_to_terminal();
     let unlock = asked.secret.unlock(&offline.name())?.into_unlock();
-    let read_only =
-        matches!(request, Request::Check { repair: false, .. } | Request::Gc { dry_run: true } | Request::Usage { .. });
+    let read_only = matches!(
+        request,
+        Request::Check { repair: false, .. }
+            | Request::Gc { dry_run: true }
+            | Request::Usage { .. }
+            | Request::Retention { set: None }
+    );
     let volume = Volume::open(open_options(offline.sources.clone(), unlock, asked.state_dir.clone(), read_only))?;
     volume.warnings().iter().for_each(|warning| output::warn(warning));
     let outcome = work(&volume, request, progress);
@@ -188,6 +193,12 @@ fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Va
                 true
             };
             json(&volume.gc(&NothingDirty, GcOptions { dry_run: *dry_run }, &step)?)
+        }
+        Request::Retention { set } => {
+            if let Some(rules) = set {
+                volume.set_retention_rules(rules)?;
+            }
+            json(&volume.retention_rules()?)
         }
         Request::Usage { path } => json(&usage(volume, path.as_deref())?),
         _ => json(&heal(volume, progress)?),

@@ -133,6 +133,24 @@ meanwhile. Exit code 0 if nothing stood in the way, 8 otherwise.
   --json             the report as JSON on standard output, progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
+pub(super) const RETENTION: &str = "\
+A former state is kept while a rule keeps it, or a snapshot, or somebody who reads it. With less than a tenth of the
+space free, and beyond the budget, the oldest go first whatever the rules say. The newest state always stays.
+
+  set: what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
+  --all TIME         keep every state for so long (10m)
+  --minutely TIME    then the last of each minute (1h)
+  --hourly TIME      then the last of each hour (1d)
+  --daily TIME, --weekly TIME, --monthly TIME
+                     then the last of each day, week, 30 days (0)
+  --last N           the newest N states, whatever their age (0)
+  --budget PERCENT   of the usable space that history may take (20)
+  --snapshots hourly|daily|weekly|monthly=N
+                     make a snapshot every so often, keep the last N; N 0 ends that
+  --default          begin with the defaults, given in brackets above
+  --json             the rules as JSON
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
 pub(super) const USAGE: &str = "\
 Of each entry of a directory (the root, or PATH): sizes of its files, what they take sealed, and what removing it would
 give back, in that order. Of the volume: history, snapshots, redundancy, what can be given back.
@@ -153,9 +171,10 @@ policy grants. Root and who mounted the volume see all runs, others their own.
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
+    --call FUNCTION    a function that runs may invoke
     --uid UID          whom runs of root are run as
     --best-effort on|off   start even where a limit cannot be enforced
-    --no-read, --no-write, --no-env   empty the list      --reset  no policy
+    --no-read, --no-write, --no-env, --no-call   empty the list      --reset  no policy
     --resume           the program was changed by another user and is fine
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on
@@ -194,7 +213,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage") {
+    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention") {
         output::say(SECRETS);
     }
 }

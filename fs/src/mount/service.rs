@@ -87,6 +87,13 @@ impl VolumeService {
                 };
                 to_json(&self.vfs.gc(GcOptions { dry_run: *dry_run }, &step)?)
             }
+            Request::Retention { set } => {
+                if let Some(rules) = set {
+                    self.volume.set_retention_rules(rules)?;
+                    self.sync()?;
+                }
+                to_json(&self.volume.retention_rules()?)
+            }
             Request::Usage { path } => {
                 self.sync()?;
                 to_json(&usage(&self.volume, path.as_deref())?)

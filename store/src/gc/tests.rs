@@ -1,5 +1,7 @@
 //! Collections end to end: real directories, real database, kills between any two steps.
 
+mod history;
+
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 

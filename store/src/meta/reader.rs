@@ -224,6 +224,18 @@ impl Reader {
         Ok((past, pinned))
     }
 
+    /// Sum of the sealed lengths of these blocks.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn sealed_bytes(&self, blocks: &HashSet<BlockId>) -> Result<u64> {
+        let mut sum = 0;
+        for id in blocks {
+            sum += block::get(&self.conn, id).at(&self.path)?.map_or(0, |row| u64::from(row.sealed_len));
+        }
+        Ok(sum)
+    }
+
     /// Bytes of each segment's files, in one slot, that stripes take in which a block is not condemned (`referenced`:
     /// in which a block is referenced). Segments without such stripes are not listed.
     ///

@@ -23,9 +23,10 @@ pub(crate) mod tests;
 mod versions;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -49,6 +50,7 @@ pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use rebuild::{Rebuilt, rebuild};
+pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use space::Reservation;
 pub use status::{StatFs, VolumeStatus};
@@ -65,6 +67,7 @@ use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
+use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, Superblock};
 use prefetch::Prefetcher;
@@ -104,6 +107,11 @@ pub struct Volume {
     /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
     floor: Mutex<Option<Generation>>,
     gc: Mutex<Gc>,
+    /// Writers that wait for space.
+    hungry: AtomicUsize,
+    retention: Mutex<Retention>,
+    /// Former states that are being read, and by how many.
+    pinned: Mutex<BTreeMap<Generation, usize>>,
     /// Held by what looks at every stripe, and by gc while it frees any.
     maintenance: Mutex<()>,
     clock: Arc<dyn Clock>,
@@ -194,7 +202,7 @@ impl Volume {
     }
 
     /// One operation that changes the metadata.
-    fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+    pub(crate) fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
         self.writable()?;
         self.meta.with(operation)
     }
@@ -482,6 +490,11 @@ impl Housekeeper {
         Ok(Self { stop, thread })
     }
 
+    /// Begin the next round now.
+    fn wake(&self) {
+        self.stop.1.notify_all();
+    }
+
     fn stop(self) {
         *self.stop.0.lock() = true;
         self.stop.1.notify_all();
@@ -510,6 +523,7 @@ impl Volume {
         self.blocks.catch_up(self.identity())?;
         while self.retire_some()? {}
         self.heal_queued()?;
+        self.retention_round()?;
         self.gc_round()
     }
 

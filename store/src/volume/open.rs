@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -339,6 +340,9 @@ impl Volume {
             last_image: Mutex::default(),
             floor: Mutex::default(),
             gc: Mutex::new(gc),
+            hungry: AtomicUsize::new(0),
+            retention: Mutex::default(),
+            pinned: Mutex::default(),
             maintenance: Mutex::default(),
             clock,
             keys,

@@ -216,8 +216,10 @@ impl Volume {
     pub fn stat_fs(&self) -> Result<StatFs> {
         const BLOCK: u64 = 4096;
         let raw = self.space.raw();
-        let files = self.meta.counters().inodes;
-        let free = raw.usable_free / BLOCK;
+        let figures = self.meta.counters();
+        let files = figures.inodes;
+        // Dead blocks are freed before anyone is told that there is no space.
+        let free = raw.usable_free.saturating_add(figures.dead_bytes).min(raw.usable_total) / BLOCK;
         Ok(StatFs {
             block_size: BLOCK as u32,
             blocks: raw.usable_total / BLOCK,
