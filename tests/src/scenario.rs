@@ -17,6 +17,8 @@ pub mod loss;
 pub mod posix;
 /// Programs people use, on the mount.
 pub mod programs;
+/// Space given back.
+pub mod reclaim;
 /// What must be refused.
 pub mod refusals;
 /// What must not be seen.
