@@ -41,7 +41,9 @@ unsafe extern "C" fn launcher_main(stack: *const usize) -> ! {
     };
     // As long as this is open, umount(8) finds the mount in use and names this process (X6). It is never read.
     sys::open(path, sys::O_PATH | sys::O_CLOEXEC);
-    let Some(daemon) = talk::connect(own) else { die(LOST, b"the volume's daemon does not answer; is it mounted?") };
+    let Some(daemon) = talk::connect(own).or_else(talk::connect_inside) else {
+        die(LOST, b"the volume's daemon does not answer; is it mounted?")
+    };
     let signals = catch();
     if !talk::request(daemon, &words, ticket) {
         die(LOST, b"the volume's daemon ended")

@@ -12,6 +12,7 @@ mod number {
     pub const GETPID: usize = 39;
     pub const SOCKET: usize = 41;
     pub const CONNECT: usize = 42;
+    pub const SOCKETPAIR: usize = 53;
     pub const SENDTO: usize = 44;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
@@ -41,6 +42,7 @@ mod number {
     pub const GETPID: usize = 172;
     pub const SOCKET: usize = 198;
     pub const CONNECT: usize = 203;
+    pub const SOCKETPAIR: usize = 199;
     pub const SENDTO: usize = 206;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;

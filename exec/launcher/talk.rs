@@ -11,6 +11,9 @@ const ENDED: u16 = 3;
 const STREAMS: u16 = 4;
 const SIGNAL: u16 = 5;
 const WINDOW: u16 = 6;
+const CALL: u16 = 7;
+/// The credential of a run (X12).
+const CREDENTIAL: usize = 3;
 const VERSION: u32 = 1;
 /// Resource limits there are.
 const LIMITS: usize = 16;
@@ -56,6 +59,34 @@ pub fn connect(own: &[u8]) -> Option<i32> {
         let result = again(|| syscall(sys::CONNECT, [socket as usize, address, 2 + path.len + 1, 0, 0, 0]));
         (result == 0).then_some(socket as i32)
     }
+}
+
+/// Inside a run there is no socket beside this program. Its credential takes the other end of a connection instead.
+pub fn connect_inside() -> Option<i32> {
+    const UNIX: usize = 1;
+    const STREAM_CLOEXEC: usize = 1 | 0o2_000_000;
+    let mut pair = [0_i32; 2];
+    // SAFETY: the two numbers are valid for the call.
+    if unsafe { syscall(sys::SOCKETPAIR, [UNIX, STREAM_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0]) } != 0 {
+        return None;
+    }
+    let mut control = [(CONTROL_HEADER + 4) as u64, SOL_SOCKET | SCM_RIGHTS << 32, u64::from(pair[1] as u32)];
+    let mut frame = header(CALL, 0);
+    let mut part = Part { start: frame.as_mut_ptr(), len: frame.len() };
+    let message = Message {
+        name: 0,
+        name_len: 0,
+        parts: &raw mut part,
+        parts_count: 1,
+        control: control.as_mut_ptr().cast(),
+        control_len: size_of_val(&control),
+        flags: 0,
+    };
+    let address = &raw const message as usize;
+    // SAFETY: the message describes buffers that live through the call.
+    let sent = again(|| unsafe { syscall(sys::SENDMSG, [CREDENTIAL, address, NO_SIGPIPE, 0, 0, 0]) });
+    sys::close(pair[1]);
+    (sent == HEADER_LEN as isize).then_some(pair[0])
 }
 
 /// A short text being put together.

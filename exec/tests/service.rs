@@ -26,7 +26,14 @@ struct Tester {
 }
 
 impl Host for Tester {
-    fn admit(&self, _: RunId, request: Request, _: Option<OwnedFd>, caller: &Caller) -> Result<Admitted> {
+    fn admit(
+        &self,
+        _: RunId,
+        request: Request,
+        _: Option<OwnedFd>,
+        caller: &Caller,
+        _: Option<RunId>,
+    ) -> Result<Admitted> {
         let ticket = request.ticket.ok_or_else(|| Error::Refused("no ticket".into()))?;
         if !self.tickets.lock().unwrap().remove(&ticket.0) {
             return Err(Error::Refused("the ticket is not valid".into()));
@@ -40,7 +47,7 @@ impl Host for Tester {
         plan.umask = request.umask;
         plan.ignored_signals = request.ignored_signals;
         plan.directory = request.directory;
-        Ok(Admitted { plan, credential: None })
+        Ok(Admitted { plan, calls: false })
     }
 
     fn refused(&self, _: RunId, _: &Caller, why: &Error) {

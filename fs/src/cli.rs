@@ -110,6 +110,13 @@ const COMMANDS: &[Command] = &[
         run: space::run_usage,
     },
     Command {
+        name: "salt",
+        arguments: "show|rotate|reseal [--json] SOURCE|MOUNTPOINT",
+        summary: "salt epochs: which blocks are of, a new one, sealing old ones anew",
+        details: help::SALT,
+        run: space::run_salt,
+    },
+    Command {
         name: "sync",
         arguments: "MOUNTPOINT",
         summary: "make everything written so far durable",

@@ -111,7 +111,7 @@ impl Terminal {
                     self.outer_open = false;
                 }
                 if flags.contains(PollFlags::POLLOUT) {
-                    self.to_outer();
+                    self.show();
                 }
             } else {
                 if flags.contains(PollFlags::POLLIN) || flags.intersects(gone) {
@@ -127,7 +127,7 @@ impl Terminal {
         }
     }
 
-    fn to_outer(&mut self) {
+    fn show(&mut self) {
         let len = self.to_caller.len().min(PIECE_BYTES);
         match self.outer.write(&self.to_caller[..len]) {
             Ok(written) => drop(self.to_caller.drain(..written)),
@@ -145,7 +145,7 @@ impl Terminal {
     pub fn finish(mut self) {
         loop {
             while self.outer_open && !self.to_caller.is_empty() {
-                self.to_outer();
+                self.show();
             }
             if !self.outer_open || !fill(&mut self.inner, &mut self.to_caller) || self.to_caller.is_empty() {
                 break;

@@ -128,6 +128,17 @@ space free, and beyond the budget, the oldest go first whatever the rules say. T
   --json             the rules as JSON
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
+pub(super) const SALT: &str = "\
+Equal content is stored once within a salt epoch. In a new epoch nothing that is written shares a block, or shows by its
+block's name that it is equal, with what was written before. Old blocks stay readable; they go as files are rewritten.
+
+  show               the epoch of new blocks, and blocks in use by epoch
+  rotate             begin a new epoch
+  reseal             seal what files hold anew under the present epoch; they can be used meanwhile, former states keep
+                     the old blocks
+  --json             fields are listed in docs/CLI.md; progress as JSON lines on standard error
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
 pub(super) const USAGE: &str = "\
 Of each entry of a directory (the root, or PATH): sizes of its files, what they take sealed, and what removing it would
 give back, in that order. Of the volume: history, snapshots, redundancy, what can be given back.
@@ -148,9 +159,10 @@ policy grants. Root and who mounted the volume see all runs, others their own.
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
+    --call FUNCTION    a function that runs may invoke
     --uid UID          whom runs of root are run as
     --best-effort on|off   start even where a limit cannot be enforced
-    --no-read, --no-write, --no-env   empty the list      --reset  no policy
+    --no-read, --no-write, --no-env, --no-call   empty the list      --reset  no policy
     --resume           the program was changed by another user and is fine
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on
@@ -189,7 +201,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention") {
+    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention" | "salt") {
         output::say(SECRETS);
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
 use brine_store::gc::GcOptions;
+use brine_store::reseal::{epochs, reseal};
 use brine_store::usage::usage;
 use brine_store::volume::{Volume, replace};
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::busy::users_of;
 use super::exec_side::ExecSide;
-use crate::control::{Progress, Request, Service};
+use crate::control::{Progress, Request, SaltRequest, Service};
 use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount_table::{self, UnmountError};
@@ -93,6 +94,26 @@ impl VolumeService {
                     self.sync()?;
                 }
                 to_json(&self.volume.retention_rules()?)
+            }
+            Request::Salt { ask } => {
+                let step = |phase: &str, done, total| {
+                    progress.progress(done, total, phase);
+                    !progress.cancelled()
+                };
+                self.sync()?;
+                let report = match ask {
+                    SaltRequest::Show => epochs(&self.volume)?,
+                    SaltRequest::Rotate => {
+                        self.volume.rotate_epoch()?;
+                        epochs(&self.volume)?
+                    }
+                    SaltRequest::Reseal => {
+                        let report = reseal(&self.volume, &step)?;
+                        self.sync()?;
+                        report
+                    }
+                };
+                to_json(&report)
             }
             Request::Usage { path } => {
                 self.sync()?;

@@ -23,7 +23,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub struct Volume {
     term: Term,
     geometry: Geometry,
     policy: Policy,
+    /// Of new blocks; at first that of the policy.
+    epoch: AtomicU32,
     chunk_bits: u8,
     state_dir: PathBuf,
     set: Arc<BackingSet>,

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -308,6 +308,7 @@ impl Volume {
             term,
             geometry,
             policy,
+            epoch: AtomicU32::new(policy.epoch),
             chunk_bits: superblock.chunk_bits,
             state_dir: state_dir.clone(),
             space: Space::new(set.clone(), geometry),

@@ -1,8 +1,15 @@
 //! Functions in sandboxes.
 
+use brine_tests::scenario::functions;
+
 use crate::Point;
 
 /// Every point, cheap ones first.
 pub fn points() -> Vec<Point> {
-    vec![]
+    vec![
+        ("fifty functions at once", || functions::burst(50)),
+        ("figures beside a plain run", || functions::latency(2000)),
+        ("callers and daemons killed at any moment", || functions::kills(200)),
+        ("ten thousand mixed runs leave nothing", || functions::soak(10_000)),
+    ]
 }
