@@ -211,7 +211,7 @@ impl Vfs {
     /// not seen.
     pub fn is_idle(&self, time: Duration) -> bool {
         let since = self.now_ns().saturating_sub(self.used_ns.load(Ordering::Relaxed));
-        self.files.len() == 0 && self.dirs.len() == 0 && since >= time.as_nanos().min(i64::MAX as u128) as i64
+        self.files.is_empty() && self.dirs.is_empty() && since >= time.as_nanos().min(i64::MAX as u128) as i64
     }
 
     /// After the last request: finish what was begun, give files without a name back, make everything durable, close
