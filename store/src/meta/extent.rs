@@ -22,7 +22,7 @@ const GET: &str = "SELECT key, sequence, since FROM extents WHERE data = ?1 AND 
 const RANGE: &str = "SELECT chunk, key, sequence, since FROM extents \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4 ORDER BY chunk LIMIT ?5";
 const PUT: &str = "INSERT OR REPLACE INTO extents (data, chunk, key, sequence, since) VALUES (?1, ?2, ?3, ?4, ?5)";
-const KEEP: &str = "INSERT OR REPLACE INTO extents_past (data, chunk, key, sequence, since, until) \
+const KEEP: &str = "INSERT INTO extents_past (data, chunk, key, sequence, since, until) \
     SELECT data, chunk, key, sequence, since, ?5 FROM extents \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4 AND since < ?5";
 const DELETE: &str = "DELETE FROM extents WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4";
@@ -76,7 +76,17 @@ impl Cuts {
 
 pub(super) fn load_cuts(conn: &Connection) -> rusqlite::Result<Cuts> {
     let mut statement = conn.prepare_cached("SELECT data, sequence, first, beyond, ino, since FROM cuts")?;
-    let mut rows = statement.query([])?;
+    cuts_of(statement.query([])?)
+}
+
+/// The cuts of one data id.
+pub(super) fn load_cuts_of(conn: &Connection, data: DataId) -> rusqlite::Result<Cuts> {
+    let sql = "SELECT data, sequence, first, beyond, ino, since FROM cuts WHERE data = ?1";
+    let mut statement = conn.prepare_cached(sql)?;
+    cuts_of(statement.query([int(data.0)])?)
+}
+
+fn cuts_of(mut rows: rusqlite::Rows<'_>) -> rusqlite::Result<Cuts> {
     let mut cuts = Cuts::default();
     while let Some(row) = rows.next()? {
         cuts.insert(CutRow {
@@ -403,9 +413,11 @@ impl Txn<'_> {
             let to = ChunkNo(last.chunk.0 + 1);
             let (data, from, below, at) = (cut.data, first.chunk, cut.sequence, cut.since);
             self.core.apply(RowChange::DelExtents { data, from, to, below, at })?;
-            if self.core.inode(cut.ino)?.is_some_and(|inode| inode.data == cut.data) {
-                let gone = rows.len() as u64;
-                self.amend(cut.ino, |row| row.allocated = row.allocated.saturating_sub(gone << row.chunk_bits))?;
+            if let Some(inode) = self.core.inode(cut.ino)?
+                && inode.data == cut.data
+            {
+                let gone = (rows.len() as u64) << inode.chunk_bits;
+                self.allocate(cut.ino, |allocated| allocated.saturating_sub(gone))?;
             }
         }
         if rows.len() < max {

@@ -18,6 +18,7 @@ mod history;
 mod inode;
 mod namespace;
 mod outbox;
+mod past;
 mod reader;
 pub mod rows;
 mod schema;
@@ -41,6 +42,7 @@ use zeroize::Zeroizing;
 
 pub use counters::Counters;
 pub use outbox::OutboxRow;
+pub use past::{NameSpan, PastReader};
 pub use reader::{Reader, Walk};
 pub use txn::Txn;
 
@@ -98,6 +100,9 @@ pub struct Meta {
     block_id: BlockIdOf,
     /// The writing connection. Held for one operation, or one commit; taken before no other lock.
     core: Mutex<Core>,
+    /// Hashes names as `core` does.
+    names: NameHash,
+    idle: past::Idle,
     /// Connection that copies the log back into the database beside the writer. Independent of `core`.
     copier: Mutex<Connection>,
     /// The log, to be synced. Never the database file itself: closing another descriptor of it would drop the
@@ -211,6 +216,7 @@ impl Meta {
             )
             .at(&path)?;
         let names = NameHash::new(setup.name_key);
+        let own_names = names.clone();
         let clock = Arc::clone(&setup.clock);
         let mut core =
             Core::new(conn, path.clone(), names, clock, setup.block_id, Generation(generation), committed_ns);
@@ -230,6 +236,8 @@ impl Meta {
             key: Zeroizing::new(*key),
             block_id: setup.block_id,
             core: Mutex::new(core),
+            names: own_names,
+            idle: past::Idle::default(),
             copier: Mutex::new(copier),
             wal,
             restart_wal: AtomicBool::new(false),
@@ -411,6 +419,7 @@ impl Meta {
     pub fn close(&self) -> Result<()> {
         let mut core = self.core.lock();
         core.usable()?;
+        self.drop_idle();
         let end = if core.has_changes() { "ROLLBACK" } else { "COMMIT" };
         core.poisoned = Some("the metadata database is closed".to_owned());
         core.conn.execute_batch(end).at(&self.path)?;

@@ -151,6 +151,8 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         target: None,
     };
     let meta = Meta::create(&state_dir, keys.database_key(), &setup, &root, options.chunk_bits)?;
+    // Before the first row is recorded: what replay begins with.
+    meta.with(|txn| txn.set_history(true))?;
     meta.commit_generation()?;
     meta.with(|txn| {
         txn.put_local(HEAD_KEY, &Head { generation: meta_generation(txn), chain: ChainHash::START }.encode())
