@@ -5,6 +5,7 @@
 
 mod branch;
 mod number;
+mod views;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use brine_store::volume::{Attr, COOKIE_MIN, DirEntry, FileKind};
 use parking_lot::RwLock;
 
 pub use branch::{Branch, Caching, Opening, VirtualFile, plain_attr, reading_only};
+pub use views::Views;
 pub use number::{CONTROL_BIT, Family, LOCAL_MASK, is_control, is_passing};
 
 use crate::errno::{Errno, Outcome};

@@ -37,7 +37,7 @@ pub use open::{Handle, Opened};
 pub use read::{PendingRead, ReadBytes, ReadStart};
 pub use write::Room;
 
-use crate::control_dir::{ControlDir, is_control};
+use crate::control_dir::{ControlDir, Family, Views, is_control};
 use crate::errno::{Errno, Outcome};
 use crate::handle::{Handles, OpenDir, OpenFile};
 use crate::inode_table::{Gone, InodeTable};
@@ -141,12 +141,16 @@ impl Vfs {
             options.seal_threads,
             Arc::clone(&options.report),
         )?;
+        let control = ControlDir::new(SystemClock.now_ns());
+        for family in [Family::Snapshots, Family::At, Family::File] {
+            control.add(Arc::new(Views::new(Arc::clone(&volume), family)));
+        }
         let vfs = Arc::new(Self {
             volume,
             inodes: InodeTable::new(),
             files: Handles::default(),
             dirs: Handles::default(),
-            control: ControlDir::new(SystemClock.now_ns()),
+            control,
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,

@@ -25,18 +25,21 @@ impl Volume {
     pub fn read_chunks(&self, attr: &Attr, chunks: &[ChunkNo]) -> Result<Vec<Option<Arc<Chunk>>>> {
         match self.place(attr, chunks)? {
             Place::Inline(bytes) => Ok(inline_chunks(&bytes, chunks)),
-            Place::Extents(keys) => {
-                let present: Vec<BlockKey> = keys.iter().flatten().copied().collect();
-                self.prefetcher.wait_for(&present);
-                let mut read = self.blocks.get(&present, Some(attr.ino))?.into_iter();
-                keys.iter()
-                    .map(|key| match key {
-                        None => Ok(None),
-                        Some(_) => read.next().transpose().map_err(|error| self.name_lost(attr.ino, error)),
-                    })
-                    .collect()
-            }
+            Place::Extents(keys) => self.read_keys(&keys, attr.ino),
         }
+    }
+
+    /// The chunks of blocks, which are an inode's; `None` for holes.
+    pub(super) fn read_keys(&self, keys: &[Option<BlockKey>], ino: Ino) -> Result<Vec<Option<Arc<Chunk>>>> {
+        let present: Vec<BlockKey> = keys.iter().flatten().copied().collect();
+        self.prefetcher.wait_for(&present);
+        let mut read = self.blocks.get(&present, Some(ino))?.into_iter();
+        keys.iter()
+            .map(|key| match key {
+                None => Ok(None),
+                Some(_) => read.next().transpose().map_err(|error| self.name_lost(ino, error)),
+            })
+            .collect()
     }
 
     /// What the cache holds of these chunks: `None` if anything would have to be read.
@@ -206,7 +209,7 @@ impl Volume {
     }
 }
 
-fn inline_chunks(bytes: &Arc<[u8]>, chunks: &[ChunkNo]) -> Vec<Option<Arc<Chunk>>> {
+pub(super) fn inline_chunks(bytes: &Arc<[u8]>, chunks: &[ChunkNo]) -> Vec<Option<Arc<Chunk>>> {
     // Inline content is shorter than the shortest chunk.
     let whole = || (!bytes.is_empty()).then(|| Arc::new(Chunk::whole(bytes.to_vec())));
     chunks.iter().map(|chunk| if chunk.0 == 0 { whole() } else { None }).collect()

@@ -8,6 +8,7 @@ mod exec_rows;
 mod format;
 mod image;
 mod open;
+mod past;
 mod prefetch;
 mod probe;
 mod replace;
@@ -38,6 +39,7 @@ pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
+pub use past::View;
 pub use exec_rows::PolicyRow;
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
@@ -91,6 +93,7 @@ pub struct Volume {
     prefetcher: Prefetcher,
     commit: Commit,
     log: CommitLog,
+    pins: past::Pins,
     last_image: Mutex<image::LastImage>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,

@@ -293,6 +293,7 @@ impl Volume {
             prefetcher,
             commit: Commit::default(),
             log,
+            pins: Default::default(),
             last_image: Mutex::default(),
             clock,
             keys,
