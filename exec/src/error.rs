@@ -34,6 +34,14 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// What a process of a sandbox said that failed; exit code as it says.
+    #[error("{text}")]
+    Sandbox {
+        /// 125, 126 or 127.
+        code: u8,
+        /// What was done to what, and what the system said.
+        text: String,
+    },
     /// The spawner is gone: exit code 125. It is started again for the next run.
     #[error("the sandbox spawner ended; try again")]
     SpawnerLost,
@@ -56,6 +64,7 @@ impl Error {
         match self {
             Self::Refused(_) | Self::Full(_) | Self::Unenforceable { .. } | Self::Malformed(_) => 126,
             Self::NotFound(_) => 127,
+            Self::Sandbox { code, .. } => *code,
             Self::Step { .. } | Self::SpawnerLost | Self::Stopping => 125,
         }
     }

@@ -4,18 +4,27 @@
 //! directory, and who may run what is decided by the [`service::Host`].
 
 pub mod error;
+pub(crate) mod sys;
 pub mod scope;
 pub mod policy;
 pub mod plan;
 pub mod invocation;
 pub mod run_record;
 pub mod protocol;
-pub mod sandbox;
+pub(crate) mod sandbox;
+pub mod cgroup;
+pub mod spawner;
+pub mod ledger;
+pub(crate) mod pool;
+pub mod sandboxes;
 pub mod service;
 
 pub use error::{Error, Result};
 pub use invocation::{Caller, Invocation};
+pub use ledger::Capacity;
 pub use plan::{Identity, Plan, Root, Template, View, ViewAccess};
 pub use policy::{Limits, Network, Policy};
+pub use pool::PoolBounds;
 pub use run_record::{ExitCause, Outcome, RunId, RunRecord, Steps, Usage, Verdict};
+pub use sandboxes::{Config, Sandboxes};
 pub use scope::{Access, Grant, Scope};

@@ -15,6 +15,8 @@ use crate::policy::{Limits, MEMORY_BYTES_MIN, Network};
 pub const VIEWS_MAX: usize = 512;
 /// Bytes of argv and environment together at most; the kernel's own bound is 6 MiB.
 pub const ARGUMENT_BYTES_MAX: usize = 6 << 20;
+/// Runs that invoke runs: levels at most.
+pub const DEPTH_MAX: u8 = 4;
 /// Supplementary groups at most: the kernel takes 340 ranges in a map.
 pub const GROUPS_MAX: usize = 330;
 
@@ -87,6 +89,8 @@ pub struct Plan {
     pub limits: Limits,
     /// Start even if a limit cannot be enforced here.
     pub best_effort: bool,
+    /// How many runs it was invoked through: 0 for a launcher outside, at most [`DEPTH_MAX`].
+    pub depth: u8,
     /// Arguments, the first being the path it was called by.
     pub argv: Vec<OsString>,
     /// Environment, complete: nothing is added but what [`Plan::environment_default`] gave.
@@ -113,6 +117,7 @@ impl Plan {
             views: Vec::new(),
             limits,
             best_effort: false,
+            depth: 0,
             environment: Self::environment_default(),
             directory: PathBuf::from("/"),
             umask: 0o022,
@@ -151,6 +156,9 @@ impl Plan {
         let variables = self.environment.iter().map(|(name, value)| name.len() + value.len() + 10);
         if strings.chain(variables).sum::<usize>() > ARGUMENT_BYTES_MAX {
             return refuse("argument list too long".into());
+        }
+        if self.depth > DEPTH_MAX {
+            return refuse(format!("functions invoke each other more than {DEPTH_MAX} levels deep"));
         }
         if self.argv.is_empty() {
             return refuse("an argument list has at least one word".into());

@@ -1,3 +1,11 @@
 //! How a sandbox is made and what runs in it: everything here happens in the spawner's children.
+//!
+//! [`root`] builds the root directory, [`init`] is process 1, [`launch`] turns a child of it into the program;
+//! [`seccomp`] and [`landlock`] are the filters. All unsafe code is in [`crate::sys`].
 
-pub mod sys;
+pub(crate) mod message;
+pub(crate) mod seccomp;
+pub(crate) mod landlock;
+pub(crate) mod root;
+pub(crate) mod launch;
+pub(crate) mod init;

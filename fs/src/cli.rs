@@ -191,7 +191,18 @@ mod tests {
         {
             assert!(help.contains(name) && manual.contains(name), "{name}");
         }
-        for name in ["cache", "copies", "epoch", "domain", "compress", "use_member", "threads", "log", "nosupervise"] {
+        for name in [
+            "cache",
+            "copies",
+            "epoch",
+            "domain",
+            "compress",
+            "use_member",
+            "take_over",
+            "threads",
+            "log",
+            "nosupervise",
+        ] {
             assert!(help.contains(name) && manual.contains(name), "{name}");
         }
     }

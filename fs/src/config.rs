@@ -57,6 +57,8 @@ pub struct MountOptions {
     pub codec: Option<Codec>,
     /// The true ones of directories that claim to be the same member.
     pub use_member: Vec<PathBuf>,
+    /// Take the volume from whoever has it.
+    pub take_over: bool,
     /// FUSE event threads.
     pub threads: usize,
     /// Log file, if not `daemon.log` in the state directory.
@@ -89,6 +91,7 @@ impl Default for MountOptions {
             domain: None,
             codec: None,
             use_member: Vec::new(),
+            take_over: false,
             threads: 1,
             log: None,
             supervise: true,
@@ -137,6 +140,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("domain", Effect::Word(|o, word| domain(word).map(|d| o.domain = Some(d)).ok_or(DOMAINS))),
     ("compress", Effect::Word(|o, word| codec(word).map(|c| o.codec = Some(c)).ok_or(CODECS))),
     ("use_member", Effect::Path(|o, path| o.use_member.push(path))),
+    ("take_over", Effect::Flag(|o| o.take_over = true)),
     ("threads", Effect::Word(threads)),
     ("log", Effect::Path(|o, path| o.log = Some(path))),
     ("supervise", Effect::Flag(|o| o.supervise = true)),

@@ -1,17 +1,19 @@
 //! How a generation becomes durable, and how waiters share the work.
 //!
-//! Promises: when [`Commit::run`] returns, everything accepted before it was called is on stable storage. The record
-//! of a generation and all it names are synced before its rows are committed locally, so the database never runs ahead
-//! of the log. Knows neither files nor FUSE: what the caller holds dirty comes through [`Flusher`].
+//! Promises: when [`Commit::run`] returns, everything accepted before it was called is on stable storage. Writers are
+//! held off while the record of a generation is appended and its rows are committed locally, never while anything is
+//! synced. One generation at a time is not durable: the next is closed only when it is. Knows neither files nor FUSE:
+//! what the caller holds dirty comes through [`Flusher`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::blocks::Blocks;
 use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
+use crate::fence::FenceWatch;
 use crate::ids::Generation;
 use crate::meta::Meta;
 
@@ -66,7 +68,16 @@ pub struct Commit {
     queue: Mutex<Queue>,
     finished: Condvar,
     gate: RwLock<()>,
+    /// Held by a commit until its generation is durable.
+    leading: Mutex<()>,
     commits: AtomicU64,
+}
+
+/// All changes and commits are held off, and the last committed generation is durable or the log has ended.
+#[derive(Debug)]
+pub struct Exclusive<'a> {
+    _gate: RwLockWriteGuard<'a, ()>,
+    _leading: MutexGuard<'a, ()>,
 }
 
 /// What commits work on.
@@ -78,11 +89,13 @@ pub struct Parts<'a> {
     pub meta: &'a Meta,
     /// The commit log.
     pub log: &'a CommitLog,
+    /// Looks out for another writer.
+    pub fence: &'a FenceWatch,
     /// Where smaller ack sets are noted.
     pub overrides: &'a dyn AckOverrides,
 }
 
-/// With fewer unsynced bytes than this everything is synced at once with the record, while writers are held off.
+/// With fewer unsynced bytes than this everything is synced at once with the record.
 const OPEN_SYNC_MIN: u64 = 2 << 20;
 
 /// Flushes done with writers running before they are held off for the rest.
@@ -95,8 +108,9 @@ impl Commit {
     }
 
     /// Hold off all changes and commits.
-    pub fn exclusive(&self) -> RwLockWriteGuard<'_, ()> {
-        self.gate.write()
+    pub fn exclusive(&self) -> Exclusive<'_> {
+        let leading = self.leading.lock();
+        Exclusive { _gate: self.gate.write(), _leading: leading }
     }
 
     /// Commits made durable since the volume was opened.
@@ -148,7 +162,9 @@ impl Commit {
     }
 
     fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
-        let Parts { blocks, meta, log, overrides } = parts;
+        let Parts { blocks, meta, log, overrides, fence } = parts;
+        let _leading = self.leading.lock();
+        log.usable()?;
         // Where there is much, most of the work is done while others go on writing.
         for _ in 0..OPEN_FLUSHES_MAX {
             flusher.flush(false)?;
@@ -162,22 +178,24 @@ impl Commit {
         meta.flush_atimes()?;
         meta.with(|txn| {
             blocks.settle_segments(txn)?;
-            // The last record stays until the next is there: by it the database knows where on the log it stands.
-            let open = txn.generation();
-            txn.clear_outbox(Generation(open.0.saturating_sub(2)))
+            log.note_durable(txn)
         })?;
-        let mut head = None;
+        let mut appended = None;
         let closed = meta.commit_with(|closed| {
-            let (after, rows) = log.append(blocks, closed, *overrides)?;
-            head = Some(after);
-            Ok(rows)
+            let (record, notes) = log.append(blocks, closed)?;
+            appended = Some(record);
+            Ok(notes)
         })?;
-        if let Some(head) = head {
-            log.advance(head);
-        } else if blocks.segments().has_unsynced() {
-            blocks.segments().sync()?;
+        if let Some(record) = &appended {
+            log.advance(record);
         }
         drop(held_off);
+        blocks.segments().sync()?;
+        if let Some(record) = &appended {
+            // Answered only if nobody took the volume over before it was synced (R16).
+            fence.check()?;
+            log.acknowledge(blocks, record, *overrides)?;
+        }
         self.commits.fetch_add(1, Ordering::Relaxed);
         Ok(closed.generation)
     }

@@ -1,19 +1,20 @@
 //! The commit log: each generation's row changes as a sealed record in the backing directories, chained to the one
 //! before. The log is the truth; the local database is a cache of it.
 //!
-//! Promises: when [`CommitLog::append`] returns, the record and everything it names are synced in every healthy
-//! occupied slot and in at least min_ack of them (R8). Knows records, not what they change.
+//! A generation is appended, then its rows are committed locally, then record and all it names are synced, then it is
+//! acknowledged ([`CommitLog::acknowledge`]). Of the database a power cut may leave the rows of a generation whose record
+//! was not synced yet; recovery knows by the notes kept here. Knows records, not what they change.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::blocks::Blocks;
+use crate::blocks::{AppendedCommit, Blocks};
 use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, Term, VolumeId};
 use crate::meta::codec::encode_changes;
-use crate::meta::{Closed, Meta, OutboxRow};
+use crate::meta::{Closed, Meta, OutboxRow, Txn};
 use crate::record::{ChainHash, GenerationRecord};
 use crate::shard::CommitHeader;
 use crate::superblock::AckOverride;
@@ -52,18 +53,44 @@ impl Head {
 
 /// Name under which a rebuilt database remembers its head.
 pub(crate) const HEAD_KEY: &str = "head";
+/// Name under which a database remembers the last generation that it knows was durable.
+const DURABLE_KEY: &str = "durable";
 
-/// Where on the log a database stands: by its own last record, or as its rebuilding left it. `None`: it does not say.
-pub fn head_of(meta: &Meta) -> Result<Option<Head>> {
+/// What a database says of where it stands on the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// Its last generation, by its own note or as its rebuilding left it.
+    pub head: Head,
+    /// The generation before, if it knows.
+    pub before: Option<Head>,
+    /// The last generation that it knows was durable.
+    pub durable: Generation,
+}
+
+/// Where on the log a database stands. `None`: it does not say.
+pub fn standing_of(meta: &Meta) -> Result<Option<Standing>> {
     let generation = meta.committed();
     meta.with(|txn| {
         let rows = txn.outbox()?;
-        if let Some(last) = rows.iter().rfind(|row| row.generation == generation) {
-            return Ok(Some(Head { generation, chain: ChainHash::of(&last.message) }));
-        }
-        let noted = txn.local(HEAD_KEY)?.and_then(|bytes| Head::decode(&bytes));
-        Ok(noted.filter(|head| head.generation == generation))
+        let noted = |generation: Generation| {
+            let row = rows.iter().rfind(|row| row.generation == generation)?;
+            Some(Head { generation, chain: ChainHash(row.message.as_slice().try_into().ok()?) })
+        };
+        let rebuilt = txn.local(HEAD_KEY)?.and_then(|bytes| Head::decode(&bytes));
+        let durable = txn.local(DURABLE_KEY)?.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?)));
+        let durable = Generation(durable.unwrap_or(0));
+        let at = |generation| noted(generation).or_else(|| rebuilt.filter(|head| head.generation == generation));
+        let before = generation.0.checked_sub(1).and_then(|before| at(Generation(before)));
+        Ok(at(generation).map(|head| Standing { head, before, durable }))
     })
+}
+
+/// A record that was appended and is not known synced.
+#[derive(Debug)]
+pub struct Appended {
+    head: Head,
+    at: Vec<AppendedCommit>,
+    bytes: u64,
 }
 
 /// The log of one open volume.
@@ -73,6 +100,8 @@ pub struct CommitLog {
     log_key: zeroize::Zeroizing<[u8; 32]>,
     entropy: Arc<dyn Entropy>,
     head: Mutex<Head>,
+    /// The last generation that was acknowledged.
+    durable: Mutex<Generation>,
     /// Bytes of records appended since the last checkpoint.
     since_checkpoint: Mutex<u64>,
 }
@@ -84,7 +113,7 @@ impl std::fmt::Debug for CommitLog {
 }
 
 impl CommitLog {
-    /// Going on from `head`.
+    /// Going on from `head`, which is durable.
     pub fn new(volume: VolumeId, term: Term, log_key: [u8; 32], entropy: Arc<dyn Entropy>, head: Head) -> Self {
         Self {
             volume,
@@ -92,6 +121,7 @@ impl CommitLog {
             log_key: zeroize::Zeroizing::new(log_key),
             entropy,
             head: Mutex::new(head),
+            durable: Mutex::new(head.generation),
             since_checkpoint: Mutex::new(0),
         }
     }
@@ -112,26 +142,38 @@ impl CommitLog {
         *since = since.saturating_sub(bytes);
     }
 
-    /// Append the record of a generation and sync it together with everything it names. Returns what the database
-    /// keeps of it, to be committed with the rows.
-    ///
-    /// If slots of its ack set were not synced, `overrides` makes that durable first (R8).
+    /// The last generation that was acknowledged: what later ones may be built on, and what space may be freed by.
+    pub fn durable(&self) -> Generation {
+        *self.durable.lock()
+    }
+
+    /// Fails once a generation was committed and could not be made durable: nothing may follow it.
+    pub fn usable(&self) -> Result<()> {
+        let generation = self.head().generation;
+        if self.durable() == generation {
+            return Ok(());
+        }
+        Err(Error::NotDurable { generation, reason: "it could not be synced before; unmount and mount again".into() })
+    }
+
+    /// Have the database remember what is durable, and forget notes of generations long past.
+    pub fn note_durable(&self, txn: &mut Txn<'_>) -> Result<()> {
+        let open = txn.generation();
+        txn.clear_outbox(Generation(open.0.saturating_sub(2)))?;
+        txn.put_local(DURABLE_KEY, &self.durable().0.to_le_bytes())
+    }
+
+    /// Append the record of a generation. Returns what the database notes of it, to be committed with the rows.
     ///
     /// # Errors
-    /// Those of appending and syncing: the generation is then not durable, though it may still become so (R9).
-    pub fn append(
-        &self,
-        blocks: &Blocks,
-        closed: &Closed,
-        overrides: &dyn AckOverrides,
-    ) -> Result<(Head, Vec<OutboxRow>)> {
+    /// Those of appending: the generation stays open.
+    pub fn append(&self, blocks: &Blocks, closed: &Closed) -> Result<(Appended, Vec<OutboxRow>)> {
         let before = self.head();
         let record = GenerationRecord {
             volume: self.volume,
             term: self.term,
             generation: closed.generation,
-            // Every record is synced before the next is made.
-            durable_through: before.generation,
+            durable_through: self.durable(),
             previous: before.chain,
             rows_digest: None,
             changes: encode_changes(&closed.changes),
@@ -139,11 +181,8 @@ impl CommitLog {
         let parts = record.seal(&self.log_key, self.entropy.as_ref()).map_err(|error| {
             Error::format(format!("commit record of generation {}", closed.generation), error.to_string())
         })?;
-        let mut head = before;
-        let mut rows = Vec::with_capacity(parts.len());
-        let mut bytes = 0;
-        let mut appended = Vec::with_capacity(parts.len());
-        for part in parts {
+        let mut appended = Appended { head: before, at: Vec::with_capacity(parts.len()), bytes: 0 };
+        for part in &parts {
             let header = CommitHeader {
                 term: self.term,
                 generation: closed.generation,
@@ -153,39 +192,38 @@ impl CommitLog {
                 copies: 0,
                 random: part.random,
             };
-            appended.push(blocks.append_commit(header, &part.message)?);
-            bytes += part.message.len() as u64;
-            head = Head { generation: closed.generation, chain: part.chain };
-            // Only the last part is needed to know where the database stands.
-            if part.part + 1 == part.parts {
-                rows.push(OutboxRow { generation: closed.generation, part: part.part, message: part.message });
-            }
+            appended.at.push(blocks.append_commit(header, &part.message)?);
+            appended.bytes += part.message.len() as u64;
+            appended.head = Head { generation: closed.generation, chain: part.chain };
         }
-        blocks.segments().sync()?;
-        let smaller: Vec<AckOverride> = appended
-            .iter()
-            .filter_map(|at| {
-                let left = at.ack_set & !blocks.segments().lacking(at.segment);
-                let (term, generation) = (self.term, closed.generation);
-                (left != at.ack_set).then_some(AckOverride {
-                    term,
-                    generation,
-                    part: at.part,
-                    segment: at.segment,
-                    ack_set: left,
-                })
-            })
-            .collect();
+        let (generation, message) = (closed.generation, appended.head.chain.0.to_vec());
+        Ok((appended, vec![OutboxRow { generation, part: 0, message }]))
+    }
+
+    /// The database committed the rows of a record that was appended.
+    pub fn advance(&self, record: &Appended) {
+        *self.head.lock() = record.head;
+        *self.since_checkpoint.lock() += record.bytes;
+    }
+
+    /// Record and all it names were synced, in at least min_ack slots: its generation is durable. If slots of its ack set
+    /// are not among them, `overrides` makes that durable first (R8).
+    ///
+    /// # Errors
+    /// Those of `overrides`: the generation must not be answered.
+    pub fn acknowledge(&self, blocks: &Blocks, record: &Appended, overrides: &dyn AckOverrides) -> Result<()> {
+        let generation = record.head.generation;
+        let smaller = record.at.iter().filter_map(|at| {
+            let ack_set = at.ack_set & !blocks.segments().lacking(at.segment);
+            let (term, part, segment) = (self.term, at.part, at.segment);
+            (ack_set != at.ack_set).then_some(AckOverride { term, generation, part, segment, ack_set })
+        });
+        let smaller: Vec<AckOverride> = smaller.collect();
         if !smaller.is_empty() {
             overrides.put(smaller)?;
         }
-        *self.since_checkpoint.lock() += bytes;
-        Ok((head, rows))
-    }
-
-    /// The database committed the rows of `head`.
-    pub fn advance(&self, head: Head) {
-        *self.head.lock() = head;
+        *self.durable.lock() = generation;
+        Ok(())
     }
 }
 

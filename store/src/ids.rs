@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+pub use brine_kernels::geometry::ShardIndex;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
@@ -85,11 +87,6 @@ number!(
     /// Number of a chunk within a file: its byte offset divided by the file's chunk size.
     ChunkNo(u64)
 );
-number!(
-    /// Index of a shard in its stripe, and of a slot in its segment: 0..k data, k..k+m parity.
-    ShardIndex(u8)
-);
-
 bytes!(
     /// Random identity of a volume.
     VolumeId,

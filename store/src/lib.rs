@@ -9,10 +9,8 @@ pub mod checkpoint; // images of the metadata, from which the log is replayed
 pub mod clock; // time and randomness, handed in
 pub mod commit; // how a generation becomes durable
 pub mod commit_log; // each generation as a sealed record in the backing directories
-pub mod erasure; // Reed-Solomon over GF(2^8), kernels chosen at run time
 pub mod error; // the one error type of this crate
 pub mod fence; // one writer: terms
-pub mod geometry; // k data and m parity shards
 pub mod ids; // newtypes for every number that could be swapped
 pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery key
 pub mod lock; // one daemon a volume on one host
@@ -28,4 +26,5 @@ pub mod superblock; // a volume's identity in each backing directory
 pub mod volume; // all that the crates above see
 mod wire; // little-endian fields, and the checksum and MAC that end every structure on disk // verify everything, by path
 
+pub use brine_kernels::{erasure, geometry};
 pub use error::{Error, Result};

@@ -49,7 +49,9 @@ impl LocalLock {
                 let who =
                     holder.trim().parse::<u32>().map_or_else(|_| String::new(), |pid| format!(" by process {pid}"));
                 Err(Error::InUse(format!(
-                    "the volume is in use{who} (lock {}); unmount it first: `brine status` shows where it is mounted",
+                    "the volume is in use{who} (lock {}); unmount it first: `brine status` shows where it is mounted. If that \
+                     process is stuck, end it, or take the volume from it with a state directory of your own: \
+                     -o take_over,state=DIR",
                     path.display()
                 )))
             }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::commit_log::{HEAD_KEY, Head};
+use crate::commit_log::{HEAD_KEY, Head, Standing};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, Generation, SegmentId, Term};
 use crate::meta::codec::decode_changes;
@@ -158,9 +158,8 @@ impl Reader<'_> {
             // Of equal generations the higher term wins; records off the chain are ignored and reported.
             for (term, parts) in terms.iter().rev() {
                 match self.read_record(parts) {
-                    Some((record, chain)) if record.previous == head.chain => {
+                    Some((record, chain)) if record.previous == head.chain && taken.is_none() => {
                         taken = Some((record, chain));
-                        break;
                     }
                     Some(_) => {
                         out.notes.push(format!("a record of generation {next}, term {term}, is off the log; ignored"));
@@ -207,10 +206,11 @@ impl Reader<'_> {
     pub fn catch_up(
         &self,
         meta: &Meta,
-        head: Head,
+        standing: &Standing,
         checkpoints: &[CheckpointPointer],
         report: Report<'_>,
     ) -> Result<Option<(Head, Recovered)>> {
+        let head = standing.head;
         let rows = meta.with(|txn| txn.segments())?;
         let closed: BTreeSet<SegmentId> =
             rows.iter().filter(|row| row.state != SegmentState::Open).map(|row| row.id).collect();
@@ -220,16 +220,28 @@ impl Reader<'_> {
         let found = self.scan(Generation(head.generation.0.saturating_sub(1)), &segments, report);
         // Its own last record must be on the log, unless its directories are away or a checkpoint stands for it.
         if let Some(terms) = found.get(&head.generation) {
-            let on_log =
-                terms.values().filter_map(|parts| self.read_record(parts)).any(|(_, chain)| chain == head.chain);
-            let readable = terms.values().any(|parts| self.read_record(parts).is_some());
-            if readable && !on_log {
-                return Ok(None);
+            let read: Vec<_> = terms.values().filter_map(|parts| self.read_record(parts)).collect();
+            // Until it knows better, the last generation may have been committed here and not synced there.
+            let unsure = standing.durable < head.generation && found.range(head.generation..).nth(1).is_none();
+            match read.iter().find(|(_, chain)| *chain == head.chain) {
+                // Of equal generations the higher term wins: this one was written by a writer that had been fenced.
+                Some((own, _)) if read.iter().any(|(other, _)| other.term > own.term) => return Ok(None),
+                Some((record, _)) if unsure && !self.blocks_hold(&decode_changes(&record.changes)?) => {
+                    return Ok(None);
+                }
+                Some(_) => {}
+                None if !read.is_empty() => return Ok(None),
+                None if unsure && terms.values().all(|parts| self.unacknowledged(parts)) => return Ok(None),
+                None => {}
             }
         }
         // A volume that is just being made has neither log nor checkpoint.
         let on_log =
             found.contains_key(&head.generation) || checkpoints.iter().any(|p| p.generation == head.generation);
+        if !on_log && standing.durable < head.generation && self.precedes(standing, checkpoints, report) {
+            log::warn!("generation {} was never acknowledged: its record is not on the log; dropped", head.generation);
+            return Ok(None);
+        }
         let members = self.stripes.set().members();
         if !on_log && !checkpoints.is_empty() && members.iter().all(|member| member.can_read()) {
             return Err(Error::Refused(format!(
@@ -245,6 +257,20 @@ impl Reader<'_> {
             meta.with(|txn| txn.put_local(HEAD_KEY, &head.encode()))?;
         }
         Ok(Some((head, out)))
+    }
+
+    /// True if the generation before a database's last one is on the log. A power cut may leave rows whose record had
+    /// been appended and was not synced yet.
+    fn precedes(&self, standing: &Standing, checkpoints: &[CheckpointPointer], report: Report<'_>) -> bool {
+        let Some(before) = standing.before else { return false };
+        if checkpoints.iter().any(|p| (p.generation, p.chain) == (before.generation, before.chain)) {
+            return true;
+        }
+        // Its segment may have been closed in the generation that is gone.
+        let segments = self.segments().into_iter().map(|id| (id, 0)).collect();
+        let found = self.scan(Generation(before.generation.0.saturating_sub(1)), &segments, report);
+        let Some(terms) = found.get(&before.generation) else { return false };
+        terms.values().filter_map(|parts| self.read_record(parts)).any(|(_, chain)| chain == before.chain)
     }
 
     /// A block of an image.

@@ -319,6 +319,8 @@ impl Segments {
                 .and_then(|()| self.set.write_record(&member.id, id, 0, &[IoSlice::new(&header)]));
             match created {
                 Ok(()) => files.push((member.id, id)),
+                // A writer that was fenced made it: no fault of the directory. The next number is tried.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => done = false,
                 Err(error) => {
                     self.set.report_write_error(&member.id, &format!("create segment {id}"), &error);
                     done = false;

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, send, sendmsg};
 
 use crate::error::{Error, Result};
-use crate::sandbox::sys;
+use crate::sys;
 
 /// First bytes of every frame.
 pub const MAGIC: [u8; 4] = *b"brx1";

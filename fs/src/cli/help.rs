@@ -40,6 +40,7 @@ die. SOURCE is any backing directory, or several separated by colons.
   -f          stay in the foreground, without supervisor; Ctrl-C unmounts
   -r          the same as -o ro
   -v          say what was done
+  --take-over the same as -o take_over
   --mount8    exit codes as mount(8) wants them
 
 Options:
@@ -55,6 +56,8 @@ Options:
   copies=R epoch=N domain=volume|owner compress=none|lz4
                         for new content, in place of what format was told
   use_member=PATH       of two copies of one directory, the true one
+  take_over             take the volume from a writer that is stuck, or on the other side of a broken network; that one
+                        stops writing when it notices. With state=DIR if it runs on this host
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor

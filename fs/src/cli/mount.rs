@@ -39,6 +39,7 @@ fn parse(mut parser: Parser) -> Result<Asked, Failure> {
             Arg::Short('r') | Arg::Long("read-only") => asked.options.push("ro".into()),
             Arg::Short('w') | Arg::Long("rw" | "read-write") => asked.options.push("rw".into()),
             Arg::Short('v') | Arg::Long("verbose") => asked.verbose = true,
+            Arg::Long("take-over") => asked.options.push("take_over".into()),
             // Exit codes as mount(8) wants them: seen to in main.
             Arg::Long("mount8") => {}
             other => args::positional(other, &mut asked.paths)?,
@@ -124,6 +125,10 @@ fn probe_for(sources: &[PathBuf], options: &MountOptions) -> Result<Probe, Failu
     let mut all = sources.to_vec();
     all.extend(options.use_member.iter().cloned());
     let probe = probe(&all)?;
+    if options.take_over {
+        // Fences and the lock of the state directory decide.
+        return Ok(probe);
+    }
     if let Some(entry) = control::find_volume(probe.volume) {
         return Err(Failure::new(
             ExitCode::Busy,

@@ -194,6 +194,7 @@ pub(super) fn open_options(
         domain: None,
         codec: None,
         use_member: Vec::new(),
+        take_over: false,
         report: None,
     }
 }

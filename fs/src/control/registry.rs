@@ -1,8 +1,9 @@
-//! What is mounted on this host: a file a volume in a directory that only its user can read.
+//! What is mounted on this host: a file a volume and mountpoint in a directory that only its user can read.
 //!
 //! Entries of processes that ended without taking theirs back are recognised by start time and removed.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -76,7 +77,10 @@ impl Registration {
     }
 
     pub(super) fn new_in(dir: &Path, entry: &Entry) -> io::Result<Self> {
-        let file = dir.join(format!("{}.json", entry.volume));
+        // One a mountpoint: while a volume is taken over, two daemons of this host have it.
+        let mut hasher = DefaultHasher::new();
+        entry.mountpoint.hash(&mut hasher);
+        let file = dir.join(format!("{}-{:016x}.json", entry.volume, hasher.finish()));
         let temporary = dir.join(format!("{}.{}.tmp", entry.volume, entry.pid));
         fs::write(&temporary, serde_json::to_vec(entry)?)?;
         fs::rename(&temporary, &file)?;
@@ -183,10 +187,10 @@ pub fn find_mountpoint(point: &Path) -> Option<Entry> {
     list().into_iter().find(|entry| names.contains(&entry.mountpoint))
 }
 
-/// Where a volume is mounted.
+/// Where a volume is mounted; by whom it was mounted last, if it was taken over.
 pub fn find_volume(volume: VolumeId) -> Option<Entry> {
     let volume = volume.to_string();
-    list().into_iter().find(|entry| entry.volume == volume)
+    list().into_iter().filter(|entry| entry.volume == volume).max_by_key(|entry| entry.start_time)
 }
 
 /// The living supervisor of the volume last mounted at `point` by this user, its daemon alive or dead.

@@ -194,6 +194,7 @@ fn open_options(plan: &Plan, options: &MountOptions, step: impl Fn(Progress) + S
         domain: options.domain,
         codec: options.codec,
         use_member: options.use_member.clone(),
+        take_over: options.take_over,
         report: Some(ReportFn(Box::new(report))),
     }
 }

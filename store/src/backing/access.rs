@@ -6,16 +6,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::bounded;
+use crossbeam::channel::{bounded, unbounded};
 
 use super::member::CallKind;
-use super::{BackingSet, Health, MARKER_NAMES, Member, Space};
+use super::{Backing, BackingSet, Health, MARKER_NAMES, Member, Space};
 use crate::ids::{MemberId, SegmentId};
 
 /// How old a member's figures of room may be.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(500);
 /// How long to wait for newer ones.
 const SPACE_PATIENCE: Duration = Duration::from_millis(200);
+/// A list of small files that takes longer is asked of more members.
+const LIST_LATE: Duration = Duration::from_millis(50);
 
 impl Member {
     /// True if it may be read: it is there, though perhaps slow or not to be written.
@@ -109,6 +111,21 @@ impl Member {
         self.writable()?.write_file(name, bytes)
     }
 
+    /// Make a small file durably; `AlreadyExists` if there is one.
+    pub fn create_file_exclusive(self: &Arc<Self>, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.writable()?.create_file_exclusive(name, bytes)
+    }
+
+    /// Remove a small file durably.
+    pub fn remove_file(self: &Arc<Self>, name: &str) -> io::Result<()> {
+        self.writable()?.remove_file(name)
+    }
+
+    /// Names of the small files in a directory of the member, on the calling thread.
+    pub fn list_files(self: &Arc<Self>, dir: &str) -> io::Result<Vec<String>> {
+        self.readable().ok_or(io::ErrorKind::NotFound)?.0.list_files(dir)
+    }
+
     /// Lock the directory against other processes.
     pub fn lock(self: &Arc<Self>) -> io::Result<()> {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.lock()
@@ -143,6 +160,41 @@ impl Member {
 }
 
 impl BackingSet {
+    /// Names of the small files in a directory of members that can be read: of the first `need` that answer. Asked on
+    /// their own threads, healthy ones first, more when some are late: one that hangs costs at most `patience`. Those
+    /// that fail are left out.
+    pub fn list_on_each(&self, dir: &'static str, need: usize, patience: Duration) -> Vec<(MemberId, Vec<String>)> {
+        let deadline = Instant::now() + patience;
+        let (sender, receiver) = unbounded();
+        let mut asked: Vec<_> =
+            self.members().iter().filter_map(|member| Some((member.readable()?, member.clone()))).collect();
+        asked.sort_by_key(|((_, turn), _)| *turn);
+        let mut asked = asked.into_iter();
+        let ask = |((backing, _), member): ((Arc<dyn Backing>, u8), Arc<Member>)| {
+            let (target, sender) = (member.clone(), sender.clone());
+            // A job that is refused drops its sender.
+            let _ = member.submit_commit(move || {
+                let running = target.begin(CallKind::Probe);
+                let listed = backing.list_files(dir);
+                drop(running);
+                let _ = sender.send((target.id, listed.ok()));
+            });
+        };
+        asked.by_ref().take(need).for_each(&ask);
+        let mut answers = Vec::new();
+        while answers.len() < need {
+            match receiver.recv_deadline(deadline.min(Instant::now() + LIST_LATE)) {
+                Ok((member, Some(names))) => answers.push((member, names)),
+                // Failed or late: the others are asked, too.
+                Ok((_, None)) | Err(_) if asked.len() > 0 => asked.by_ref().for_each(&ask),
+                Ok((_, None)) => {}
+                Err(_) if Instant::now() < deadline => {}
+                Err(_) => break,
+            }
+        }
+        answers
+    }
+
     /// Count members as missing whose path no longer leads to a superblock. May take as long as the slowest directory.
     /// With `retry` those that failed are tried again.
     pub fn look_for_markers(&self, retry: bool) {

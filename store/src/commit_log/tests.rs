@@ -7,6 +7,7 @@ use crate::backing::{Backing, BackingSet, Call, Fault, FaultyBacking, Health, Li
 use crate::blocks::{BlocksConfig, Put};
 use crate::clock::{ManualClock, SeededEntropy};
 use crate::commit::{Commit, NothingDirty, Parts};
+use crate::fence::FenceWatch;
 use crate::geometry::Geometry;
 use crate::ids::{MemberId, ROOT_INO, SegmentId};
 use crate::meta::Setup;
@@ -100,7 +101,9 @@ impl Fixture {
     }
 
     fn commit(&self) -> Result<Generation> {
-        let parts = Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log, overrides: &self.noted };
+        let fence = FenceWatch::new(self.blocks.segments().set().clone(), VOLUME, [0; 32], None, 2);
+        let (blocks, meta, log) = (&self.blocks, &self.meta, &self.log);
+        let parts = Parts { blocks, meta, log, overrides: &self.noted, fence: &fence };
         self.commit.run(&parts, &NothingDirty)
     }
 
@@ -218,4 +221,50 @@ fn records_behind_a_place_never_filled_are_found() {
     let generations: Vec<u64> =
         fixture.records(SegmentId(1)).iter().map(|(_, header)| header.commit.unwrap().generation.0).collect();
     assert_eq!(generations, [1, 2]);
+}
+
+#[test]
+fn nobody_is_held_off_while_a_generation_is_synced() {
+    let fixture = Fixture::new("gate", (4, 2));
+    fixture.create("a");
+    fixture.commit().unwrap();
+    let gate = crate::backing::Gate::new();
+    for faulty in &fixture.faulty {
+        faulty.add(Rule::new(Call::SyncSegment, Fault::Hang(gate.clone())));
+    }
+    std::thread::scope(|scope| {
+        fixture.create("b");
+        let committing = scope.spawn(|| fixture.commit());
+        gate.wait_for(3);
+        // Changes and reads go on, into the next generation.
+        {
+            let _held = fixture.commit.gate();
+            fixture.create("c");
+            fixture.meta.with(|txn| txn.lookup(ROOT_INO, b"b")).unwrap();
+        }
+        assert_eq!((fixture.log.head().generation, fixture.log.durable()), (Generation(2), Generation(1)));
+        assert!(!committing.is_finished());
+        gate.open();
+        assert_eq!(committing.join().unwrap().unwrap(), Generation(2));
+    });
+    assert_eq!(fixture.log.durable(), Generation(2));
+    fixture.commit().unwrap();
+    assert_eq!(fixture.log.durable(), Generation(3));
+}
+
+#[test]
+fn nothing_follows_a_generation_that_could_not_be_synced() {
+    let fixture = Fixture::new("ended", (4, 2));
+    fixture.store(1);
+    fixture.create("a");
+    for faulty in &fixture.faulty[..3] {
+        faulty.add(Rule::new(Call::SyncSegment, Fault::Errno(libc::EIO)).from_nth(2).times(1));
+    }
+    fixture.commit().unwrap();
+    fixture.store(2);
+    fixture.create("b");
+    assert!(matches!(fixture.commit(), Err(Error::TooFewMembers { .. })));
+    fixture.create("c");
+    assert!(matches!(fixture.commit(), Err(Error::NotDurable { generation: Generation(2), .. })));
+    assert_eq!(fixture.log.durable(), Generation(1));
 }

@@ -1,4 +1,4 @@
-//! Local tables: commit records that are not durable yet, and what this machine remembers for itself.
+//! Local tables: where on the commit log the last generations stand, and what this machine remembers for itself.
 
 use rusqlite::{Connection, params};
 
@@ -7,14 +7,14 @@ use super::txn::Txn;
 use crate::error::Result;
 use crate::ids::Generation;
 
-/// One part of a commit record, as it is (or will be) on the log.
+/// What is noted of a generation's record in the transaction that commits its rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxRow {
     /// Generation of the record.
     pub generation: Generation,
     /// Number of the part.
     pub part: u16,
-    /// The sealed message with whatever the commit module needs beside it.
+    /// Whatever the commit module needs to find it on the log.
     pub message: Vec<u8>,
 }
 
@@ -34,7 +34,7 @@ pub(super) fn put_local(conn: &Connection, key: &str, value: &[u8]) -> rusqlite:
 }
 
 impl Txn<'_> {
-    /// Records not known durable, in order.
+    /// What is noted of the last generations, in order.
     ///
     /// # Errors
     /// [`crate::Error::Database`].
@@ -51,8 +51,7 @@ impl Txn<'_> {
         rows.collect::<rusqlite::Result<_>>().at(&core.path)
     }
 
-    /// Records up to this generation are durable: drop them. Written with the next commit; one that comes back after
-    /// a crash is on the log already and is skipped (R13).
+    /// Forget the notes of generations up to this one. Written with the next commit.
     ///
     /// # Errors
     /// [`crate::Error::Database`].

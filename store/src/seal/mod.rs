@@ -4,7 +4,6 @@
 //! volume or as another kind. Pure: no I/O, no clock. It does not know where blocks are stored, nor why.
 //! FORMAT.md sections 3 and 4 own the derivations and the bytes.
 
-mod aead;
 mod compress;
 mod key;
 mod pad;
@@ -19,8 +18,9 @@ use zeroize::Zeroizing;
 use crate::ids::{BlockId, BlockKey, ContentDigest, VolumeId};
 use crate::wire::{Purpose, Put, associated};
 
-pub use aead::TAG_LEN;
-pub(crate) use aead::{NONCE_ZERO, decrypt, encrypt};
+use brine_kernels::aead;
+pub use brine_kernels::aead::TAG_LEN;
+pub(crate) use brine_kernels::aead::{NONCE_ZERO, decrypt, encrypt};
 pub use compress::Codec;
 pub(crate) use key::derive;
 pub use key::{SecretKey, VolumeKeys};

@@ -180,6 +180,7 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         domain: None,
         codec: None,
         use_member: Vec::new(),
+        take_over: false,
         report: None,
     };
     let made = Volume::open_unlocked(options, discover(&directories, &RealDirectories)?, &RealDirectories, keys)?;

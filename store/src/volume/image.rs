@@ -37,6 +37,7 @@ impl Volume {
         // What is read, where the log ends and where the segments end must be of one moment.
         let (state, head, tails, log_bytes) = {
             let _held_off = self.commit.exclusive();
+            self.log.usable()?;
             let state = self.meta.reader()?;
             (state, self.log.head(), self.blocks.segments().open_tails(), self.log.bytes_since_checkpoint())
         };

@@ -54,8 +54,9 @@ use crate::clock::Clock;
 use crate::commit::{Commit, Parts};
 use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
+use crate::fence::FenceWatch;
 use crate::geometry::Geometry;
-use crate::ids::{Generation, Ino, ROOT_INO, Term, VolumeId};
+use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::seal::{Sealer, VolumeKeys};
@@ -101,6 +102,10 @@ pub struct Volume {
     /// Set when nothing may be written any more, with the reason. Asked for at open, or after a failure.
     read_only: Mutex<Option<String>>,
     asked_read_only: bool,
+    /// Looks out for a writer with a higher term.
+    fence: FenceWatch,
+    /// Members whose local lock another process had when this one took over.
+    unlocked: Mutex<Vec<MemberId>>,
     warnings: Mutex<Vec<String>>,
     housekeeper: Mutex<Option<Housekeeper>>,
     watcher: Mutex<Option<watch::Watcher>>,
@@ -313,6 +318,9 @@ impl Volume {
         }
         self.writable()?;
         let outcome = self.commit.run(&self.parts(), flusher);
+        if let Some(fenced) = self.fenced() {
+            return Err(fenced);
+        }
         if let Err(error) = &outcome
             && !matches!(error, Error::NoSpace)
         {
@@ -325,7 +333,15 @@ impl Volume {
     }
 
     fn parts(&self) -> Parts<'_> {
-        Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log, overrides: self }
+        Parts { blocks: &self.blocks, meta: &self.meta, log: &self.log, overrides: self, fence: &self.fence }
+    }
+
+    /// The error for everybody who wants to write once another writer has the volume. From then on it is read-only.
+    fn fenced(&self) -> Option<Error> {
+        let other = self.fence.taken_over()?;
+        let reason = format!("{other}; this writer (term {}) has stopped, unmount it", self.term);
+        self.read_only.lock().get_or_insert_with(|| reason.clone());
+        Some(Error::ReadOnly(reason))
     }
 
     /// Commit, record a clean end, and let go of everything.
@@ -338,6 +354,7 @@ impl Volume {
         outcome?;
         if !self.asked_read_only {
             self.checkpoint_if_due()?;
+            self.meta.with(|txn| self.log.note_durable(txn))?;
             self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }
@@ -349,7 +366,8 @@ impl Volume {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
         superblock.sequence += 1;
-        open::write_to_members(&self.set, &superblock, &self.keys).map(|_| ())
+        let outcome = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence);
+        self.fenced().map_or(outcome.map(|_| ()), Err)
     }
 }
 
@@ -363,7 +381,7 @@ impl AckOverrides for Volume {
         let excess = superblock.ack_overrides.len().saturating_sub(ACK_OVERRIDES_MAX);
         superblock.ack_overrides.drain(..excess);
         superblock.sequence += 1;
-        let healthy = open::write_to_members(&self.set, &superblock, &self.keys)?;
+        let healthy = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence)?;
         let needed = (self.geometry.parity() + 1).min(self.set.members().iter().filter(|m| !m.is_lost()).count());
         if healthy < needed { Err(Error::TooFewMembers { healthy, needed }) } else { Ok(()) }
     }
@@ -427,6 +445,12 @@ impl Volume {
         if self.writable().is_err() {
             return Ok(());
         }
+        let looked = self.fence.check_if_due();
+        if self.fenced().is_some() {
+            return Ok(());
+        }
+        looked?;
+        self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         while {
             let _held = self.gate();

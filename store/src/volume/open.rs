@@ -17,9 +17,10 @@ use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, Re
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
-use crate::commit_log::{CommitLog, Head, head_of};
+use crate::commit_log::{CommitLog, Head, standing_of};
 use crate::error::{Error, Result};
-use crate::ids::{SegmentId, Term, VolumeId};
+use crate::fence::{self, Claimant, FenceWatch};
+use crate::ids::{MemberId, SegmentId, VolumeId};
 use crate::keyslot::{SlotError, Unlock};
 use crate::lock::LocalLock;
 use crate::meta::rows::SegmentState;
@@ -57,6 +58,9 @@ pub struct OpenOptions {
     pub codec: Option<Codec>,
     /// The true one of directories that claim to be the same member.
     pub use_member: Vec<PathBuf>,
+    /// Take the volume from whoever has it: locks of other processes do not count, and missing directories that could
+    /// serve a writer of their own do not matter.
+    pub take_over: bool,
     /// Told how far recovery is: what is being done, how much of how much.
     pub report: Option<ReportFn>,
 }
@@ -73,6 +77,8 @@ impl std::fmt::Debug for ReportFn {
     }
 }
 
+/// Segments that may be closed in one generation: they hold 2 GiB of data at the least.
+const CLOSED_TOGETHER_MAX: u64 = 64;
 /// How long the sync of what was left may take in one directory.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -222,16 +228,40 @@ impl Volume {
 
         let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
         make_state_dir(&state_dir, superblock.volume)?;
+        let state_dir = std::fs::canonicalize(&state_dir)
+            .map_err(|source| Error::io(format!("state directory {}", state_dir.display()), source))?;
         let lock = LocalLock::take(&state_dir)?;
-        for member in set.members().iter().filter(|member| member.can_read()) {
-            member.lock().map_err(|source| {
-                Error::InUse(format!(
-                    "backing directory {} is in use by another process ({source}); unmount the volume there first",
-                    member.path().display()
-                ))
-            })?;
+        let unlocked = lock_members(&set, options.take_over && !read_only, &mut warnings)?;
+        let min_slots = options.min_ack.or(superblock.min_ack.map(usize::from)).unwrap_or(geometry.min_ack());
+        if min_slots < geometry.data() || min_slots > geometry.total() {
+            return Err(Error::Refused(format!(
+                "min_ack={min_slots} is impossible with {geometry} shards; choose {} to {}",
+                geometry.data(),
+                geometry.total()
+            )));
         }
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
+        // Before the log is read: what a former writer makes durable from now on it does not answer any more (R16).
+        let term = if read_only {
+            superblock.term
+        } else {
+            let claimant = Claimant {
+                volume: superblock.volume,
+                fence_mac: keys.fence_mac(),
+                host: host_name(),
+                state_dir: state_dir.as_os_str().as_bytes().to_vec(),
+                parity: geometry.parity(),
+                take_over: options.take_over,
+                known: superblock.term,
+                last_writer: (superblock.host.clone(), superblock.state_dir.clone()),
+                clock: clock.as_ref(),
+                entropy: entropy.as_ref(),
+            };
+            fence::claim(&set, &claimant)?
+        };
+        let writes = (!read_only).then_some(term);
+        let fence = FenceWatch::new(set.clone(), superblock.volume, *keys.fence_mac(), writes, geometry.parity());
         let setup = Setup {
             volume: superblock.volume,
             name_key: *keys.name_key(),
@@ -244,19 +274,9 @@ impl Volume {
         let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides };
         let (meta, head) = database(&state_dir, &setup, &reader, &superblock, &options, &mut warnings)?;
 
-        let term = Term(superblock.term.0 + u64::from(!read_only));
-        let entropy: Arc<dyn Entropy> = Arc::new(OsEntropy);
         let next = next_segment(&set, &meta, &superblock)?;
         let log = CommitLog::new(superblock.volume, term, *keys.log_key(), entropy.clone(), head);
         let writer = Writer { volume: superblock.volume, term, header_mac: *keys.header_mac() };
-        let min_slots = options.min_ack.or(superblock.min_ack.map(usize::from)).unwrap_or(geometry.min_ack());
-        if min_slots < geometry.data() || min_slots > geometry.total() {
-            return Err(Error::Refused(format!(
-                "min_ack={min_slots} is impossible with {geometry} shards; choose {} to {}",
-                geometry.data(),
-                geometry.total()
-            )));
-        }
         let fixed_min_ack = options.min_ack.is_some();
         let segments = Segments::new(set.clone(), geometry, writer, entropy, (min_slots, fixed_min_ack), next);
         let policy = Policy {
@@ -300,6 +320,8 @@ impl Volume {
             superblock: Mutex::new(superblock),
             read_only: Mutex::new(read_only.then(|| "it was opened read-only".to_owned())),
             asked_read_only: read_only,
+            fence,
+            unlocked: Mutex::new(unlocked),
             warnings: Mutex::new(warnings),
             housekeeper: Mutex::new(None),
             watcher: Mutex::new(None),
@@ -340,18 +362,45 @@ impl Volume {
                 }
             }
         })?;
+        fence::prune(&self.set, self.term);
         *self.housekeeper.lock() = Some(Housekeeper::start(self)?);
         Ok(())
     }
 }
 
+/// Lock the members against other processes of this host. Taking over, those that are locked by others are returned:
+/// the fence decides, and the lock is taken when it becomes free.
+fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec<String>) -> Result<Vec<MemberId>> {
+    let mut held = Vec::new();
+    for member in set.members().iter().filter(|member| member.can_read()) {
+        match member.lock() {
+            Ok(()) => {}
+            Err(error) if take_over && error.kind() == io::ErrorKind::WouldBlock => held.push(member.id),
+            Err(source) => {
+                return Err(Error::InUse(format!(
+                    "backing directory {} is in use by another process ({source}); unmount the volume there first. If \
+                     that process is stuck, take the volume from it: -o take_over, with a state directory of its own",
+                    member.path().display()
+                )));
+            }
+        }
+    }
+    if !held.is_empty() {
+        warnings.push("another process of this host had the volume open; it was taken over".into());
+    }
+    Ok(held)
+}
+
 impl Volume {
     /// What a killed writer appended last was read back from memory, perhaps, and stands on no disk: before anything is
-    /// built on it, it is synced (R15).
+    /// built on it, it is synced (R15): segments that are open, and those that may have been closed in its last
+    /// generation. To sync a file that is synced already costs next to nothing.
     fn sync_what_was_left(&self) -> Result<()> {
         let rows = self.meta.with(|txn| txn.segments())?;
+        let last = rows.iter().map(|row| row.id.0).max().unwrap_or(0);
+        let is_old = |id: SegmentId| id.0 + CLOSED_TOGETHER_MAX < last;
         let closed: HashSet<SegmentId> =
-            rows.iter().filter(|row| row.state != SegmentState::Open).map(|row| row.id).collect();
+            rows.iter().filter(|row| row.state != SegmentState::Open && is_old(row.id)).map(|row| row.id).collect();
         let mut files = Vec::new();
         for member in self.set.members().iter().filter(|member| member.can_write()) {
             let listed = member.list_segments().unwrap_or_default();
@@ -454,8 +503,8 @@ fn database(
     };
     for rebuilt in [false, true] {
         if let Some(meta) = found.take() {
-            let outcome = match head_of(&meta)? {
-                Some(head) => reader.catch_up(&meta, head, &superblock.checkpoints, report)?,
+            let outcome = match standing_of(&meta)? {
+                Some(standing) => reader.catch_up(&meta, &standing, &superblock.checkpoints, report)?,
                 None => None,
             };
             match outcome {
@@ -520,11 +569,18 @@ pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &Volum
     SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
 }
 
-/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took
-/// it; fails if none did.
-pub(super) fn write_to_members(set: &BackingSet, superblock: &Superblock, keys: &VolumeKeys) -> Result<usize> {
+/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took it;
+/// fails if none did, or if the volume was taken over.
+pub(super) fn write_to_members(
+    set: &BackingSet,
+    superblock: &Superblock,
+    keys: &VolumeKeys,
+    fence: &FenceWatch,
+) -> Result<usize> {
     let mut written = 0;
     for member in set.members().iter().filter(|member| member.can_write()) {
+        // A former writer must not replace what the new one wrote.
+        fence.check_member(member)?;
         let own = Superblock { member: member.id, ..superblock.clone() };
         let bytes = own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?;
         // The copies alternate, so one of them is always whole.

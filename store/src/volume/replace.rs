@@ -78,6 +78,7 @@ pub fn replace(volume: &Volume, old: &Path, new: &Path) -> Result<()> {
             source,
         })?;
     }
+    volume.fence.extend_to(member.id, backing.as_ref())?;
     member.replace(path, backing);
     volume.write_superblocks(|_| {})
 }

@@ -66,8 +66,23 @@ pub struct VolumeStatus {
     pub codec: &'static str,
     /// Where the metadata database lies.
     pub state_dir: String,
+    /// Term of this writer, or of the last one if this one only reads.
+    pub term: u64,
+    /// Who has the volume now, if it was taken from this writer.
+    pub taken_over: Option<TakenOverStatus>,
     /// What a user should know about how it was opened.
     pub warnings: Vec<String>,
+}
+
+/// Another writer that has the volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct TakenOverStatus {
+    /// Its term.
+    pub term: u64,
+    /// Its host; empty if its fence cannot be read.
+    pub host: String,
+    /// Its state directory; empty if its fence cannot be read.
+    pub state_dir: String,
 }
 
 /// k and m.
@@ -252,6 +267,11 @@ impl Volume {
                 Codec::Lz4 => "lz4",
             },
             state_dir: self.state_dir.display().to_string(),
+            term: self.term.0,
+            taken_over: self.fence.taken_over().map(|other| {
+                let (host, state_dir) = other.by.unwrap_or_default();
+                TakenOverStatus { term: other.term.0, host, state_dir: state_dir.display().to_string() }
+            }),
             warnings: self.warnings(),
         })
     }

@@ -7,6 +7,8 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod takeover;
+
 struct Silent;
 
 impl CheckProgress for Silent {
@@ -67,6 +69,7 @@ impl Scratch {
             domain: None,
             codec: None,
             use_member: Vec::new(),
+            take_over: false,
             report: None,
         }
     }
@@ -455,4 +458,52 @@ fn a_damaged_database_is_set_aside_and_rebuilt() {
     assert!(volume.warnings().iter().any(|w| w.contains("aside")), "{:?}", volume.warnings());
     assert_eq!(read(&volume, "file").unwrap(), noise(24, 70_000));
     volume.close(&NothingDirty).unwrap();
+}
+
+/// Six directories and a copy of them; `more` generations are committed after the copy, then the daemon dies and the
+/// directories are found as they were copied: as a power cut leaves them that keeps the database and loses the log's end.
+fn database_ahead_by(name: &str, more: usize) -> Scratch {
+    let scratch = Scratch::new(name);
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    write(&volume, "acknowledged", &noise(30, 50_000));
+    volume.commit(&NothingDirty).unwrap();
+    let copy = |from: String, to: String| {
+        let status =
+            std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
+        assert!(status.unwrap().success());
+    };
+    (0..6).for_each(|n| copy(format!("d{n}"), format!("old-{n}")));
+    for n in 0..more {
+        write(&volume, &format!("later{n}"), &noise(31 + n as u64, 50_000));
+        volume.commit(&NothingDirty).unwrap();
+    }
+    drop(volume);
+    for n in 0..6 {
+        std::fs::remove_dir_all(scratch.0.join(format!("d{n}"))).unwrap();
+        std::fs::rename(scratch.0.join(format!("old-{n}")), scratch.0.join(format!("d{n}"))).unwrap();
+    }
+    scratch
+}
+
+#[test]
+fn rows_of_a_generation_that_was_not_synced_are_dropped() {
+    let scratch = database_ahead_by("ahead", 1);
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("not on the commit log")), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "acknowledged").unwrap(), noise(30, 50_000));
+    assert!(matches!(read(&volume, "later0"), Err(Error::NotFound)));
+    write(&volume, "more", &noise(40, 50_000));
+    volume.close(&NothingDirty).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "more").unwrap(), noise(40, 50_000));
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn directories_older_than_what_the_database_knows_durable_are_refused() {
+    let scratch = database_ahead_by("rolled-back", 2);
+    let error = Volume::open(scratch.options()).unwrap_err().to_string();
+    assert!(error.contains("generation"), "{error}");
 }

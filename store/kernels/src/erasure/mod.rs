@@ -28,8 +28,7 @@ use std::sync::Arc;
 use hashlink::LruCache;
 use parking_lot::Mutex;
 
-use crate::geometry::{Geometry, SLOTS_MAX};
-use crate::ids::ShardIndex;
+use crate::geometry::{Geometry, SLOTS_MAX, ShardIndex};
 use matrix::{Matrix, Tables};
 
 pub use kernel::Kernel;

@@ -7,10 +7,10 @@ use aes_gcm_siv::{AeadInOut, Aes256GcmSiv, KeyInit, Nonce, Tag};
 pub const TAG_LEN: usize = 16;
 
 /// Nonce of messages whose key is used for one message only (or for equal ones: SIV then reveals equality only).
-pub(crate) const NONCE_ZERO: [u8; 12] = [0; 12];
+pub const NONCE_ZERO: [u8; 12] = [0; 12];
 
 /// Encrypts `buffer` in place and returns its tag.
-pub(crate) fn encrypt(key: &[u8; 32], nonce: &[u8; 12], associated: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
+pub fn encrypt(key: &[u8; 32], nonce: &[u8; 12], associated: &[u8], buffer: &mut [u8]) -> [u8; TAG_LEN] {
     let cipher = Aes256GcmSiv::new(key.into());
     cipher
         .encrypt_inout_detached(&Nonce::from(*nonce), associated, InOutBuf::from(buffer))
@@ -20,13 +20,7 @@ pub(crate) fn encrypt(key: &[u8; 32], nonce: &[u8; 12], associated: &[u8], buffe
 
 /// Decrypts `buffer` in place if the tag is right; else leaves ciphertext in it and returns false.
 #[must_use]
-pub(crate) fn decrypt(
-    key: &[u8; 32],
-    nonce: &[u8; 12],
-    associated: &[u8],
-    buffer: &mut [u8],
-    tag: &[u8; TAG_LEN],
-) -> bool {
+pub fn decrypt(key: &[u8; 32], nonce: &[u8; 12], associated: &[u8], buffer: &mut [u8], tag: &[u8; TAG_LEN]) -> bool {
     let cipher = Aes256GcmSiv::new(key.into());
     cipher.decrypt_inout_detached(&Nonce::from(*nonce), associated, InOutBuf::from(buffer), &Tag::from(*tag)).is_ok()
 }

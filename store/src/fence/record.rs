@@ -1,4 +1,4 @@
-//! Fences: the files by which a writer claims a term. So far their bytes; FORMAT.md section 9 owns them.
+//! The bytes of a fence; FORMAT.md section 9 owns them.
 //!
 //! Promises: decoding is bounded and checks a checksum without a key, a MAC with one.
 

@@ -9,6 +9,16 @@ pub struct Geometry {
     parity: u8,
 }
 
+/// Index of a shard in its stripe, and of a slot in its segment: 0..k data, k..k+m parity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardIndex(pub u8);
+
+impl fmt::Display for ShardIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Most slots a segment may have (k+m): ack sets and slot lists are 64-bit masks.
 pub const SLOTS_MAX: usize = 64;
 

@@ -1,0 +1,343 @@
+//! Process 1 of a sandbox: builds it, waits for its one run, watches over it, and says how it ended.
+//!
+//! It never executes anything itself, holds no descriptor of the host but its socket to the daemon and the launcher's
+//! connection, and cannot be traced. When the program ends it kills and reaps what else is there before it reports, so
+//! that a run that is reported is over. If the daemon goes it ends, and the kernel takes the rest down with it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{setgroups, setresgid, setresuid};
+
+use super::launch::{With, launch};
+use super::message::{EndedBy, Failure, Finished, Make, Run};
+use super::root;
+use crate::plan::Root;
+use crate::protocol::frame::{Frame, Kind, receive_frame, send_frame};
+use crate::protocol::{Streams, Window};
+use crate::sys;
+
+/// Descriptor of the socket to the daemon.
+const CONTROL_FD: i32 = 3;
+/// Descriptor that becomes readable when the sandbox's ids are mapped.
+const GATE_FD: i32 = 4;
+/// How long a launcher may take to send its descriptors.
+const STREAMS_WAIT: Duration = Duration::from_secs(10);
+
+/// Be process 1 of what `make` says. `privileged`: the spawner may take other identities.
+pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: bool) -> ! {
+    let Ok((control, gate)) = alone(control, gate) else { sys::exit_now(125) };
+    let mut byte = [0];
+    if !matches!(File::from(gate).read(&mut byte), Ok(1)) {
+        // The spawner could not map the ids; it says so itself.
+        sys::exit_now(125);
+    }
+    let built = identify(make, privileged).and_then(|()| root::build(&make.template, &make.identity));
+    if let Err(failure) = built {
+        fail(&control, &failure);
+    }
+    if send_frame(&control, Kind::Built, &[], &[]).is_err() {
+        sys::exit_now(0);
+    }
+    // Idle, perhaps for long. What was needed to build is not needed any more.
+    match receive_frame(&control) {
+        Ok(Some(Frame { kind: Kind::Run, body, fds })) => {
+            let writable_root = make.template.root != Root::Host;
+            match begin(&body, fds, writable_root) {
+                Ok(program) => watch(&control, program),
+                Err(failure) => fail(&control, &failure),
+            }
+        }
+        _ => sys::exit_now(0),
+    }
+}
+
+/// Keep the two descriptors and nothing else of the spawner.
+fn alone(control: &OwnedFd, gate: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
+    use std::os::fd::AsRawFd;
+    let high = |fd: &OwnedFd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(10));
+    let (control, gate) = (high(control)?, high(gate)?);
+    sys::duplicate(control.as_raw_fd(), CONTROL_FD)?;
+    sys::duplicate(gate.as_raw_fd(), GATE_FD)?;
+    sys::close_from(GATE_FD + 1, false)?;
+    // Standard descriptors are the spawner's /dev/null.
+    sys::close_from(CONTROL_FD, true)?;
+    Ok((sys::own(CONTROL_FD), sys::own(GATE_FD)))
+}
+
+fn identify(make: &Make, privileged: bool) -> Result<(), Failure> {
+    let failed = || Failure::step("taking the caller's identity");
+    sys::reset_signals(0);
+    let identity = &make.identity;
+    let (uid, gid) = (identity.uid.into(), identity.gid.into());
+    if privileged {
+        let groups: Vec<nix::unistd::Gid> = identity.groups.iter().map(|group| (*group).into()).collect();
+        setgroups(&groups).map_err(io::Error::from).map_err(failed())?;
+    }
+    setresgid(gid, gid, gid).map_err(io::Error::from).map_err(failed())?;
+    setresuid(uid, uid, uid).map_err(io::Error::from).map_err(failed())?;
+    // A change of identity clears the signal and sets the other; here they are for sure.
+    sys::prctl(libc::PR_SET_DUMPABLE, 0, 0).map_err(failed())?;
+    sys::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0).map_err(failed())?;
+    let _ = nix::sys::prctl::set_name(c"brine-init");
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+    Ok(())
+}
+
+fn fail(control: &OwnedFd, failure: &Failure) -> ! {
+    let _ = send_frame(control, Kind::Failed, &failure.encode(), &[]);
+    sys::exit_now(125);
+}
+
+/// The program's process, and what is watched of it.
+struct Program {
+    pid: i32,
+    /// Says why exec failed, or ends when it succeeded.
+    status: Option<File>,
+    launcher: Option<OwnedFd>,
+    signals: SignalFd,
+    started: Instant,
+    run: Run,
+}
+
+fn begin(body: &[u8], fds: Vec<OwnedFd>, writable_root: bool) -> Result<Program, Failure> {
+    let malformed = |_| Failure { code: 125, step: "a malformed order to run".into(), errno: 0 };
+    let run = Run::decode(body).map_err(malformed)?;
+    let mut fds = fds.into_iter();
+    let Some(launcher) = fds.next() else {
+        return Err(Failure { code: 125, step: "an order to run without a launcher".into(), errno: 0 });
+    };
+    let credential = fds.next();
+    let streams = streams(&launcher)?;
+    let failed = || Failure::step("starting the program's process");
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGCHLD);
+    blocked.thread_block().map_err(io::Error::from).map_err(failed())?;
+    let signals = SignalFd::with_flags(&blocked, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(io::Error::from)
+        .map_err(failed())?;
+    let (status, say) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from).map_err(failed())?;
+    let started = Instant::now();
+    match sys::fork().map_err(failed())? {
+        sys::Side::Child => {
+            drop(launcher);
+            let failure = launch(&run, With { streams, credential, terminal: None, writable_root });
+            use std::io::Write;
+            let _ = File::from(say).write_all(&failure.encode());
+            sys::exit_now(125);
+        }
+        sys::Side::Parent { pid, .. } => Ok(Program {
+            pid: pid.as_raw(),
+            status: Some(status.into()),
+            launcher: Some(launcher),
+            signals,
+            started,
+            run,
+        }),
+    }
+}
+
+/// The launcher's standard descriptors, checked: no directory, no path-only handle.
+fn streams(launcher: &OwnedFd) -> Result<[Option<OwnedFd>; 3], Failure> {
+    let failed = |text: &str| Failure { code: 125, step: text.into(), errno: 0 };
+    let timeout = PollTimeout::try_from(STREAMS_WAIT).unwrap_or(PollTimeout::MAX);
+    let mut files = [PollFd::new(launcher.as_fd(), PollFlags::POLLIN)];
+    let ready = loop {
+        match poll(&mut files, timeout) {
+            Err(nix::errno::Errno::EINTR) => {}
+            other => break other.unwrap_or(0),
+        }
+    };
+    if ready == 0 {
+        return Err(failed("the launcher sent no standard descriptors"));
+    }
+    let Ok(Some(Frame { kind: Kind::Streams, body, fds })) = receive_frame(launcher) else {
+        return Err(failed("the launcher went away"));
+    };
+    let said = Streams::decode(&body).map_err(|_| failed("malformed standard descriptors"))?;
+    if said.present.count_ones() as usize != fds.len() {
+        return Err(failed("malformed standard descriptors"));
+    }
+    let mut out = [None, None, None];
+    let places = (0..3_usize).filter(|number| said.present >> number & 1 == 1);
+    for (number, fd) in places.zip(fds) {
+        let flags = nix::fcntl::fcntl(&fd, nix::fcntl::FcntlArg::F_GETFL).unwrap_or(libc::O_PATH);
+        let kind = nix::sys::stat::fstat(&fd).map_or(libc::S_IFDIR, |stat| stat.st_mode & libc::S_IFMT);
+        if flags & libc::O_PATH != 0 || kind == libc::S_IFDIR {
+            let step = format!("standard descriptor {number} is a directory or cannot be read or written");
+            return Err(Failure { code: 126, step, errno: 0 });
+        }
+        out[number] = Some(fd);
+    }
+    Ok(out)
+}
+
+/// Until the program and everything it started is gone.
+fn watch(control: &OwnedFd, mut program: Program) -> ! {
+    let mut by = EndedBy::Itself;
+    let mut deadline = program.started.checked_add(program.run.wall);
+    let status = loop {
+        if let Some(status) = reap(program.pid) {
+            break status;
+        }
+        let events = program.wait(control, deadline);
+        if events.time_over {
+            if by == EndedBy::Itself {
+                by = EndedBy::Wall;
+                let _ = sys::kill(-1, libc::SIGTERM);
+                deadline = Instant::now().checked_add(program.run.grace);
+            } else {
+                let _ = sys::kill(-1, libc::SIGKILL);
+                deadline = None;
+            }
+        }
+        if events.status {
+            program.hear_status(control);
+        }
+        if events.launcher && !program.hear_launcher() {
+            program.launcher = None;
+            by = EndedBy::Launcher;
+            let _ = sys::kill(-1, libc::SIGKILL);
+        }
+        if events.control {
+            match receive_frame(control) {
+                Ok(Some(Frame { kind: Kind::Kill, .. })) => {
+                    by = EndedBy::Order;
+                    let _ = sys::kill(-1, libc::SIGKILL);
+                }
+                Ok(Some(_)) => {}
+                // The daemon is gone: the kernel kills the rest when this process ends.
+                Ok(None) | Err(_) => sys::exit_now(125),
+            }
+        }
+    };
+    let wall = program.started.elapsed();
+    // What it left behind: daemons, children that ignored the end. Nobody of it is alive when the report goes.
+    let _ = sys::kill(-1, libc::SIGKILL);
+    while sys::wait_any(true).is_ok() {}
+    program.hear_status(control);
+    let finished = finished(status, by, wall);
+    let _ = send_frame(control, Kind::Finished, &finished.encode(), &[]);
+    sys::exit_now(0)
+}
+
+/// Reap what ended; the program's status if it is among them.
+fn reap(program: i32) -> Option<i32> {
+    while let Ok(Some((pid, status))) = sys::wait_any(false) {
+        if pid == program {
+            return Some(status);
+        }
+    }
+    None
+}
+
+fn finished(status: i32, by: EndedBy, wall: Duration) -> Finished {
+    let mut out = Finished { status, by, wall, ..Finished::default() };
+    if let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) {
+        let time = |time: nix::sys::time::TimeVal| {
+            Duration::from_micros((time.tv_sec() * 1_000_000 + time.tv_usec()).unsigned_abs())
+        };
+        out.cpu = time(usage.user_time()) + time(usage.system_time());
+        out.resident_peak_bytes = usage.max_rss().unsigned_abs() * 1024;
+        out.io_blocks = (usage.block_reads() + usage.block_writes()).unsigned_abs();
+    }
+    if let Ok(stat) = nix::sys::statfs::statfs("/tmp") {
+        let block = stat.block_size().unsigned_abs();
+        out.scratch_bytes = (stat.blocks() - stat.blocks_free()) * block;
+        // The directory itself is not one of the program's.
+        out.scratch_files = (stat.files() - stat.files_free()).saturating_sub(1);
+        out.scratch_full = stat.blocks_free() == 0 || stat.files_free() == 0;
+    }
+    out
+}
+
+/// What happened.
+#[derive(Default)]
+struct Events {
+    control: bool,
+    launcher: bool,
+    status: bool,
+    time_over: bool,
+}
+
+impl Program {
+    fn wait(&self, control: &OwnedFd, deadline: Option<Instant>) -> Events {
+        let mut files =
+            vec![PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let status = self.status.as_ref().map(|status| PollFd::new(status.as_fd(), PollFlags::POLLIN));
+        let status_at = files.len();
+        files.extend(status);
+        let launcher_at = files.len();
+        files.extend(self.launcher.as_ref().map(|launcher| PollFd::new(launcher.as_fd(), PollFlags::POLLIN)));
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        // Rounded up: a poll that returns early would spin.
+        let timeout = left.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        });
+        let _ = poll(&mut files, timeout);
+        let set = |at: usize| files.get(at).and_then(PollFd::any).unwrap_or(false);
+        if set(1) {
+            while let Ok(Some(_)) = self.signals.read_signal() {}
+        }
+        Events {
+            control: set(0),
+            status: self.status.is_some() && set(status_at),
+            launcher: self.launcher.is_some() && set(launcher_at),
+            time_over: deadline.is_some_and(|deadline| Instant::now() >= deadline),
+        }
+    }
+
+    /// The status pipe said why exec failed, or ended because it succeeded.
+    fn hear_status(&mut self, control: &OwnedFd) {
+        let Some(mut status) = self.status.take() else { return };
+        let mut said = Vec::new();
+        if status.read_to_end(&mut said).is_err() {
+            return;
+        }
+        if said.is_empty() {
+            let _ = send_frame(control, Kind::Started, &[], &[]);
+            return;
+        }
+        let unreadable = |_| Failure { code: 125, step: "the program's process failed".into(), errno: 0 };
+        fail(control, &Failure::decode(&said).unwrap_or_else(unreadable));
+    }
+
+    /// False if the launcher is gone.
+    fn hear_launcher(&mut self) -> bool {
+        let Some(launcher) = &self.launcher else { return true };
+        match receive_frame(launcher) {
+            Ok(Some(Frame { kind: Kind::Signal, body, .. })) => {
+                if let [signal @ 1..=64] = body[..] {
+                    self.pass_on(i32::from(signal));
+                }
+                true
+            }
+            Ok(Some(Frame { kind: Kind::Window, body, .. })) => {
+                // Without a terminal of its own there is nothing to resize, but programs may ask for the signal.
+                if Window::decode(&body).is_ok() {
+                    self.pass_on(libc::SIGWINCH);
+                }
+                true
+            }
+            Ok(Some(_)) => true,
+            Ok(None) | Err(_) => false,
+        }
+    }
+
+    /// Signals that a terminal gives to a whole group go to the whole group.
+    fn pass_on(&self, signal: i32) {
+        let (to, signal) = match signal {
+            libc::SIGINT | libc::SIGQUIT | libc::SIGHUP | libc::SIGWINCH | libc::SIGCONT => (-self.pid, signal),
+            // A group whose leader's parent is in another session ignores the terminal's own stop signals.
+            libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => (-self.pid, libc::SIGSTOP),
+            other => (self.pid, other),
+        };
+        let _ = sys::kill(to, signal);
+    }
+}

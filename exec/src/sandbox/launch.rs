@@ -1,0 +1,319 @@
+//! From a sandbox that waits to the program in it: done in the process that becomes the program.
+//!
+//! It is a process of its own and not the init because it looks up paths in the volume, which may hang; the init goes
+//! on counting time and taking orders. Order: views while there are still rights to mount, then everything is given up,
+//! the filter last, then exec.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::mount::{MntFlags, umount2};
+
+use super::landlock::{self, Rules};
+use super::message::{Failure, Run};
+use super::root::{VOLUME_INSIDE, text};
+use super::seccomp;
+use crate::plan::{View, ViewAccess};
+use crate::sys;
+
+/// Descriptor the credential has in the program.
+const CREDENTIAL_FD: i32 = 3;
+
+/// What the program is started with beside the message.
+pub(crate) struct With {
+    /// Standard descriptors; missing ones become /dev/null.
+    pub streams: [Option<OwnedFd>; 3],
+    pub credential: Option<OwnedFd>,
+    /// Terminal to be the controlling one.
+    pub terminal: Option<OwnedFd>,
+    /// The root directory may be written to: it is a private layer.
+    pub writable_root: bool,
+}
+
+/// Become the program. Returns only what went wrong.
+pub(crate) fn launch(run: &Run, with: With) -> Failure {
+    match prepare(run, with) {
+        Ok((program, argv, environment)) => {
+            let error = match nix::unistd::execve(&program, &argv, &environment) {
+                Ok(never) => match never {},
+                Err(errno) => errno,
+            };
+            why_not_started(run, error)
+        }
+        Err(failure) => failure,
+    }
+}
+
+type Command = (CString, Vec<CString>, Vec<CString>);
+
+fn prepare(run: &Run, with: With) -> Result<Command, Failure> {
+    let failed = |step: &'static str| Failure::step(step);
+    nix::unistd::setsid().map_err(io::Error::from).map_err(failed("a session of its own"))?;
+    let writable = views(run)?;
+    directory(&run.directory)?;
+    seal_root(with.writable_root)?;
+    enter(&run.directory)?;
+    if let Some(terminal) = &with.terminal {
+        sys::set_controlling(terminal).map_err(failed("the controlling terminal"))?;
+    }
+    let rules = files(&with, &writable)?;
+    place(with)?;
+    let keep = if run.credential { CREDENTIAL_FD + 1 } else { CREDENTIAL_FD };
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(run.umask));
+    limits(run).map_err(failed("resource limits"))?;
+    give_up().map_err(failed("giving up rights"))?;
+    if let Some(rules) = rules {
+        rules.enforce().map_err(failed("Landlock"))?;
+    }
+    // The status pipe closes with exec, which is how the init learns of it.
+    sys::close_from(keep, true).map_err(failed("closing descriptors"))?;
+    let strings = |strings: &[std::ffi::OsString]| {
+        strings.iter().map(|string| CString::new(string.as_bytes())).collect::<Result<Vec<_>, _>>()
+    };
+    let command = (text(&run.program.at), strings(&run.argv), strings(&run.environment));
+    let (Ok(program), Ok(argv), Ok(environment)) = command else {
+        return Err(Failure { code: 126, step: "a zero byte in an argument".into(), errno: 0 });
+    };
+    sys::reset_signals(run.ignored_signals);
+    let filter = seccomp::program();
+    sys::seccomp_filter(&filter, true)
+        .or_else(|_| sys::seccomp_filter(&filter, false))
+        .map_err(failed("the system call filter"))?;
+    Ok((program, argv, environment))
+}
+
+/// Show what the plan names, and nothing else of the volume. Returns where writing is allowed.
+fn views(run: &Run) -> Result<Vec<OwnedFd>, Failure> {
+    let refused = |view: &View| {
+        let path = view.source.display().to_string();
+        move |error: io::Error| {
+            let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+            let errno = error.raw_os_error().unwrap_or(0);
+            let why = if errno == libc::ELOOP { " is or passes a symbolic link" } else { "" };
+            Failure { code, step: format!("{path}{why}"), errno }
+        }
+    };
+    let volume = File::open(VOLUME_INSIDE).map_err(Failure::step("the volume's root"))?;
+    let root = File::open("/").map_err(Failure::step("the root"))?;
+    // What lies above is mounted first.
+    let mut views: Vec<&View> = run.views.iter().collect();
+    views.sort_by_key(|view| view.at.components().count());
+    views.push(&run.program);
+    let mut writable = Vec::new();
+    for view in views {
+        let path = text(&view.source).map_err(refused(view))?;
+        let found = sys::open_beneath(&volume, &path, libc::O_PATH | libc::O_NOFOLLOW).map_err(refused(view))?;
+        let stat = nix::sys::stat::fstat(&found).map_err(io::Error::from).map_err(refused(view))?;
+        let kind = stat.st_mode & libc::S_IFMT;
+        if kind != libc::S_IFREG && kind != libc::S_IFDIR {
+            let step = format!("{} is neither a file nor a directory", view.source.display());
+            return Err(Failure { code: 126, step, errno: 0 });
+        }
+        if view.ino.is_some_and(|ino| ino != stat.st_ino) {
+            let step = format!("{} was replaced while the run was being prepared", view.source.display());
+            return Err(Failure { code: 126, step, errno: 0 });
+        }
+        let tree = sys::open_tree(Some(found.as_fd()), c"", libc::OPEN_TREE_CLONE | libc::AT_EMPTY_PATH as u32)
+            .map_err(refused(view))?;
+        let write = view.access == ViewAccess::Write;
+        let attributes = sys::MOUNT_NOSUID | sys::MOUNT_NODEV | if write { 0 } else { sys::MOUNT_RDONLY };
+        sys::mount_setattr(&tree, false, attributes).map_err(refused(view))?;
+        let at = mount_point(&root, view, kind == libc::S_IFDIR)?;
+        sys::move_mount_to(&tree, &at).map_err(refused(view))?;
+        if write {
+            writable.push(tree);
+        }
+    }
+    drop((volume, root));
+    umount2(VOLUME_INSIDE, MntFlags::MNT_DETACH)
+        .map_err(io::Error::from)
+        .map_err(Failure::step("letting the volume go"))?;
+    fs::remove_dir(VOLUME_INSIDE).map_err(Failure::step("letting the volume go"))?;
+    Ok(writable)
+}
+
+/// The place in the sandbox where a view is mounted, made if need be. No link is followed on the way: a view shown
+/// earlier may hold some.
+fn mount_point(root: &File, view: &View, is_directory: bool) -> Result<OwnedFd, Failure> {
+    let cannot = || Failure::step(format!("{} cannot be shown in a sandbox at this path", view.at.display()));
+    let relative = view.at.strip_prefix("/").unwrap_or(&view.at);
+    let path = text(relative).map_err(cannot())?;
+    if let Ok(found) = sys::open_beneath(root, &path, libc::O_PATH | libc::O_NOFOLLOW) {
+        return Ok(found);
+    }
+    let parent = view.at.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(parent).map_err(cannot())?;
+    if is_directory {
+        fs::create_dir(&view.at).map_err(cannot())?;
+    } else {
+        File::options().write(true).create_new(true).open(&view.at).map_err(cannot())?;
+    }
+    sys::open_beneath(root, &path, libc::O_PATH | libc::O_NOFOLLOW).map_err(cannot())
+}
+
+/// The caller's working directory exists, if only empty, so that relative paths mean what they meant.
+fn directory(path: &Path) -> Result<(), Failure> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path).map_err(Failure::step(format!("working directory {}", path.display())))
+}
+
+fn seal_root(writable: bool) -> Result<(), Failure> {
+    let root = sys::open_path(c"/").map_err(Failure::step("the root"))?;
+    let attributes = sys::MOUNT_NOSUID | sys::MOUNT_NODEV | if writable { 0 } else { sys::MOUNT_RDONLY };
+    sys::mount_setattr(&root, false, attributes).map_err(Failure::step("making the root read-only"))
+}
+
+fn enter(path: &Path) -> Result<(), Failure> {
+    let step = || Failure::step(format!("working directory {}", path.display()));
+    nix::unistd::chdir(path).map_err(io::Error::from).map_err(step())?;
+    // Reachable from the root, or a descriptor leaked (CVE-2024-21626): the C library refuses a path that is not.
+    let seen = nix::unistd::getcwd().map_err(io::Error::from).map_err(step())?;
+    if seen.is_absolute() { Ok(()) } else { Err(step()(io::Error::from_raw_os_error(libc::EACCES))) }
+}
+
+/// Landlock's rules for this run; `None` if the kernel has none and no stream needs it.
+fn files(with: &With, writable: &[OwnedFd]) -> Result<Option<Rules>, Failure> {
+    let failed = || Failure::step("Landlock rules");
+    let rules = Rules::new().map_err(failed())?;
+    let Some(rules) = rules else {
+        for stream in with.streams.iter().flatten() {
+            if file_type(stream) == libc::S_IFREG {
+                let step = "a standard stream is a file, and without Landlock it could be reopened for more; put a \
+                            pipe between (`| cat`)";
+                return Err(Failure { code: 126, step: step.into(), errno: 0 });
+            }
+        }
+        return Ok(None);
+    };
+    let open = |path: &'static str| text(Path::new(path)).and_then(|path| sys::open_path(&path)).map_err(failed());
+    let root_access = if with.writable_root { landlock::LOOK | landlock::CHANGE } else { landlock::LOOK };
+    rules.below(open("/")?, root_access).map_err(failed())?;
+    rules.below(open("/tmp")?, landlock::LOOK | landlock::CHANGE).map_err(failed())?;
+    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
+        rules.file(open(device)?, landlock::DEVICE).map_err(failed())?;
+    }
+    rules.below(open("/dev/pts")?, landlock::DEVICE | landlock::LOOK).map_err(failed())?;
+    for view in writable {
+        match file_type(view) {
+            libc::S_IFDIR => rules.below(view, landlock::LOOK | landlock::CHANGE),
+            _ => rules.file(view, landlock::LOOK | landlock::CHANGE),
+        }
+        .map_err(failed())?;
+    }
+    for stream in with.streams.iter().flatten() {
+        let flags = nix::fcntl::fcntl(stream, nix::fcntl::FcntlArg::F_GETFL).map_err(io::Error::from);
+        let access = landlock::of_stream(flags.map_err(failed())?);
+        match file_type(stream) {
+            libc::S_IFREG => rules.file(stream, access).map_err(failed())?,
+            libc::S_IFCHR => rules.file(stream, access | landlock::IOCTL_DEV).map_err(failed())?,
+            // Pipes and sockets have no path that Landlock knows.
+            _ => {}
+        }
+    }
+    Ok(Some(rules))
+}
+
+fn file_type(fd: &OwnedFd) -> u32 {
+    nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_mode & libc::S_IFMT)
+}
+
+/// Put the descriptors where the program expects them.
+fn place(with: With) -> Result<(), Failure> {
+    let failed = || Failure::step("standard descriptors");
+    let null = File::options().read(true).write(true).open("/dev/null").map_err(failed())?;
+    // Out of the way of 0 to 3 first, so that none overwrites another.
+    let high = |fd: &dyn AsRawFd| {
+        let borrowed = sys::borrow(fd.as_raw_fd());
+        nix::fcntl::fcntl(borrowed, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(10)).map_err(io::Error::from)
+    };
+    let mut sources = Vec::new();
+    for (number, stream) in with.streams.iter().enumerate() {
+        let source = match stream {
+            Some(stream) => high(stream),
+            None => high(&null),
+        };
+        sources.push((source.map_err(failed())?, number as i32));
+    }
+    if let Some(credential) = &with.credential {
+        sources.push((high(credential).map_err(failed())?, CREDENTIAL_FD));
+    }
+    for (source, target) in sources {
+        sys::duplicate(source, target).map_err(failed())?;
+    }
+    Ok(())
+}
+
+fn limits(run: &Run) -> io::Result<()> {
+    sys::set_rlimit(libc::RLIMIT_CORE, 0, 0)?;
+    sys::set_rlimit(libc::RLIMIT_FSIZE, run.file_size_bytes, run.file_size_bytes)?;
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
+    let files = run.open_files.min(hard);
+    sys::set_rlimit(libc::RLIMIT_NOFILE, files, files)?;
+    sys::set_rlimit(libc::RLIMIT_MSGQUEUE, 0, 0)?;
+    sys::set_rlimit(libc::RLIMIT_MEMLOCK, 64 << 10, 64 << 10)?;
+    if let Some(time) = run.cpu_time {
+        // Of one process; the daemon counts them all. Two seconds more, so that the daemon's word comes first.
+        let seconds = time.as_secs() + 2;
+        sys::set_rlimit(libc::RLIMIT_CPU, seconds, seconds)?;
+    }
+    if run.pids > 0 {
+        sys::set_rlimit(libc::RLIMIT_NPROC, run.pids, run.pids)?;
+    }
+    if run.memory_bytes > 0 {
+        sys::set_rlimit(libc::RLIMIT_AS, run.memory_bytes, run.memory_bytes)?;
+    }
+    if run.nice > 0 {
+        sys::set_nice(run.nice)?;
+    }
+    Ok(())
+}
+
+/// Every capability, and every way to get one back.
+fn give_up() -> io::Result<()> {
+    /// NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked.
+    const SECURE_BITS: u64 = 0b1110_1111;
+    sys::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS, 0)?;
+    sys::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as u64, 0)?;
+    // The kernel says EINVAL behind the last one it has.
+    for capability in 0..64 {
+        if sys::prctl(libc::PR_CAPBSET_DROP, capability, 0).is_err() {
+            break;
+        }
+    }
+    sys::drop_capabilities()?;
+    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0)?;
+    Ok(())
+}
+
+/// The message for an exec that failed. The filter is in force already; reading a file is all this needs.
+fn why_not_started(run: &Run, errno: nix::errno::Errno) -> Failure {
+    use nix::errno::Errno;
+    let path = run.program.at.display();
+    let mut head = [0; 256];
+    let len = File::open(&run.program.at).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
+    let interpreter = head[..len].strip_prefix(b"#!").map(|line| {
+        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        let word = line.trim_ascii_start().split(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
+        String::from_utf8_lossy(word).into_owned()
+    });
+    let failure = |code, step: String, errno: Errno| Failure { code, step, errno: errno as i32 };
+    match (errno, interpreter) {
+        (Errno::ENOENT, Some(interpreter)) => {
+            failure(127, format!("{path}: its interpreter {interpreter} is not in the sandbox"), errno)
+        }
+        (Errno::ENOENT, None) if head.starts_with(b"\x7fELF") => {
+            failure(127, format!("{path}: its dynamic loader is not in the sandbox"), errno)
+        }
+        (Errno::ENOENT, None) => failure(127, format!("{path}"), errno),
+        (Errno::ENOEXEC, _) => {
+            failure(126, format!("{path} is neither a program for this machine nor a script with a #! line"), errno)
+        }
+        _ => failure(126, format!("{path}"), errno),
+    }
+}

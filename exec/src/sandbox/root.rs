@@ -1,0 +1,242 @@
+//! The root directory of a sandbox, built by its init before any program of a user runs in it.
+//!
+//! It is a fresh tmpfs that nobody else can write to, with the host's system directories bound read-only. Paths are
+//! this module's own; nothing a user chose is looked up here but the image of [`Root::Image`], without links. Every
+//! mount is nosuid and nodev. The order matters and is: identity first (a tmpfs refuses ids that are not mapped), root
+//! made, old root let go.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::{chdir, pivot_root, sethostname};
+
+use super::message::Failure;
+use crate::plan::{Identity, Root, Template};
+use crate::policy::Network;
+use crate::sys;
+
+/// Where the spawner keeps an empty directory for this.
+pub(crate) const BASE: &str = "/sandbox";
+/// Where the spawner keeps the volume.
+pub(crate) const VOLUME: &str = "/volume";
+/// Where a sandbox that was not used yet has the volume.
+pub(crate) const VOLUME_INSIDE: &str = "/.brine-volume";
+/// Directories of the host that programs need. Symbolic links among them are made again.
+pub(crate) const SYSTEM: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+/// Files and directories below /etc that programs need and everybody may know. Not /etc/ssl, which holds private keys.
+pub(crate) const CONFIGURATION: [&str; 6] =
+    ["ld.so.cache", "alternatives", "ssl/certs", "ssl/openssl.cnf", "localtime", "nsswitch.conf"];
+/// Beside those, with the host's network.
+pub(crate) const CONFIGURATION_NET: [&str; 2] = ["resolv.conf", "hosts"];
+/// Device nodes, with their numbers.
+const DEVICES: [(&str, u32, u32); 5] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)];
+/// Memory of the root itself: directories, passwd, group.
+const ROOT_OPTIONS: &str = "size=4m,nr_inodes=8192,mode=755";
+/// A file in scratch has at least this many bytes, or there are fewer of them than asked.
+const SCRATCH_BYTES_A_FILE: u64 = 4096;
+
+/// Build it and make it this process's root.
+pub(crate) fn build(template: &Template, identity: &Identity) -> Result<(), Failure> {
+    mount_at(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, "").map_err(Failure::step("private mounts"))?;
+    let root = match &template.root {
+        Root::Host => {
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            mount_at(Some("tmpfs"), BASE, Some("tmpfs"), flags, ROOT_OPTIONS).map_err(Failure::step("root tmpfs"))?;
+            let root = PathBuf::from(BASE);
+            system(&root)?;
+            root
+        }
+        Root::Image(image) => overlay(image, template.scratch_bytes)?,
+    };
+    etc(&root, template, identity)?;
+    devices(&root)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    directory(&root.join("proc"))?;
+    mount_at(Some("proc"), root.join("proc"), Some("proc"), flags, "subset=pid,hidepid=2")
+        .map_err(Failure::step("/proc"))?;
+    directory(&root.join("tmp"))?;
+    let files = template.scratch_bytes / SCRATCH_BYTES_A_FILE + 1024;
+    let options = format!("size={},nr_inodes={files},mode=1777", template.scratch_bytes);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount_at(Some("tmpfs"), root.join("tmp"), Some("tmpfs"), flags, &options).map_err(Failure::step("scratch"))?;
+    directory(&root.join("var"))?;
+    link("/tmp", &root.join("var/tmp"))?;
+    if Path::new(VOLUME).is_dir() {
+        let inside = root.join(&VOLUME_INSIDE[1..]);
+        directory(&inside)?;
+        // Writable here: views are made read-only one by one.
+        bind(Path::new(VOLUME), &inside, false, sys::MOUNT_NOSUID | sys::MOUNT_NODEV)
+            .map_err(Failure::step("the volume"))?;
+    }
+    chdir(&root).map_err(io::Error::from).map_err(Failure::step("entering the root"))?;
+    pivot_root(".", ".").map_err(io::Error::from).map_err(Failure::step("pivot_root"))?;
+    // Both are mounted here now, the old one on top.
+    umount2(".", MntFlags::MNT_DETACH).map_err(io::Error::from).map_err(Failure::step("letting the old root go"))?;
+    chdir("/").map_err(io::Error::from).map_err(Failure::step("entering the root"))?;
+    sethostname("brine").map_err(io::Error::from).map_err(Failure::step("host name"))
+}
+
+/// `mount(2)` with paths of this module.
+pub(crate) fn mount_at(
+    source: Option<&str>,
+    at: impl AsRef<Path>,
+    kind: Option<&str>,
+    flags: MsFlags,
+    options: &str,
+) -> io::Result<()> {
+    let options = (!options.is_empty()).then_some(options);
+    Ok(mount(source, at.as_ref(), kind, flags, options)?)
+}
+
+/// Bind `source`, and what is mounted below it if asked, at `at`, with attributes that the program cannot take off.
+pub(crate) fn bind(source: &Path, at: &Path, recursive: bool, attributes: u64) -> io::Result<()> {
+    let flags = libc::OPEN_TREE_CLONE | if recursive { libc::AT_RECURSIVE as u32 } else { 0 };
+    let tree = sys::open_tree(None, &text(source)?, flags)?;
+    sys::mount_setattr(&tree, recursive, attributes)?;
+    sys::move_mount(&tree, &text(at)?)
+}
+
+pub(crate) fn text(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+}
+
+const LOCKED: u64 = sys::MOUNT_RDONLY | sys::MOUNT_NOSUID | sys::MOUNT_NODEV;
+
+fn system(root: &Path) -> Result<(), Failure> {
+    for path in SYSTEM.map(Path::new) {
+        let at = root.join(path.strip_prefix("/").unwrap_or(path));
+        let step = || format!("system directory {}", path.display());
+        match fs::symlink_metadata(path) {
+            Err(_) => {}
+            Ok(meta) if meta.is_symlink() => {
+                let target = fs::read_link(path).map_err(Failure::step(step()))?;
+                symlink(target, &at).map_err(Failure::step(step()))?;
+            }
+            Ok(_) => {
+                directory(&at)?;
+                bind(path, &at, true, LOCKED).map_err(Failure::step(step()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A directory of the volume below a private layer in scratch. CVE-2023-0386 is why it is nosuid.
+fn overlay(image: &Path, scratch_bytes: u64) -> Result<PathBuf, Failure> {
+    let step = || Failure::step(format!("root image {}", image.display()));
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let options = format!("size={scratch_bytes},mode=755");
+    mount_at(Some("tmpfs"), BASE, Some("tmpfs"), flags, &options).map_err(Failure::step("root tmpfs"))?;
+    let base = Path::new(BASE);
+    for name in ["upper", "work", "root"] {
+        directory(&base.join(name))?;
+    }
+    let volume = File::open(VOLUME).map_err(step())?;
+    let lower =
+        sys::open_beneath(&volume, &text(image).map_err(step())?, libc::O_PATH | libc::O_DIRECTORY).map_err(step())?;
+    nix::unistd::fchdir(&lower).map_err(io::Error::from).map_err(step())?;
+    let options = format!("lowerdir=.,upperdir={BASE}/upper,workdir={BASE}/work,userxattr");
+    let root = base.join("root");
+    mount_at(Some("overlay"), &root, Some("overlay"), flags, &options).map_err(step())?;
+    chdir("/").map_err(io::Error::from).map_err(step())?;
+    Ok(root)
+}
+
+fn etc(root: &Path, template: &Template, identity: &Identity) -> Result<(), Failure> {
+    let etc = root.join("etc");
+    directory(&etc)?;
+    let with_net = template.network == Network::Host;
+    let own = template.root == Root::Host;
+    let configuration = CONFIGURATION.iter().filter(|_| own).chain(CONFIGURATION_NET.iter().filter(|_| with_net));
+    for name in configuration {
+        let (source, at) = (Path::new("/etc").join(name), etc.join(name));
+        let step = || Failure::step(format!("/etc/{name}"));
+        let Ok(meta) = fs::symlink_metadata(&source) else { continue };
+        if let Some(parent) = at.parent() {
+            directory(parent)?;
+        }
+        if meta.is_symlink() {
+            let target = fs::read_link(&source).map_err(step())?;
+            symlink(target, &at).map_err(step())?;
+            continue;
+        }
+        if meta.is_dir() {
+            directory(&at)?
+        } else {
+            file(&at, b"")?
+        }
+        bind(&source, &at, false, LOCKED).map_err(step())?;
+    }
+    // An image has its own users; a run's must be known in both.
+    if own {
+        let Identity { uid, gid, groups } = identity;
+        let passwd = format!("user:x:{uid}:{gid}:user:/tmp:/bin/sh\n");
+        let mut group = format!("user:x:{gid}:\n");
+        for id in groups.iter().filter(|id| *id != gid) {
+            group.push_str(&format!("group{id}:x:{id}:user\n"));
+        }
+        file(&etc.join("passwd"), passwd.as_bytes())?;
+        file(&etc.join("group"), group.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn devices(root: &Path) -> Result<(), Failure> {
+    let dev = root.join("dev");
+    directory(&dev)?;
+    for (name, major, minor) in DEVICES {
+        let at = dev.join(name);
+        let source = Path::new("/dev").join(name);
+        let step = || Failure::step(format!("/dev/{name}"));
+        file(&at, b"")?;
+        let tree = sys::open_tree(None, &text(&source).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
+        // Checked on the handle: what is bound is this device and not what a link made of it (CVE-2025-52565).
+        let found = File::from(tree.try_clone().map_err(step())?).metadata().map_err(step())?;
+        if found.rdev() != nix::sys::stat::makedev(u64::from(major), u64::from(minor)) {
+            return Err(step()(io::Error::from_raw_os_error(libc::ENODEV)));
+        }
+        sys::mount_setattr(&tree, false, sys::MOUNT_NOSUID).map_err(step())?;
+        sys::move_mount(&tree, &text(&at).map_err(step())?).map_err(step())?;
+    }
+    directory(&dev.join("pts"))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount_at(Some("devpts"), dev.join("pts"), Some("devpts"), flags, "newinstance,ptmxmode=0666,mode=0620")
+        .map_err(Failure::step("/dev/pts"))?;
+    for (name, target) in [
+        ("ptmx", "pts/ptmx"),
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        // Shared memory counts as scratch.
+        ("shm", "/tmp"),
+    ] {
+        link(target, &dev.join(name))?;
+    }
+    Ok(())
+}
+
+/// Make a directory, and those above it, unless it is there.
+fn directory(path: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(path).map_err(Failure::step(format!("directory {}", path.display())))
+}
+
+fn file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    fs::write(path, bytes).map_err(Failure::step(format!("file {}", path.display())))
+}
+
+/// A link, unless an image has something there.
+fn link(target: &str, path: &Path) -> Result<(), Failure> {
+    match symlink(target, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(Failure::step(format!("link {}", path.display()))(error))
+        }
+        _ => Ok(()),
+    }
+}
