@@ -10,6 +10,7 @@ mod output;
 mod prompt;
 mod secret;
 mod show;
+mod snapshot;
 mod status;
 mod sync;
 mod target;
@@ -90,6 +91,13 @@ const COMMANDS: &[Command] = &[
         summary: "make everything written so far durable",
         details: help::SYNC,
         run: sync::run,
+    },
+    Command {
+        name: "snapshot",
+        arguments: "create|list|delete|rename [NAME...] MOUNTPOINT [--json]",
+        summary: "name the present state, which is then kept; list, delete and rename such names",
+        details: help::SNAPSHOT,
+        run: snapshot::run,
     },
     Command {
         name: "doctor",

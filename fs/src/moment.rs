@@ -187,7 +187,9 @@ mod tests {
         assert_eq!(parse_time("2026-11-25T23:05:07.25Z"), at.map(|ns| ns + 250_000_000));
         assert_eq!(parse_time("1970-01-02"), Some(86_400 * SECOND_NS));
         assert_eq!(parse_time("@12.5"), Some(12 * SECOND_NS + 500_000_000));
-        for text in ["2026-02-29", "2026-13-01", "2026-1-01", "2026-11-25T24:00", "2026-11-25T1:00", "@", "@-1", "x", ""] {
+        for text in
+            ["2026-02-29", "2026-13-01", "2026-1-01", "2026-11-25T24:00", "2026-11-25T1:00", "@", "@-1", "x", ""]
+        {
             assert_eq!(parse_time(text), None, "{text}");
         }
     }

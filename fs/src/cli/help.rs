@@ -103,6 +103,16 @@ OLD_DIR is a directory of the volume that is missing or failed, by the path it h
 
 pub(super) const SYNC: &str = "Returns when everything written so far, by anybody, would survive a power cut.";
 
+pub(super) const SNAPSHOT: &str = "\
+A snapshot costs the same whatever the volume holds, and is kept until it is deleted. Its tree is MOUNTPOINT/.brine/
+snapshots/NAME, read-only, for every program; that of a time is MOUNTPOINT/.brine/at/TIME.
+
+  create NAME MOUNTPOINT           name the present state
+  list MOUNTPOINT                  times and names
+  delete NAME MOUNTPOINT           give a name up; what only it kept may be forgotten
+  rename NAME NEW_NAME MOUNTPOINT  a name holds no slash and does not read as a version or a time
+  --json                           the answer as JSON; fields are listed in docs/CLI.md";
+
 pub(super) const DOCTOR: &str = "\
 Looks at the kernel, /dev/fuse, fusermount3 and limits, and names the step for what is missing.
 

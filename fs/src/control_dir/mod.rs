@@ -16,8 +16,8 @@ use brine_store::volume::{Attr, COOKIE_MIN, DirEntry, FileKind};
 use parking_lot::RwLock;
 
 pub use branch::{Branch, Caching, Opening, VirtualFile, plain_attr, reading_only};
-pub use views::Views;
 pub use number::{CONTROL_BIT, Family, LOCAL_MASK, is_control, is_passing};
+pub use views::Views;
 
 use crate::errno::{Errno, Outcome};
 use crate::handle::Handles;

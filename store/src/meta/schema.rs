@@ -8,7 +8,7 @@ use std::path::Path;
 use zeroize::Zeroize;
 
 /// Version of the tables below. A database with another one is refused: it is a cache and can be rebuilt.
-pub(super) const SCHEMA_VERSION: i64 = 1;
+pub(super) const SCHEMA_VERSION: i64 = 2;
 
 /// `application_id` of the database: "brin".
 const APPLICATION_ID: i64 = 0x6272_696e;

@@ -70,7 +70,7 @@ impl Volume {
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub(crate) fn pinned_generations(&self, txn: &mut Txn<'_>) -> Result<Vec<Generation>> {
+    pub fn pinned_generations(&self, txn: &mut Txn<'_>) -> Result<Vec<Generation>> {
         let mut pinned: Vec<Generation> = txn.snapshots()?.iter().map(|row| row.generation).collect();
         pinned.extend(self.pins.lock().keys());
         pinned.sort_unstable();
