@@ -29,6 +29,7 @@ DIRs are empty directories, one a disk if you can. Their content will be sealed:
   --domain volume|owner  who shares equal content: all, or each owner for himself (default volume)
   --compress none|lz4    default none: compressed lengths tell something about content
   --chunk-size SIZE      4K to 1M, a power of two (default 128K)
+  --no-history           keep no former states: no snapshots, and what is deleted is gone
   --kdf default|fast     what guessing a passphrase costs; fast is for tests only
   --json                 print the result as JSON";
 

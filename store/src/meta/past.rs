@@ -94,6 +94,14 @@ impl PastReader<'_> {
         snapshot::kept(self.conn, generation).at(self.path)
     }
 
+    /// The first generation that is kept of those from `since` on, before `until`.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn kept_within(&self, since: Generation, until: Option<Generation>) -> Result<Option<GenerationRow>> {
+        snapshot::kept_within(self.conn, since, until).at(self.path)
+    }
+
     /// The snapshot of a name.
     ///
     /// # Errors

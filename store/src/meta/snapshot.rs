@@ -83,6 +83,20 @@ pub(super) fn kept(conn: &Connection, generation: Generation) -> rusqlite::Resul
     rows.next()?.map(generation_row).transpose()
 }
 
+/// The first generation that is kept of those from `since` on, before `until`.
+pub(super) fn kept_within(
+    conn: &Connection,
+    since: Generation,
+    until: Option<Generation>,
+) -> rusqlite::Result<Option<GenerationRow>> {
+    let sql = "SELECT generation, time FROM generations WHERE generation >= ?1 AND generation < ?2 \
+        UNION ALL SELECT generation, time FROM snapshots WHERE generation >= ?1 AND generation < ?2 \
+        ORDER BY generation LIMIT 1";
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([int(since.0), until.map_or(i64::MAX, |until| int(until.0))])?;
+    rows.next()?.map(generation_row).transpose()
+}
+
 fn generation_row(row: &Row<'_>) -> rusqlite::Result<GenerationRow> {
     Ok(GenerationRow { generation: Generation(number(row, 0)?), time_ns: row.get(1)? })
 }
@@ -94,6 +108,10 @@ impl Txn<'_> {
     /// [`Error::Exists`] if the name is taken; [`Error::NameTooLong`], [`Error::InvalidArgument`] if it can name nothing.
     pub fn create_snapshot(&mut self, name: &[u8]) -> Result<SnapshotRow> {
         check_snapshot_name(name)?;
+        if !self.core.history {
+            let reason = "this volume keeps no history (it was formatted with --no-history)";
+            return Err(Error::Refused(reason.to_owned()));
+        }
         if self.snapshot(name)?.is_some() {
             return Err(Error::Exists);
         }

@@ -4,6 +4,7 @@
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
 mod data;
+mod differences;
 mod exec_rows;
 mod format;
 mod image;
@@ -12,6 +13,7 @@ mod past;
 mod prefetch;
 mod probe;
 mod replace;
+mod restore;
 mod space;
 mod status;
 #[cfg(test)]
@@ -39,12 +41,14 @@ pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
+pub use differences::{Difference, changes, differences};
 pub use exec_rows::PolicyRow;
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use replace::replace;
+pub use restore::{Destination, Done, Restored};
 pub use space::Reservation;
 pub use status::{StatFs, VolumeStatus};
 

@@ -123,7 +123,7 @@ impl View {
         self.volume.meta.past(|past| look(past, self.generation()))
     }
 
-    fn row(&self, ino: Ino) -> Result<InodeRow> {
+    pub(super) fn row(&self, ino: Ino) -> Result<InodeRow> {
         self.look(|past, generation| past.inode(ino, generation))?.ok_or(Error::Stale(ino))
     }
 

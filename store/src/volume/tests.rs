@@ -49,6 +49,7 @@ impl Scratch {
             domain: DomainPolicy::Volume,
             codec: Codec::None,
             chunk_bits: 17,
+            history: true,
             label: "test".into(),
             kdf: KdfCost::Fast,
         })
