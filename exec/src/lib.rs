@@ -17,6 +17,8 @@ pub mod spawner;
 pub mod ledger;
 pub(crate) mod pool;
 pub mod sandboxes;
+pub mod doctor;
+pub mod launcher;
 pub mod service;
 
 pub use error::{Error, Result};

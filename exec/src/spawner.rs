@@ -41,7 +41,6 @@ pub fn enter() {
 
 fn serve(volume: Option<PathBuf>) -> ! {
     let _ = nix::sys::prctl::set_name(c"brine-spawner");
-    let _ = sys::prctl(libc::PR_SET_DUMPABLE, 0, 0);
     let Ok(socket) = take_socket() else { sys::exit_now(125) };
     let privileged = match namespace::enter(volume.as_deref()) {
         Ok(privileged) => privileged,
@@ -50,6 +49,11 @@ fn serve(volume: Option<PathBuf>) -> ! {
             sys::exit_now(125);
         }
     };
+    if privileged {
+        // Nobody looks into this process. An ordinary user's must be able to map the ids of its own children, whose
+        // files in /proc it would not own then; its user may look into it, as into any of his processes.
+        let _ = sys::prctl(libc::PR_SET_DUMPABLE, 0, 0);
+    }
     let Ok(signals) = child_signals() else { sys::exit_now(125) };
     if send_frame(&socket, Kind::Ready, &[u8::from(privileged)], &[]).is_err() {
         sys::exit_now(0);

@@ -2,8 +2,15 @@
 
 mod harness;
 
-use brine_exec::{ExitCause, Verdict};
-use harness::Place;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::Command;
+
+use brine_exec::{ExitCause, Identity, Root, Verdict, ViewAccess};
+use harness::{Place, view};
+
+const USER: u32 = 61_234;
 
 #[test]
 fn a_script_runs_in_a_sandbox_of_its_own_and_its_code_comes_back() {
@@ -15,4 +22,147 @@ fn a_script_runs_in_a_sandbox_of_its_own_and_its_code_comes_back() {
     let uid = nix::unistd::geteuid();
     assert_eq!(text, format!("I am /mnt/volume/exec/hello with one argument\n{uid}\n"), "{outcome:?}");
     assert_eq!((outcome.cause, outcome.verdict, outcome.line), (ExitCause::Exited(7), Verdict::Code(7), None));
+}
+
+#[test]
+fn a_run_has_exactly_the_callers_identity() {
+    let place = Place::new();
+    let directory = place.volume.join("shared");
+    fs::create_dir_all(&directory).unwrap();
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    place.file("shared/for-group", "group reads this\n", 0o640);
+    place.file("shared/for-root", "root reads this\n", 0o600);
+    std::os::unix::fs::chown(directory.join("for-group"), Some(0), Some(USER + 1)).unwrap();
+    let mut plan = place.script(
+        "who",
+        "#!/bin/sh\nid -u; id -g; id -G\ncat /mnt/shared/for-group\ncat /mnt/shared/for-root 2>/dev/null || echo denied\n\
+         echo made > /mnt/shared/made; umask\n",
+    );
+    plan.identity = Identity { uid: USER, gid: USER, groups: vec![USER, USER + 1] };
+    plan.views.push(view("shared", "/mnt/shared", ViewAccess::Write));
+    plan.umask = 0o077;
+    let (outcome, text) = place.run(&plan);
+    let expected = format!("{USER}\n{USER}\n{USER} {}\ngroup reads this\ndenied\n0077\n", USER + 1);
+    assert_eq!(text, expected, "{outcome:?}");
+    let made = fs::metadata(directory.join("made")).unwrap();
+    assert_eq!((made.uid(), made.gid(), made.mode() & 0o777), (USER, USER, 0o600));
+}
+
+#[test]
+fn an_ordinary_user_has_sandboxes_of_his_own() {
+    let place = Place::new();
+    place.script(
+        "who",
+        "#!/bin/sh\nid -u; cat /mnt/data/file; echo more > /mnt/data/new; ls /proc | grep -c '^[0-9]'\n",
+    );
+    fs::create_dir_all(place.volume.join("data")).unwrap();
+    fs::set_permissions(place.volume.join("data"), fs::Permissions::from_mode(0o777)).unwrap();
+    place.file("data/file", "content\n", 0o644);
+    let program = place.volume.join("exec/probe");
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", &USER.to_string(), "--regid", &USER.to_string(), "--clear-groups"]);
+        let output = command.arg(&program).arg("run-one").arg(&place.volume).args(arguments).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    };
+    let said = run(&["who", "best-effort"]);
+    // On this machine an ordinary user has no control groups; a delegated one would have all limits.
+    assert!(said.contains(&format!("{USER}\ncontent\n")), "{said}");
+    assert!(said.ends_with("exited\n"), "{said}");
+    assert_eq!(fs::metadata(place.volume.join("data/new")).unwrap().uid(), USER);
+    if said.contains("\"memory\"") {
+        let said = run(&["who"]);
+        assert!(said.contains("cannot enforce memory"), "never silently: {said}");
+    }
+}
+
+#[test]
+fn a_root_image_is_the_root_and_changes_to_it_are_gone_afterwards() {
+    let place = Place::new();
+    let image = place.volume.join("images/small");
+    for name in ["bin", "etc", "lib", "lib64", "usr"] {
+        fs::create_dir_all(image.join(name)).unwrap();
+    }
+    fs::write(image.join("etc/os-release"), "NAME=small\n").unwrap();
+    // A shell with the libraries it needs.
+    fs::copy("/bin/sh", image.join("bin/sh")).unwrap();
+    let list = Command::new("ldd").arg("/bin/sh").output().unwrap();
+    for word in String::from_utf8_lossy(&list.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+        let at = image.join(&word[1..]);
+        fs::create_dir_all(at.parent().unwrap()).unwrap();
+        fs::copy(word, at).unwrap();
+    }
+    let text = "#!/bin/sh\nread line < /etc/os-release; echo $line\necho changed > /etc/os-release\n\
+                [ -e /usr/bin/env ] || echo no host\nread line < /etc/os-release; echo $line\n";
+    let mut plan = place.script("inside", text);
+    plan.template.root = Root::Image("images/small".into());
+    for _ in 0..2 {
+        let (outcome, text) = place.run(&plan);
+        assert_eq!(text, "NAME=small\nno host\nchanged\n", "{outcome:?}");
+    }
+    assert_eq!(fs::read_to_string(image.join("etc/os-release")).unwrap(), "NAME=small\n");
+    plan.template.root = Root::Image("images/none".into());
+    let error = place.sandboxes.run(&plan, [None, None, None]).unwrap_err();
+    assert!(error.to_string().contains("images/none"), "{error}");
+}
+
+#[test]
+fn what_a_program_starts_with_is_what_was_planned() {
+    let place = Place::new();
+    let mut plan = place.script("starts", "#!/bin/sh\npwd; env | grep -v ^_= | sort; kill -s INT $$; nice; hostname\n");
+    plan.environment.push(("SPECIAL".into(), "a=b".into()));
+    plan.directory = "/home/somebody/work".into();
+    plan.ignored_signals = 1 << (libc::SIGINT - 1);
+    plan.nice = 5;
+    let (outcome, text) = place.run(&plan);
+    let expected = "/home/somebody/work\nHOME=/tmp\nPATH=/usr/local/bin:/usr/bin:/bin\nPWD=/home/somebody/work\n\
+                    SPECIAL=a=b\n5\nbrine\n";
+    assert_eq!(text, expected, "{outcome:?}");
+}
+
+#[test]
+fn any_bytes_are_arguments() {
+    use std::os::unix::ffi::OsStringExt;
+    let place = Place::new();
+    let mut plan = place.script("bytes", "#!/bin/sh\nshift; printf '%s' \"$1\" | od -An -tx1\n");
+    plan.argv.extend([OsString::from("first"), OsString::from_vec(vec![0xff, 0x0a, 0x01])]);
+    assert_eq!(place.run(&plan).1.trim(), "ff 0a 01");
+}
+
+#[test]
+fn many_runs_at_once_are_all_served_and_the_pool_is_used() {
+    let place = Place::new();
+    let plan = place.script("many", "#!/bin/sh\necho done\n");
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| (0..5).for_each(|_| assert_eq!(place.run(&plan).1, "done\n")));
+        }
+    });
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while place.sandboxes.status().pooled == 0 {
+        assert!(std::time::Instant::now() < deadline, "the pool is never filled");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let (outcome, _) = place.run(&plan);
+    assert!(outcome.steps.pooled, "{outcome:?}");
+    let (hits, misses) = place.sandboxes.status().hits_and_misses;
+    assert_eq!(hits + misses, 31);
+}
+
+#[test]
+fn a_run_can_be_killed_by_its_number() {
+    let place = Place::new();
+    let plan = place.script("sleeps", "#!/bin/sh\nexec sleep 1000\n");
+    std::thread::scope(|scope| {
+        let run = scope.spawn(|| place.run(&plan).0);
+        let id = loop {
+            if let Some(active) = place.sandboxes.active().first() {
+                break active.id;
+            }
+            std::thread::yield_now();
+        };
+        assert!(place.sandboxes.kill(id));
+        let outcome = run.join().unwrap();
+        assert_eq!((outcome.cause, outcome.id), (ExitCause::Killed, id));
+    });
 }

@@ -3,8 +3,10 @@
 mod args;
 mod check;
 mod doctor;
+mod exec;
 mod format;
 mod help;
+mod image;
 mod mount;
 mod output;
 mod prompt;
@@ -98,6 +100,20 @@ const COMMANDS: &[Command] = &[
         summary: "name the present state, which is then kept; list, delete and rename such names",
         details: help::SNAPSHOT,
         run: snapshot::run,
+    },
+    Command {
+        name: "exec",
+        arguments: "policy|ps|kill|log ...",
+        summary: "what functions may do, and their runs",
+        details: help::EXEC,
+        run: exec::run,
+    },
+    Command {
+        name: "image",
+        arguments: "import SOURCE DIRECTORY [--json]",
+        summary: "a container image as a plain directory",
+        details: help::IMAGE,
+        run: image::run,
     },
     Command {
         name: "doctor",

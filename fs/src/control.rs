@@ -23,6 +23,8 @@ pub use versions::VersionsRequest;
 
 use serde::{Deserialize, Serialize};
 
+use crate::exec_dir::request::ExecRequest;
+
 /// Name of the socket in a state directory.
 pub const SOCKET_FILE: &str = "control.sock";
 
@@ -56,6 +58,11 @@ pub enum Request {
         old: PathBuf,
         /// Path of the empty one.
         new: PathBuf,
+    },
+    /// Functions and their runs.
+    Exec {
+        /// What of them.
+        request: ExecRequest,
     },
     /// Unmount, and answer when everything is durable.
     Umount {
@@ -103,7 +110,7 @@ fn read_line(reader: &mut impl BufRead, max: u64) -> io::Result<Option<String>> 
 }
 
 /// Call `act` with a name of the socket that fits into a socket address (108 bytes), however long `path` is.
-fn with_short_name<R>(path: &Path, act: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
+pub(crate) fn with_short_name<R>(path: &Path, act: impl FnOnce(&Path) -> io::Result<R>) -> io::Result<R> {
     const ADDRESS_LEN_MAX: usize = 100;
     if path.as_os_str().len() <= ADDRESS_LEN_MAX {
         return act(path);

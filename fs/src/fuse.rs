@@ -250,7 +250,7 @@ impl Filesystem for Adapter {
 
     fn rename(
         &self,
-        _request: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -259,11 +259,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (parent, new_parent, flags) = (ino(parent), ino(new_parent), rename_flags(flags));
-        answer_empty(self.vfs.rename(parent, name.as_bytes(), new_parent, new_name.as_bytes(), flags), reply);
+        let (caller, name, new_name) = (caller(request), name.as_bytes(), new_name.as_bytes());
+        answer_empty(self.vfs.rename(caller, parent, name, new_parent, new_name, flags), reply);
     }
 
-    fn link(&self, _request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        answer_entry(self.vfs.link(ino(node), ino(parent), name.as_bytes()), reply);
+    fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        answer_entry(self.vfs.link(caller(request), ino(node), ino(parent), name.as_bytes()), reply);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {

@@ -2,8 +2,10 @@
 
 pub mod control_dir; // names reserved in the root
 pub mod errno; // the one table from errors to errno
+pub mod exec_dir; // functions: what their opens are answered, what they may do, what is kept of runs
 pub mod fuse;
 pub mod handle; // open files and directories
+pub mod image; // container images as directories
 pub mod inode_table; // what the kernel knows, and what has lost its last name
 pub mod readahead; // how far ahead of a reader to read
 pub mod vfs; // what the kernel asks of a filesystem, without the kernel

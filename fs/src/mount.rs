@@ -7,6 +7,7 @@
 
 mod busy;
 mod daemon;
+mod exec_side;
 mod launch;
 mod plan;
 mod point;
@@ -14,6 +15,7 @@ mod process;
 mod service;
 mod supervisor;
 mod versions;
+mod watch;
 
 pub use busy::users_of;
 pub use daemon::{run_foreground, serve_command};

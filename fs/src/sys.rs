@@ -19,6 +19,18 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Have the C library keep freed memory in at most `pools` pools, which all threads share. Its default, eight for each
+/// processor, lets buffers that were used once by each thread stay resident. Call before threads start.
+#[cfg(target_env = "gnu")]
+pub fn limit_memory_pools(pools: i32) {
+    // SAFETY: mallopt(3) takes two integers by value; it is safe to call at any time, and an unknown value is ignored.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, pools) };
+}
+
+/// Only the GNU C library has such pools.
+#[cfg(not(target_env = "gnu"))]
+pub fn limit_memory_pools(_pools: i32) {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

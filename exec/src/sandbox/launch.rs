@@ -110,7 +110,8 @@ fn views(run: &Run) -> Result<Vec<OwnedFd>, Failure> {
         let stat = nix::sys::stat::fstat(&found).map_err(io::Error::from).map_err(refused(view))?;
         let kind = stat.st_mode & libc::S_IFMT;
         if kind != libc::S_IFREG && kind != libc::S_IFDIR {
-            let step = format!("{} is neither a file nor a directory", view.source.display());
+            let what = if kind == libc::S_IFLNK { "a symbolic link" } else { "neither a file nor a directory" };
+            let step = format!("{} is {what}", view.source.display());
             return Err(Failure { code: 126, step, errno: 0 });
         }
         if view.ino.is_some_and(|ino| ino != stat.st_ino) {
@@ -208,9 +209,21 @@ fn files(with: &With, writable: &[OwnedFd]) -> Result<Option<Rules>, Failure> {
     }
     for stream in with.streams.iter().flatten() {
         let flags = nix::fcntl::fcntl(stream, nix::fcntl::FcntlArg::F_GETFL).map_err(io::Error::from);
-        let access = landlock::of_stream(flags.map_err(failed())?);
+        let flags = flags.map_err(failed())?;
+        let access = landlock::of_stream(flags);
         match file_type(stream) {
-            libc::S_IFREG => rules.file(stream, access).map_err(failed())?,
+            libc::S_IFREG => match rules.file(stream, access) {
+                // A file in memory (memfd_create): Landlock knows no rule for it and forbids nothing. Open for both
+                // directions it cannot be reopened for more.
+                Err(error) if error.raw_os_error() == Some(libc::EBADFD) => {
+                    if flags & libc::O_ACCMODE != libc::O_RDWR {
+                        let step = "a standard stream is a file in memory and could be reopened for more; put a pipe \
+                                    between (`| cat`)";
+                        return Err(Failure { code: 126, step: step.into(), errno: 0 });
+                    }
+                }
+                outcome => outcome.map_err(failed())?,
+            },
             libc::S_IFCHR => rules.file(stream, access | landlock::IOCTL_DEV).map_err(failed())?,
             // Pipes and sockets have no path that Landlock knows.
             _ => {}

@@ -113,6 +113,33 @@ snapshots/NAME, read-only, for every program; that of a time is MOUNTPOINT/.brin
   delete NAME MOUNTPOINT           give a name up; what only it kept may be forgotten
   rename NAME NEW_NAME MOUNTPOINT  a name holds no slash and does not read as a version or a time
   --json                           the answer as JSON; fields are listed in docs/CLI.md";
+pub(super) const EXEC: &str = "\
+A function is an executable file in exec/ of a volume. Running it runs it in a sandbox of its own, which sees of the
+volume the program itself, its standard streams, files that whole arguments name and the caller may read, and what its
+policy grants. Root and who mounted the volume see all runs, others their own.
+
+  brine exec policy FUNCTION [options]   show or change what it may do; its owner and root only
+    --read PATH, --write PATH   paths that exist for every run; relative ones from the function's directory
+    --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
+    --net none|host    network               --env NAME     pass this variable on
+    --root DIR|host    root directory        --args none|read   whether arguments grant reading
+    --uid UID          whom runs of root are run as
+    --best-effort on|off   start even where a limit cannot be enforced
+    --no-read, --no-write, --no-env   empty the list      --reset  no policy
+    --resume           the program was changed by another user and is fine
+  brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
+  brine exec ps [--json]              runs that go on
+  brine exec kill RUN                 end one; the beginning of its name is enough
+  brine exec log [--json] [-n N] [RUN]   records of runs, the newest first
+
+  --at PATH   on which volume, if not that of the working directory or the only one";
+
+pub(super) const IMAGE: &str = "\
+SOURCE is an archive of a root filesystem (.tar, .tar.gz), an OCI layout as a directory or archive, or what `docker save`
+writes, with one image for this machine. DIRECTORY is made, on a brine volume or anywhere, when all of it is there.
+Device nodes and set-id bits are left out. Use it with `brine exec policy --root`.
+
+  --json  the result as JSON";
 
 pub(super) const DOCTOR: &str = "\
 Looks at the kernel, /dev/fuse, fusermount3 and limits, and names the step for what is missing.

@@ -1,6 +1,7 @@
 //! The answering side of the control socket.
 //!
-//! A thread a connection, one request each. Whoever is neither root nor the daemon's user is told so and not heard.
+//! A thread a connection, one request each. Whoever is neither root nor the daemon's user is told so and not heard; but
+//! at a public socket everybody is heard who asks about functions and runs.
 
 use std::fs;
 use std::io::{self, BufReader, Write};
@@ -18,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
 
 use super::{CONNECTIONS_MAX, Line, Progress, REQUEST_LEN_MAX, Request, read_line, with_short_name};
+use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 
 /// How long a client may take to say what it wants.
@@ -47,6 +49,11 @@ pub trait Service: Send + Sync + 'static {
     /// # Errors
     /// Why it was not done.
     fn family(&self, request: &Request, step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure>;
+    /// Functions and their runs.
+    ///
+    /// # Errors
+    /// Why it is refused to this asker, or cannot be done.
+    fn exec(&self, request: &ExecRequest, asker: Asker) -> Result<Value, Failure>;
     /// Take the mount away; the daemon then ends by itself.
     ///
     /// # Errors
@@ -55,7 +62,9 @@ pub trait Service: Send + Sync + 'static {
 }
 
 struct Shared {
-    service: Box<dyn Service>,
+    service: Arc<dyn Service>,
+    /// Everybody is heard, about functions and runs.
+    public: bool,
     connections: AtomicUsize,
     /// Long requests stop.
     ending: AtomicBool,
@@ -75,15 +84,29 @@ impl Server {
     ///
     /// # Errors
     /// What the system says.
-    pub fn start(socket: &Path, service: impl Service) -> io::Result<Self> {
+    pub fn start(socket: &Path, service: Arc<dyn Service>) -> io::Result<Self> {
+        Self::start_at(socket, service, false)
+    }
+
+    /// Listen at `socket` to everybody who can reach it, about functions and runs.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn start_public(socket: &Path, service: Arc<dyn Service>) -> io::Result<Self> {
+        Self::start_at(socket, service, true)
+    }
+
+    fn start_at(socket: &Path, service: Arc<dyn Service>, public: bool) -> io::Result<Self> {
         match fs::remove_file(socket) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = with_short_name(socket, |name| UnixListener::bind(name))?;
-        fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+        let mode = if public { 0o666 } else { 0o600 };
+        fs::set_permissions(socket, fs::Permissions::from_mode(mode))?;
         let shared = Arc::new(Shared {
-            service: Box::new(service),
+            service,
+            public,
             connections: AtomicUsize::new(0),
             ending: AtomicBool::new(false),
             closed: Mutex::new(None),
@@ -155,18 +178,24 @@ impl Drop for Connection {
     }
 }
 
-/// Whether who connected may command this daemon.
-fn allowed(stream: &UnixStream) -> bool {
-    getsockopt(stream, PeerCredentials).is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
+/// Who connected, as the kernel says.
+fn asker(stream: &UnixStream) -> Option<Asker> {
+    let uid = getsockopt(stream, PeerCredentials).ok()?.uid();
+    Some(Asker { uid, commands: uid == 0 || uid == geteuid().as_raw() })
 }
 
 fn serve(stream: &UnixStream, shared: &Shared) {
     // A client that stopped reading must not hold the daemon's end up.
     let _ = stream.set_write_timeout(Some(REQUEST_PATIENCE));
-    let outcome = if allowed(stream) {
-        hear(stream).and_then(|request| obey(stream, shared, &request))
-    } else {
-        Err(Failure::new(ExitCode::NotPermitted, "the volume is mounted by another user; ask as that user or as root"))
+    let strange =
+        Failure::new(ExitCode::NotPermitted, "the volume is mounted by another user; ask as that user or as root");
+    let outcome = match asker(stream).filter(|asker| asker.commands || shared.public) {
+        Some(asker) => hear(stream).and_then(|request| match request {
+            Request::Exec { .. } => obey(stream, shared, &request, asker),
+            _ if shared.public => Err(strange),
+            _ => obey(stream, shared, &request, asker),
+        }),
+        None => Err(strange),
     };
     answer(stream, &outcome.map_or_else(Line::Failed, Line::Done));
 }
@@ -179,10 +208,11 @@ fn hear(stream: &UnixStream) -> Result<Request, Failure> {
     serde_json::from_str(&line.unwrap_or_default()).map_err(|error| unreadable(&error))
 }
 
-fn obey(stream: &UnixStream, shared: &Shared, request: &Request) -> Result<Value, Failure> {
+fn obey(stream: &UnixStream, shared: &Shared, request: &Request, asker: Asker) -> Result<Value, Failure> {
     // Who hung up does not wait for the answer.
     let step = |progress| answer(stream, &Line::Progress(progress)) && !shared.ending.load(Ordering::Relaxed);
     match request {
+        Request::Exec { request } => shared.service.exec(request, asker),
         Request::Status => shared.service.status(),
         Request::Sync => shared.service.sync(),
         Request::Check { .. } | Request::Heal | Request::Replace { .. } => shared.service.work(request, &step),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::registry::{Registration, list_in};
 use super::*;
+use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 
 /// A directory of a test, removed at its end.
@@ -52,6 +53,10 @@ impl Service for Echo {
         Ok(json!({ "asked": format!("{request:?}") }))
     }
 
+    fn exec(&self, _request: &ExecRequest, asker: Asker) -> Result<Value, Failure> {
+        Ok(json!({ "uid": asker.uid, "commands": asker.commands }))
+    }
+
     fn umount(&self, _lazy: bool) -> Result<(), Failure> {
         self.unmounted.store(true, Ordering::Release);
         Ok(())
@@ -66,7 +71,7 @@ fn ask(socket: &Path, request: &Request) -> Result<Value, Failure> {
 
 fn start(socket: &Path) -> (Server, Arc<AtomicBool>) {
     let unmounted = Arc::new(AtomicBool::new(false));
-    (Server::start(socket, Echo { unmounted: Arc::clone(&unmounted) }).unwrap(), unmounted)
+    (Server::start(socket, Arc::new(Echo { unmounted: Arc::clone(&unmounted) })).unwrap(), unmounted)
 }
 
 #[test]
@@ -199,4 +204,16 @@ fn processes_are_told_apart_by_start_time() {
     assert!(process_alive(std::process::id(), own));
     assert!(!process_alive(std::process::id(), own + 1));
     assert_eq!(start_time(u32::MAX), None);
+}
+
+#[test]
+fn a_public_socket_answers_about_runs_and_nothing_else() {
+    let temp = Temp::new("public");
+    let socket = temp.0.join("public.sock");
+    let service = Arc::new(Echo { unmounted: Arc::default() });
+    let _server = Server::start_public(&socket, service).unwrap();
+    let answer = ask(&socket, &Request::Exec { request: ExecRequest::Ps }).unwrap();
+    assert_eq!(answer["uid"], nix::unistd::geteuid().as_raw());
+    assert_eq!(ask(&socket, &Request::Umount { lazy: false }).unwrap_err().code(), ExitCode::NotPermitted);
+    assert_eq!(ask(&socket, &Request::Status).unwrap_err().code(), ExitCode::NotPermitted);
 }

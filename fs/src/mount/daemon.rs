@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use brine_store::volume::{OpenOptions, ReportFn, Volume};
 use parking_lot::{Condvar, Mutex};
 
+use super::exec_side::ExecSide;
 use super::launch::Word;
 use super::plan::Plan;
 use super::process;
@@ -42,6 +43,7 @@ struct Life {
     moved: Condvar,
     mountpoint: PathBuf,
     vfs: OnceLock<Arc<Vfs>>,
+    exec: OnceLock<Arc<ExecSide>>,
     /// A signal has asked for the end.
     asked: AtomicBool,
 }
@@ -65,6 +67,10 @@ impl Life {
             Stage::Mounted(device) => device.clone(),
             Stage::Ended => return,
         };
+        // Runs keep the mount busy; whoever waits for one is told.
+        if let Some(exec) = self.exec.get() {
+            exec.stop();
+        }
         let own = |mount: &Mount| device.as_ref().is_none_or(|device| *device == mount.device);
         let mount = mount_table::at(&self.mountpoint).ok().flatten().filter(own);
         match unmount(&self.mountpoint, false) {
@@ -206,6 +212,7 @@ fn run(
     ready: impl FnOnce(Vec<String>) -> io::Result<()>,
 ) -> Result<(), Failure> {
     process::raise_open_files();
+    process::share_memory();
     let options = plan.parsed_options()?;
     let mountpoint = plan.mountpoint.clone();
     let fsname = options.fsname.clone().unwrap_or_else(|| plan.shown_source.to_string_lossy().into_owned());
@@ -215,6 +222,7 @@ fn run(
         moved: Condvar::new(),
         mountpoint: mountpoint.clone(),
         vfs: OnceLock::new(),
+        exec: OnceLock::new(),
         asked: AtomicBool::new(false),
     });
     // Before any thread exists, so that all inherit it.
@@ -248,7 +256,8 @@ fn run(
     let _ = life.vfs.set(Arc::clone(&vfs));
     let socket = volume.state_dir().join(SOCKET_FILE);
     let service = VolumeService::new(Arc::clone(&volume), Arc::clone(&vfs), mountpoint.clone(), source.clone());
-    let server = match Server::start(&socket, service) {
+    let service = Arc::new(service);
+    let server = match Server::start(&socket, Arc::clone(&service) as _) {
         Ok(server) => server,
         Err(error) => {
             let failure = Failure::io(format!("control socket {}", socket.display()), &error);
@@ -271,15 +280,23 @@ fn run(
     take_dead_mount_away(&mountpoint)?;
     let mut registration = None;
     let mut mounted = None;
+    let mut public = None;
+    let exec_vfs = Arc::clone(&vfs);
     let outcome = fuse::serve(vfs, &fuse_config(&mountpoint, fsname, &options), || {
         let device = mount_table::at(&mountpoint).ok().flatten().map(|mount| mount.device);
         mounted = Some(device.clone());
-        life.set(Stage::Mounted(device));
+        life.set(Stage::Mounted(device.clone()));
         match Registration::new(&entry) {
             Ok(entry) => registration = Some(entry),
             Err(error) => log::warn!("`brine status` will not list this mount: {error}"),
         }
         log::info!("volume {} mounted at {}", entry.volume, mountpoint.display());
+        match start_exec(&life, &exec_vfs, &mountpoint, device.as_deref(), &service) {
+            Ok(server) => public = Some(server),
+            // Nobody expects programs to be run on a volume he mounts read-only.
+            Err(failure) if failure.code() == ExitCode::ReadOnly => log::info!("nothing can be run: {failure}"),
+            Err(failure) => warnings.push(format!("nothing can be run in exec/ of this mount: {failure}")),
+        }
         if let Err(error) = ready(warnings) {
             log::warn!("whoever mounted this has gone ({error}): unmounting");
             let life = Arc::clone(&life);
@@ -298,9 +315,32 @@ fn run(
         detach_own(&mountpoint, &device);
     }
     log::info!("volume {} closed{}", entry.volume, if outcome.is_ok() { "" } else { " with an error" });
+    if let Some(exec) = life.exec.get() {
+        exec.finish();
+    }
+    if let Some(public) = public {
+        public.finish(outcome.clone());
+    }
     server.finish(outcome.clone());
     drop(registration);
     outcome
+}
+
+/// Prepare everything for functions and their runs, and listen to `brine exec`.
+fn start_exec(
+    life: &Life,
+    vfs: &Arc<Vfs>,
+    mountpoint: &Path,
+    device: Option<&str>,
+    service: &Arc<VolumeService>,
+) -> Result<Server, Failure> {
+    let device = device.ok_or_else(|| Failure::new(ExitCode::Failed, "the mount is not in /proc/self/mountinfo"))?;
+    let exec = ExecSide::new(vfs, mountpoint, device)?;
+    let server = exec.listen(Arc::clone(service) as _).map_err(|error| Failure::io("the socket for runs", &error))?;
+    exec.start().map_err(|error| Failure::io("starting a thread", &error))?;
+    let _ = service.exec.set(Arc::clone(&exec));
+    let _ = life.exec.set(exec);
+    Ok(server)
 }
 
 fn fuse_config(mountpoint: &Path, fsname: String, options: &MountOptions) -> FuseConfig {

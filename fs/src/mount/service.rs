@@ -1,8 +1,8 @@
 //! What a mounted volume does when asked through the control socket.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
@@ -12,7 +12,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::busy::users_of;
+use super::exec_side::ExecSide;
 use crate::control::{Progress, Request, Service};
+use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount_table::{self, UnmountError};
 use crate::telemetry::timestamp;
@@ -33,6 +35,8 @@ pub(super) struct VolumeService {
     working: Mutex<()>,
     /// It is to stop.
     stop: AtomicBool,
+    /// Set once files can be run.
+    pub(super) exec: OnceLock<Arc<ExecSide>>,
 }
 
 impl VolumeService {
@@ -46,6 +50,7 @@ impl VolumeService {
             started: Instant::now(),
             working: Mutex::new(()),
             stop: AtomicBool::new(false),
+            exec: OnceLock::new(),
         }
     }
 
@@ -73,9 +78,11 @@ impl VolumeService {
                 log::info!("{} takes the place of {}", new.display(), old.display());
                 to_json(&heal(&self.volume, progress)?)
             }
-            Request::Status | Request::Sync | Request::Umount { .. } | Request::Versions { .. } => {
-                Err(Failure::new(ExitCode::Failed, "this request is not a long one"))
-            }
+            Request::Status
+            | Request::Sync
+            | Request::Exec { .. }
+            | Request::Umount { .. }
+            | Request::Versions { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
         }
     }
 }
@@ -142,6 +149,13 @@ impl Service for VolumeService {
         match request {
             Request::Versions { ask } => self.versions(ask),
             other => Err(Failure::new(ExitCode::Failed, format!("{other:?} belongs to no family of commands"))),
+        }
+    }
+
+    fn exec(&self, request: &ExecRequest, asker: Asker) -> Result<Value, Failure> {
+        match self.exec.get() {
+            Some(exec) => exec.answer(request, asker),
+            None => Err(Failure::new(ExitCode::Refused, "nothing can be run on this mount; the daemon's log says why")),
         }
     }
 

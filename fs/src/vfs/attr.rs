@@ -93,6 +93,7 @@ impl Vfs {
     /// is taken to have it. May wait for chunks being sealed.
     pub(super) fn truncate(&self, caller: Caller, ino: Ino, size: u64) -> Outcome<()> {
         self.check_writable()?;
+        self.before_change(caller, ino)?;
         let node = self.inodes.file_or_new(ino);
         self.buffer
             .truncate(&node, size, self.now_ns(), caller.uid != 0)

@@ -76,7 +76,7 @@ impl Vfs {
     }
 
     /// Give an inode another name.
-    pub fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Attr> {
+    pub fn link(&self, caller: Caller, ino: Ino, parent: Ino, name: &[u8]) -> Outcome<Attr> {
         if is_control(ino) {
             // As between any two filesystems: programs then copy.
             return Err(Errno(libc::EXDEV));
@@ -86,6 +86,7 @@ impl Vfs {
             let _gate = self.buffer.change();
             self.volume.link(ino, parent, name).map_err(|error| self.fail("link to", ino, &error))?
         };
+        self.name_changed(caller, parent, name);
         Ok(self.entry(attr))
     }
 

@@ -12,6 +12,7 @@
 
 mod attr;
 mod dir;
+mod exec;
 mod lookup;
 mod open;
 mod read;
@@ -39,6 +40,7 @@ pub use write::Room;
 
 use crate::control_dir::{ControlDir, Family, Views, is_control};
 use crate::errno::{Errno, Outcome};
+use crate::exec_dir::ExecDir;
 use crate::handle::{Handles, OpenDir, OpenFile};
 use crate::inode_table::{Gone, InodeTable};
 use crate::workers::{Pool, processors};
@@ -118,6 +120,7 @@ pub struct Vfs {
     files: Handles<OpenFile>,
     dirs: Handles<OpenDir>,
     control: ControlDir,
+    exec: ExecDir,
     buffer: Arc<WriteBuffer>,
     /// For requests that wait for a disk.
     io: Pool,
@@ -151,6 +154,7 @@ impl Vfs {
             files: Handles::default(),
             dirs: Handles::default(),
             control,
+            exec: ExecDir::default(),
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,
@@ -204,6 +208,7 @@ impl Vfs {
     /// # Errors
     /// What kept the last changes from becoming durable.
     pub fn close(&self) -> StoreResult<()> {
+        self.exec.stop();
         self.writers.finish();
         self.io.finish();
         self.committer.stop();

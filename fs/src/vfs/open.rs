@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::{Caller, Vfs};
 use crate::control_dir::{Caching, is_control};
 use crate::errno::{Errno, Outcome};
+use crate::exec_dir::FMODE_EXEC;
 use crate::handle::OpenFile;
 use crate::readahead::Readahead;
 use crate::write_buffer::FileNode;
@@ -31,17 +32,32 @@ pub struct Handle {
     pub caching: Caching,
 }
 
+/// Whether an open with these flags may change the content.
+fn writes(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
+}
+
 impl Vfs {
     /// Whether [`Self::open`] may have to wait for chunks being sealed.
     pub fn open_waits(&self, ino: Ino, flags: i32) -> bool {
-        is_control(ino) || flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
+        is_control(ino)
+            || flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
+            || flags & FMODE_EXEC != 0 && self.inodes.file(ino).is_some_and(|node| !node.is_clean())
     }
 
-    /// Open a file; with O_TRUNC empty it, which may wait for chunks being sealed.
+    /// Open a file; with O_TRUNC empty it, which may wait for chunks being sealed. What the kernel is about to run is
+    /// answered by [`Self::open_to_run`].
     pub fn open(self: &Arc<Self>, caller: Caller, ino: Ino, flags: i32) -> Outcome<Handle> {
         if is_control(ino) {
             let (number, caching) = self.control.open(caller, ino, flags)?;
             return Ok(Handle { number, caching });
+        }
+        if self.runs(ino, flags) {
+            let (number, caching) = self.open_to_run(caller, ino)?;
+            return Ok(Handle { number, caching });
+        }
+        if writes(flags) {
+            self.before_change(caller, ino)?;
         }
         let node = self.inodes.open(ino, false);
         if flags & libc::O_TRUNC != 0
@@ -69,6 +85,7 @@ impl Vfs {
         };
         match made {
             Ok(attr) => {
+                self.name_changed(caller, parent, name);
                 let node = self.inodes.open(attr.ino, true);
                 node.no_xattrs.store(true, Ordering::Relaxed);
                 Ok(Opened { attr, handle: self.handle_for(node) })
@@ -86,7 +103,7 @@ impl Vfs {
         }
     }
 
-    fn handle_for(&self, node: Arc<FileNode>) -> u64 {
+    pub(super) fn handle_for(&self, node: Arc<FileNode>) -> u64 {
         let (seen, seen_commit) = (node.errors.position(), self.commit_errors.position());
         self.files.insert(OpenFile {
             node,

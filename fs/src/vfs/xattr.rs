@@ -10,6 +10,8 @@ use crate::errno::{Errno, Outcome};
 
 /// Kept by the kernel's capability code; asked for before the first write to every file.
 const CAPABILITY: &[u8] = b"security.capability";
+/// A function's policy, to be read; archives and copies must not install one.
+const POLICY: &[u8] = b"user.brine.policy";
 /// Attributes of this namespace mean something to the kernel that we would not enforce (access control lists).
 const SYSTEM: &[u8] = b"system.";
 
@@ -18,6 +20,9 @@ impl Vfs {
     pub fn get_xattr(&self, ino: Ino, name: &[u8]) -> Outcome<Vec<u8>> {
         if is_control(ino) {
             return self.control.get_xattr(ino, name);
+        }
+        if name == POLICY {
+            return self.policy_of(ino).map(|policy| policy.encode()).ok_or(Errno(libc::ENODATA));
         }
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
@@ -47,6 +52,9 @@ impl Vfs {
     /// Set an attribute; `flags` are those of setxattr(2).
     pub fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], flags: i32) -> Outcome<()> {
         self.check_live(ino)?;
+        if name == POLICY {
+            return Err(Errno::NOT_PERMITTED);
+        }
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }
@@ -61,6 +69,9 @@ impl Vfs {
     /// Remove an attribute.
     pub fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Outcome<()> {
         self.check_live(ino)?;
+        if name == POLICY {
+            return Err(Errno::NOT_PERMITTED);
+        }
         if name.starts_with(SYSTEM) {
             return Err(Errno::NOT_SUPPORTED);
         }

@@ -92,6 +92,8 @@ pub struct ChunkBuf<R> {
     pieces: Vec<Piece>,
     /// Length of the chunk's beginning for which the store's bytes count, bytes.
     old_len: u32,
+    /// The store may have bytes past `old_len` that must not be seen again: the chunk is to be stored whole.
+    cropped: bool,
     /// Space held for what sealing this chunk may store.
     reserved: Vec<R>,
     pub(super) reserved_len: u32,
@@ -100,7 +102,7 @@ pub struct ChunkBuf<R> {
 impl<R> ChunkBuf<R> {
     pub(super) fn new(old_len: u32) -> Self {
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { id, pieces: Vec::new(), old_len, reserved: Vec::new(), reserved_len: 0 }
+        Self { id, pieces: Vec::new(), old_len, cropped: false, reserved: Vec::new(), reserved_len: 0 }
     }
 
     /// Memory held, bytes.
@@ -181,6 +183,7 @@ impl<R> ChunkBuf<R> {
             !piece.data.is_empty()
         });
         self.old_len = self.old_len.min(end);
+        self.cropped = true;
     }
 
     /// Copy `at..at + out.len()` out; the ranges returned are the store's and were left alone.
@@ -251,11 +254,17 @@ impl<R> ChunkBuf<R> {
         self.pieces.first().map_or(&[], |piece| piece.part(0, piece.end().min(limit)))
     }
 
-    /// A copy of a flat chunk, to write to while this one is being sealed.
+    /// A copy, to write to while this one is being stored.
     pub(super) fn copy(&self, pool: &BufferPool) -> Self {
-        let mut copy = Self::new(0);
-        copy.write(0, self.bytes(u32::MAX), pool);
+        let mut copy = Self::new(self.old_len);
+        copy.cropped = self.cropped;
+        self.pieces.iter().for_each(|piece| copy.write(piece.start, &piece.data, pool));
         copy
+    }
+
+    /// What was written, if that is all there is to store: where each run starts within the chunk, and its bytes.
+    pub(super) fn writes(&self) -> Option<impl Iterator<Item = (u32, &[u8])>> {
+        (!self.cropped).then(|| self.pieces.iter().map(|piece| (piece.start, &piece.data[..])))
     }
 
     /// Give the memory back.

@@ -36,6 +36,13 @@ impl<R> Taken<R> {
     pub fn bytes(&self) -> &[u8] {
         self.buffer.bytes(self.limit)
     }
+
+    /// The runs that were written, within the file's size: where each starts within the chunk, and its bytes.
+    pub fn writes(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        let within = |(start, bytes): (u32, &'_ [u8])| bytes.len().min(self.limit.saturating_sub(start) as usize);
+        let runs = self.buffer.writes().into_iter().flatten();
+        runs.map(move |run| (run.0, &run.1[..within(run)])).filter(|(_, bytes)| !bytes.is_empty())
+    }
 }
 
 /// Space granted for one chunk: chunk number, what holds the space, bytes.
@@ -337,6 +344,27 @@ impl<R> FileBuffer<R> {
                 Taken { chunk, buffer, limit }
             })
             .collect()
+    }
+
+    /// Dirty chunks of which little was written and nothing else is to be stored: (chunk, bytes written, runs).
+    pub fn small_writes(&self) -> impl Iterator<Item = (u64, usize, usize)> {
+        let idle = self.dirty.iter().filter(|(chunk, _)| !self.sealing.contains_key(chunk));
+        idle.filter(|(_, buffer)| !buffer.is_full(self.chunk_len())).filter_map(|(chunk, buffer)| {
+            let (bytes, runs) = buffer.writes()?.fold((0, 0), |(bytes, runs), run| (bytes + run.1.len(), runs + 1));
+            (runs > 0).then_some((*chunk, bytes, runs))
+        })
+    }
+
+    /// Take dirty chunks of [`Self::small_writes`], to store their writes alone. No writer may come until they are back.
+    pub fn begin_patch(&mut self, chunks: &[u64]) -> Vec<Taken<R>> {
+        let len = u64::from(self.chunk_len());
+        let take = |chunk: &u64| {
+            let buffer = Arc::new(self.dirty.remove(chunk)?);
+            self.sealing.insert(*chunk, Arc::clone(&buffer));
+            let limit = self.size.saturating_sub(self.start_of(*chunk)).min(len) as u32;
+            Some(Taken { chunk: *chunk, buffer, limit })
+        };
+        chunks.iter().filter_map(take).collect()
     }
 
     /// The store has a taken chunk, or (`stored` false) refused it: then it is dirty again unless newer content is.

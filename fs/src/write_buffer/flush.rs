@@ -9,7 +9,7 @@ use brine_store::ids::{ChunkNo, Ino};
 use brine_store::volume::{FileChange, INLINE_MAX, Reservation};
 
 use super::file::Taken;
-use super::node::FileNode;
+use super::node::{Dirty, FileNode};
 use super::{WriteBuffer, stored};
 use crate::errno::Errno;
 use crate::workers::{MustFinish, for_each_parallel};
@@ -20,6 +20,9 @@ const LIGHT_FILES: usize = 32;
 const LIGHT_BYTES: usize = 1 << 20;
 /// Chunks written in part that are left so: they are completed, so that nothing is read with writers excluded.
 const LIGHT_CHUNKS: usize = 16;
+/// Bytes and runs of small writes that are stored as patches, all files together: they go into the commit record itself.
+const PATCH_BYTES: usize = 32 << 10;
+const PATCH_RUNS: usize = 64;
 /// Files and bytes put under one hold of the gate, which a commit may be waiting for.
 const GROUP_FILES: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
@@ -35,6 +38,8 @@ const ROUNDS: usize = 6;
 struct Plan {
     node: Arc<FileNode>,
     taken: Vec<Taken<Reservation>>,
+    /// Chunks of which only the small writes to them are stored.
+    patches: Vec<Taken<Reservation>>,
     /// The whole file, if it is small enough to be kept inline: then `taken` is not put as chunks.
     inline: Option<Vec<u8>>,
     /// State of [`super::node::Dirty::changes`] that this is of.
@@ -51,7 +56,8 @@ impl WriteBuffer {
     pub fn flush(&self, exclusive: bool) {
         if exclusive {
             let nodes = self.due(false);
-            return self.put_group(&nodes, true);
+            let patch = self.fits_patches(&nodes);
+            return self.put_group(&nodes, Some(patch));
         }
         for _ in 0..ROUNDS {
             let nodes = self.due(false);
@@ -59,13 +65,21 @@ impl WriteBuffer {
                 && self.held_by(&nodes) <= LIGHT_BYTES
                 && nodes.iter().map(Self::incomplete).sum::<usize>() <= LIGHT_CHUNKS;
             if light {
-                // Reading old content may wait for a disk; that must not happen with all writers excluded.
+                // Reading old content may wait for a disk; that must not happen with all writers excluded. Small writes
+                // need none of it.
                 let mut budget = LIGHT_CHUNKS;
-                nodes.iter().for_each(|node| self.complete(node, &mut budget));
+                let patch = self.fits_patches(&nodes);
+                nodes.iter().for_each(|node| self.complete(node, &mut budget, patch));
                 return;
             }
             self.put_groups(&nodes);
         }
+    }
+
+    /// Put what is buffered of one file. What the store refuses stays buffered, as in every flush.
+    pub fn flush_one(&self, node: &Arc<FileNode>) {
+        node.retry_now();
+        self.put_groups(std::slice::from_ref(node));
     }
 
     /// Put everything, files without a name too, to make room.
@@ -96,6 +110,32 @@ impl WriteBuffer {
         self.list.lock().values().filter(wanted).cloned().collect()
     }
 
+    /// Whether what was written to these files is little enough to go into the commit record.
+    fn fits_patches(&self, nodes: &[Arc<FileNode>]) -> bool {
+        let (mut bytes, mut runs) = (0, 0);
+        for node in nodes {
+            let state = node.state.lock();
+            let Some(dirty) = state.as_ref() else { continue };
+            for (_, written, count) in dirty.buffer.small_writes() {
+                bytes += written;
+                runs += count;
+            }
+            if bytes > PATCH_BYTES || runs > PATCH_RUNS {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The chunks of a file whose small writes can be stored as patches.
+    fn patchable(&self, dirty: &Dirty) -> Vec<u64> {
+        let small = dirty.buffer.small_writes();
+        small
+            .filter(|(chunk, bytes, _)| self.volume.may_patch(&dirty.base, ChunkNo(*chunk), *bytes))
+            .map(|(chunk, ..)| chunk)
+            .collect()
+    }
+
     fn held_by(&self, nodes: &[Arc<FileNode>]) -> usize {
         nodes.iter().map(|node| node.state.lock().as_ref().map_or(0, |dirty| dirty.buffer.held())).sum()
     }
@@ -114,22 +154,25 @@ impl WriteBuffer {
                 })
                 .count();
             let (group, later) = rest.split_at(count.max(1));
-            self.put_group(group, false);
+            self.put_group(group, None);
             rest = later;
         }
     }
 
-    fn put_group(&self, nodes: &[Arc<FileNode>], exclusive: bool) {
+    /// `exclusive`: the caller excluded all writers; `Some(true)`: small writes may be stored as patches.
+    fn put_group(&self, nodes: &[Arc<FileNode>], exclusive: Option<bool>) {
         let _finish = MustFinish;
+        let patch = exclusive.unwrap_or(false);
         // Each round completes as many chunks as it may, and writers add few meanwhile.
         let incomplete: usize = nodes.iter().map(Self::incomplete).sum();
         for _ in 0..=incomplete / COMPLETE_MAX {
             let mut budget = COMPLETE_MAX;
-            nodes.iter().for_each(|node| self.complete(node, &mut budget));
-            let _gate = (!exclusive).then(|| self.volume.gate());
-            let plans: Vec<Plan> = nodes.iter().filter_map(|node| self.plan(node)).collect();
+            nodes.iter().for_each(|node| self.complete(node, &mut budget, patch));
+            let _gate = exclusive.is_none().then(|| self.volume.gate());
+            let plans: Vec<Plan> = nodes.iter().filter_map(|node| self.plan(node, patch)).collect();
             let batches = batches(&plans);
             for_each_parallel(batches.len(), |index| self.put_batch(&plans, &batches[index]));
+            plans.iter().for_each(|plan| self.put_patches(plan));
             for plan in plans {
                 self.conclude(plan);
             }
@@ -142,9 +185,12 @@ impl WriteBuffer {
     }
 
     /// Bring in the old content of chunks that were written in part: `budget` chunks at most, which is counted down.
-    fn complete(&self, node: &Arc<FileNode>, budget: &mut usize) {
+    /// With `patch` only of those whose writes are no patches.
+    fn complete(&self, node: &Arc<FileNode>, budget: &mut usize, patch: bool) {
         let Some((attr, wanted, inline)) = node.state.lock().as_ref().and_then(|dirty| {
-            let wanted: Vec<(u64, u64)> = dirty.buffer.incomplete().take(*budget).collect();
+            let patches = if patch { self.patchable(dirty) } else { Vec::new() };
+            let wanted = dirty.buffer.incomplete().filter(|(chunk, _)| patches.binary_search(chunk).is_err());
+            let wanted: Vec<(u64, u64)> = wanted.take(*budget).collect();
             let mut attr = dirty.base;
             attr.size = attr.size.max(dirty.buffer.stored_end());
             (!wanted.is_empty()).then_some((attr, wanted, dirty.stored_inline))
@@ -166,7 +212,7 @@ impl WriteBuffer {
     }
 
     /// Take what can be put of a file, under the gate.
-    fn plan(&self, node: &Arc<FileNode>) -> Option<Plan> {
+    fn plan(&self, node: &Arc<FileNode>, patch: bool) -> Option<Plan> {
         let mut state = node.state.lock();
         while state.as_ref().is_some_and(|dirty| dirty.buffer.is_contended()) {
             node.settled.wait(&mut state);
@@ -180,9 +226,11 @@ impl WriteBuffer {
         dirty.listed = false;
         self.list.lock().remove(&node.ino);
         let inline = dirty.buffer.fits_inline(INLINE_MAX as u64);
+        let small = if patch && !inline { self.patchable(dirty) } else { Vec::new() };
+        let patches = dirty.buffer.begin_patch(&small);
         let taken = dirty.buffer.begin_seal(0..u64::MAX, false);
         self.account(dirty);
-        if taken.is_empty() && dirty.changes == dirty.put {
+        if taken.is_empty() && patches.is_empty() && dirty.changes == dirty.put {
             self.settle(node, &mut state);
             return None;
         }
@@ -192,12 +240,12 @@ impl WriteBuffer {
             data
         });
         let (node, changes) = (Arc::clone(node), dirty.changes);
-        Some(Plan { node, taken, inline, changes, failed: AtomicBool::new(false) })
+        Some(Plan { node, taken, patches, inline, changes, failed: AtomicBool::new(false) })
     }
 
     /// Look at what the store knows now: another operation may have moved the change time on, and inline content that
     /// is not in the buffer would be lost.
-    fn refresh(&self, dirty: &mut super::node::Dirty, ino: Ino) -> Result<(), Error> {
+    fn refresh(&self, dirty: &mut Dirty, ino: Ino) -> Result<(), Error> {
         dirty.base = self.volume.attr(ino)?;
         dirty.ctime_ns = dirty.ctime_ns.max(dirty.base.ctime_ns);
         if dirty.stored_inline
@@ -231,12 +279,28 @@ impl WriteBuffer {
         }
     }
 
+    /// Store a file's small writes.
+    fn put_patches(&self, plan: &Plan) {
+        let writes: Vec<(ChunkNo, u32, &[u8])> = plan
+            .patches
+            .iter()
+            .flat_map(|taken| taken.writes().map(|(at, bytes)| (ChunkNo(taken.chunk), at, bytes)))
+            .collect();
+        if !writes.is_empty()
+            && let Err(error) = self.volume.write_patches(plan.node.ino, &writes)
+        {
+            plan.failed.store(true, Ordering::Relaxed);
+            self.refused(&plan.node, "storing its content", &error);
+        }
+    }
+
     /// Give the file its new size and times, if its content was stored, and let go of the chunks.
     ///
     /// Size and times are those of this moment, under the file's lock: a truncate since the plan was made has been put
     /// already and must not be undone. What was written since is put later, in the same generation.
     fn conclude(&self, plan: Plan) {
-        let Plan { node, taken, inline, changes, failed } = plan;
+        let Plan { node, mut taken, patches, inline, changes, failed } = plan;
+        taken.extend(patches);
         let mut state = node.state.lock();
         // Nothing was taken and everything was put by others.
         let Some(dirty) = state.as_mut() else { return };

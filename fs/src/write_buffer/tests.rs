@@ -73,6 +73,26 @@ impl File {
         self.taken.extend(taken);
     }
 
+    /// The store is handed the small writes alone, while nobody writes.
+    fn patch(&mut self, stored: bool) {
+        let small: Vec<u64> = self.buffer.small_writes().map(|(chunk, ..)| chunk).collect();
+        for taken in self.buffer.begin_patch(&small) {
+            for (at, bytes) in taken.writes().filter(|_| stored) {
+                let (start, end) = (at as usize, at as usize + bytes.len());
+                let chunk = self.store.entry(taken.chunk).or_default();
+                chunk.resize(chunk.len().max(end), 0);
+                chunk[start..end].copy_from_slice(bytes);
+            }
+            self.check_len(&taken);
+            self.buffer.end_seal(taken, stored);
+        }
+    }
+
+    fn check_len(&self, taken: &Taken<()>) {
+        let end = taken.writes().map(|(at, bytes)| u64::from(at) + bytes.len() as u64).max().unwrap_or(0);
+        assert!(taken.chunk * CHUNK + end <= self.buffer.size(), "written past the end of the file");
+    }
+
     /// The store finishes what was taken, oldest last, to show that order within a batch does not matter.
     fn settle(&mut self, stored: bool) {
         while let Some(taken) = self.taken.pop() {
@@ -137,6 +157,7 @@ fn reads_as_written_whatever_is_sealed_when() {
                 }
                 11 | 12 => file.settle(true),
                 13 => file.settle(random.below(3) > 0),
+                14 => file.patch(random.below(4) > 0),
                 _ => {}
             }
             let (from, to) = (random.below(180), random.below(180));
@@ -193,6 +214,32 @@ fn a_small_write_needs_no_reading_until_it_is_sealed() {
     // Overwriting all of it makes the old content needless.
     file.write(CHUNK, &[8; CHUNK as usize]);
     assert_eq!(file.buffer.incomplete().count(), 0);
+}
+
+#[test]
+fn small_writes_are_handed_over_alone_unless_something_was_cut_off() {
+    let mut file = File::new();
+    file.write(0, &[7; 2 * CHUNK as usize]);
+    file.take(true);
+    file.settle(true);
+    file.write(3, &[1; 2]);
+    file.write(9, &[2; 3]);
+    file.write(CHUNK + 1, &[3]);
+    assert_eq!(file.buffer.small_writes().collect::<Vec<_>>(), [(0, 5, 2), (1, 1, 1)]);
+    file.patch(false);
+    assert_eq!(file.buffer.small_writes().count(), 2, "refused writes are dirty again");
+    file.patch(true);
+    assert!(file.buffer.is_clean());
+    file.check(0, 2 * CHUNK);
+    file.write(4, &[4]);
+    file.truncate(10);
+    assert_eq!(file.buffer.small_writes().count(), 0, "the store still has what was cut off");
+    file.complete();
+    file.take(false);
+    file.settle(true);
+    file.write(12, &[5]);
+    file.patch(true);
+    file.check(0, CHUNK);
 }
 
 #[test]

@@ -76,7 +76,7 @@ const DEL_BLOCK: u8 = 11;
 const PUT_SEGMENT: u8 = 12;
 const DEL_SEGMENT: u8 = 13;
 const PUT_PATCH: u8 = 14;
-const DEL_PATCH: u8 = 15;
+const DEL_PATCHES: u8 = 15;
 const PUT_LINK: u8 = 16;
 const DEL_LINK: u8 = 17;
 const PUT_CUT: u8 = 18;
@@ -95,6 +95,8 @@ const DEL_PAST_INODE: u8 = 30;
 const DEL_PAST_DENTRY: u8 = 31;
 const DEL_PAST_EXTENT: u8 = 32;
 const DEL_PAST_XATTR: u8 = 33;
+const PUT_PAST_PATCH: u8 = 34;
+const DEL_PAST_PATCH: u8 = 35;
 
 /// No inline content: a length no inline content has.
 const NO_INLINE: u16 = u16::MAX;
@@ -122,15 +124,10 @@ pub fn encode_change(change: &RowChange, out: &mut Vec<u8>) {
         RowChange::DelBlock(id) => to.tag(DEL_BLOCK).raw(&id.0),
         RowChange::PutSegment(row) => to.tag(PUT_SEGMENT).segment(row),
         RowChange::DelSegment(id) => to.tag(DEL_SEGMENT).u64(id.0),
-        RowChange::PutPatch(row) => to
-            .tag(PUT_PATCH)
-            .u64(row.data.0)
-            .u64(row.chunk.0)
-            .u64(row.sequence)
-            .u32(row.offset)
-            .bytes32(&row.bytes)
-            .u64(row.since.0),
-        RowChange::DelPatch { data, chunk, sequence } => to.tag(DEL_PATCH).u64(data.0).u64(chunk.0).u64(*sequence),
+        RowChange::PutPatch(row) => to.tag(PUT_PATCH).patch(row),
+        RowChange::DelPatches { data, from, to: end, through, at } => {
+            to.tag(DEL_PATCHES).u64(data.0).u64(from.0).u64(end.0).u64(*through).u64(at.0)
+        }
         RowChange::PutLink(row) => to
             .tag(PUT_LINK)
             .u64(row.data.0)
@@ -165,6 +162,7 @@ pub fn encode_change(change: &RowChange, out: &mut Vec<u8>) {
             Past::Dentry(row) => to.tag(PUT_PAST_DENTRY).dentry(row).u64(until.0),
             Past::Extent(row) => to.tag(PUT_PAST_EXTENT).extent(row).u64(until.0),
             Past::Xattr(row) => to.tag(PUT_PAST_XATTR).xattr(row).u64(until.0),
+            Past::Patch(row) => to.tag(PUT_PAST_PATCH).patch(row).u64(until.0),
         },
         RowChange::DelPast(key) => match key {
             PastKey::Inode(ino, version, since) => to.tag(DEL_PAST_INODE).u64(ino.0).u64(version.0).u64(since.0),
@@ -173,6 +171,7 @@ pub fn encode_change(change: &RowChange, out: &mut Vec<u8>) {
             }
             PastKey::Extent(data, chunk, since) => to.tag(DEL_PAST_EXTENT).u64(data.0).u64(chunk.0).u64(since.0),
             PastKey::Xattr(ino, name, since) => to.tag(DEL_PAST_XATTR).u64(ino.0).bytes8(name).u64(since.0),
+            PastKey::Patch(data, chunk, sequence) => to.tag(DEL_PAST_PATCH).u64(data.0).u64(chunk.0).u64(*sequence),
         },
     };
 }
@@ -214,6 +213,16 @@ impl Output<'_> {
     }
     fn bytes32(&mut self, bytes: &[u8]) -> &mut Self {
         self.u32(bytes.len() as u32).raw(bytes)
+    }
+
+    fn patch(&mut self, row: &PatchRow) -> &mut Self {
+        self.u64(row.data.0)
+            .u64(row.chunk.0)
+            .u64(row.sequence)
+            .u64(row.ino.0)
+            .u32(row.offset)
+            .bytes32(&row.bytes)
+            .u64(row.since.0)
     }
 
     fn inode(&mut self, row: &InodeRow) -> &mut Self {
@@ -486,6 +495,7 @@ impl<'i> Input<'i> {
             data: self.data()?,
             chunk: self.chunk_no()?,
             sequence: self.u64()?,
+            ino: self.ino()?,
             offset: self.u32()?,
             bytes: self.bytes32(PATCH_MAX)?,
             since: self.generation()?,
@@ -569,7 +579,13 @@ impl<'i> Input<'i> {
             PUT_SEGMENT => RowChange::PutSegment(self.segment()?),
             DEL_SEGMENT => RowChange::DelSegment(SegmentId(self.u64()?)),
             PUT_PATCH => RowChange::PutPatch(self.patch()?),
-            DEL_PATCH => RowChange::DelPatch { data: self.data()?, chunk: self.chunk_no()?, sequence: self.u64()? },
+            DEL_PATCHES => RowChange::DelPatches {
+                data: self.data()?,
+                from: self.chunk_no()?,
+                to: self.chunk_no()?,
+                through: self.u64()?,
+                at: self.generation()?,
+            },
             PUT_LINK => RowChange::PutLink(self.link()?),
             DEL_LINK => RowChange::DelLink { data: self.data()?, chunk: self.chunk_no()? },
             PUT_CUT => RowChange::PutCut(self.cut()?),
@@ -600,12 +616,17 @@ impl<'i> Input<'i> {
                 let row = self.xattr()?;
                 self.past(Past::Xattr(row))?
             }
+            PUT_PAST_PATCH => {
+                let row = self.patch()?;
+                self.past(Past::Patch(row))?
+            }
             DEL_PAST_INODE => RowChange::DelPast(PastKey::Inode(self.ino()?, Version(self.u64()?), self.generation()?)),
             DEL_PAST_DENTRY => {
                 RowChange::DelPast(PastKey::Dentry(self.ino()?, self.u64()?, self.entry_name()?, self.generation()?))
             }
             DEL_PAST_EXTENT => RowChange::DelPast(PastKey::Extent(self.data()?, self.chunk_no()?, self.generation()?)),
             DEL_PAST_XATTR => RowChange::DelPast(PastKey::Xattr(self.ino()?, self.name()?, self.generation()?)),
+            DEL_PAST_PATCH => RowChange::DelPast(PastKey::Patch(self.data()?, self.chunk_no()?, self.u64()?)),
             _ => return Err("an unknown kind of change"),
         })
     }

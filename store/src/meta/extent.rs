@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, params};
 
 use super::rows::*;
-use super::sql::{At, blob, int, number};
+use super::sql::{At, int, number};
 use super::txn::{Txn, block_of};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino};
@@ -197,28 +197,6 @@ pub(super) fn delete_cut(conn: &Connection, data: DataId, sequence: u64) -> rusq
     conn.prepare_cached("DELETE FROM cuts WHERE data = ?1 AND sequence = ?2")?.execute([int(data.0), int(sequence)])
 }
 
-pub(super) fn put_patch(conn: &Connection, row: &PatchRow) -> rusqlite::Result<usize> {
-    conn.prepare_cached(
-        "INSERT OR REPLACE INTO patches (data, chunk, sequence, at, bytes, since) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-    )?
-    .execute(params![
-        int(row.data.0),
-        int(row.chunk.0),
-        int(row.sequence),
-        row.offset,
-        &*row.bytes,
-        int(row.since.0)
-    ])
-}
-
-pub(super) fn delete_patch(conn: &Connection, data: DataId, chunk: ChunkNo, sequence: u64) -> rusqlite::Result<usize> {
-    conn.prepare_cached("DELETE FROM patches WHERE data = ?1 AND chunk = ?2 AND sequence = ?3")?.execute([
-        int(data.0),
-        int(chunk.0),
-        int(sequence),
-    ])
-}
-
 pub(super) fn put_link(conn: &Connection, row: &RangeLinkRow) -> rusqlite::Result<usize> {
     conn.prepare_cached(
         "INSERT OR REPLACE INTO range_links (data, chunk, chunks, source, source_chunk, source_generation, since) \
@@ -237,27 +215,6 @@ pub(super) fn put_link(conn: &Connection, row: &RangeLinkRow) -> rusqlite::Resul
 
 pub(super) fn delete_link(conn: &Connection, data: DataId, chunk: ChunkNo) -> rusqlite::Result<usize> {
     conn.prepare_cached("DELETE FROM range_links WHERE data = ?1 AND chunk = ?2")?.execute([int(data.0), int(chunk.0)])
-}
-
-/// Patches of a range of chunks, in the order they apply.
-pub(super) fn patches(conn: &Connection, data: DataId, from: ChunkNo, to: ChunkNo) -> rusqlite::Result<Vec<PatchRow>> {
-    let mut statement = conn.prepare_cached(
-        "SELECT chunk, sequence, at, bytes, since FROM patches WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 \
-         ORDER BY chunk, sequence",
-    )?;
-    let mut rows = statement.query([int(data.0), int(from.0), int(to.0)])?;
-    let mut out = Vec::new();
-    while let Some(row) = rows.next()? {
-        out.push(PatchRow {
-            data,
-            chunk: ChunkNo(number(row, 0)?),
-            sequence: number(row, 1)?,
-            offset: row.get(2)?,
-            bytes: blob(row, 3)?,
-            since: Generation(number(row, 4)?),
-        });
-    }
-    Ok(out)
 }
 
 impl Txn<'_> {
@@ -319,8 +276,19 @@ impl Txn<'_> {
         Ok(())
     }
 
-    /// Returns by how many the rows of the data id grew: -1, 0 or 1.
+    /// True if there is an extent row of a chunk, though it may be cut off.
+    pub(super) fn has_extent_row(&mut self, data: DataId, chunk: ChunkNo) -> Result<bool> {
+        Ok(get(&self.core.conn, data, chunk).at(&self.core.path)?.is_some())
+    }
+
+    /// Put or drop one extent, with the patches over it. Returns by how many the chunks of the data id that have rows
+    /// grew: -1, 0 or 1.
     fn put_extent(&mut self, data: DataId, chunk: ChunkNo, key: Option<&BlockKey>) -> Result<i64> {
+        let alone = self.end_patches(data, chunk, ChunkNo(chunk.0 + 1))?;
+        Ok(self.put_extent_row(data, chunk, key)? - alone as i64)
+    }
+
+    fn put_extent_row(&mut self, data: DataId, chunk: ChunkNo, key: Option<&BlockKey>) -> Result<i64> {
         let core = &*self.core;
         let since = core.generation();
         let old = get(&core.conn, data, chunk).at(&core.path)?;
@@ -378,6 +346,10 @@ impl Txn<'_> {
         if row.allocated == 0 {
             return Ok(());
         }
+        let alone = self.end_patches(data, from, to)?;
+        if alone != 0 {
+            self.amend(ino, |row| row.allocated = row.allocated.saturating_sub(alone << chunk_bits))?;
+        }
         let core = &mut *self.core;
         let at = core.generation();
         let rows = range(&core.conn, data, (from, to), ANY_SEQUENCE, core.cut_at_once + 1).at(&core.path)?;
@@ -416,8 +388,11 @@ impl Txn<'_> {
             if let Some(inode) = self.core.inode(cut.ino)?
                 && inode.data == cut.data
             {
-                let gone = (rows.len() as u64) << inode.chunk_bits;
-                self.allocate(cut.ino, |allocated| allocated.saturating_sub(gone))?;
+                let bits = inode.chunk_bits;
+                // What was written since as a patch keeps its chunk allocated.
+                let patched = |row: &&ExtentRow| self.core.patched.get(row.data, row.chunk).is_none();
+                let gone = rows.iter().filter(patched).count() as u64;
+                self.allocate(cut.ino, |allocated| allocated.saturating_sub(gone << bits))?;
             }
         }
         if rows.len() < max {
@@ -431,6 +406,12 @@ impl Txn<'_> {
     /// # Errors
     /// [`Error::Database`].
     pub fn seek_data(&mut self, data: DataId, from: ChunkNo) -> Result<Option<ChunkNo>> {
+        let patched = self.core.patched.range(data, from, CHUNK_END).next().map(|(chunk, _)| chunk);
+        let extent = self.seek_extent(data, from)?;
+        Ok([patched, extent].into_iter().flatten().min())
+    }
+
+    fn seek_extent(&mut self, data: DataId, from: ChunkNo) -> Result<Option<ChunkNo>> {
         let mut at = from;
         loop {
             let Some(row) = self.page(data, at)?.into_iter().next() else { return Ok(None) };
@@ -446,6 +427,14 @@ impl Txn<'_> {
     /// # Errors
     /// [`Error::Database`].
     pub fn seek_hole(&mut self, data: DataId, from: ChunkNo) -> Result<ChunkNo> {
+        let mut at = self.seek_no_extent(data, from)?;
+        while self.core.patched.get(data, at).is_some() {
+            at = self.seek_no_extent(data, ChunkNo(at.0 + 1))?;
+        }
+        Ok(at)
+    }
+
+    fn seek_no_extent(&mut self, data: DataId, from: ChunkNo) -> Result<ChunkNo> {
         let mut at = from;
         loop {
             let page = self.page(data, at)?;
@@ -479,14 +468,6 @@ impl Txn<'_> {
             out.truncate(1);
         }
         Ok(out)
-    }
-
-    /// Patches of chunks `from..to`, in the order they apply.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn patches(&mut self, data: DataId, from: ChunkNo, to: ChunkNo) -> Result<Vec<PatchRow>> {
-        patches(&self.core.conn, data, from, to).at(&self.core.path)
     }
 }
 

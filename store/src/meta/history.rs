@@ -55,6 +55,21 @@ pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite
         Past::Xattr(row) => conn
             .prepare_cached("INSERT INTO xattrs_past (ino, name, value, since, until) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![int(row.ino.0), &*row.name, &*row.value, int(row.since.0), until]),
+        Past::Patch(row) => conn
+            .prepare_cached(
+                "INSERT INTO patches_past (data, chunk, sequence, ino, at, bytes, since, until) \
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            )?
+            .execute(params![
+                int(row.data.0),
+                int(row.chunk.0),
+                int(row.sequence),
+                int(row.ino.0),
+                row.offset,
+                &*row.bytes,
+                int(row.since.0),
+                until
+            ]),
     }
 }
 
@@ -72,6 +87,9 @@ pub(super) fn delete(conn: &Connection, key: &PastKey) -> rusqlite::Result<usize
         PastKey::Xattr(ino, name, since) => conn
             .prepare_cached("DELETE FROM xattrs_past WHERE ino = ?1 AND name = ?2 AND since = ?3")?
             .execute(params![int(ino.0), &**name, int(since.0)]),
+        PastKey::Patch(data, chunk, sequence) => conn
+            .prepare_cached("DELETE FROM patches_past WHERE data = ?1 AND chunk = ?2 AND sequence = ?3")?
+            .execute([int(data.0), int(chunk.0), int(*sequence)]),
     }
 }
 
@@ -89,6 +107,7 @@ fn candidates(conn: &Connection, table: usize, from: Generation, to: Generation)
         "SELECT since, until, parent, hash, name FROM dentries_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
         "SELECT since, until, data, chunk, key FROM extents_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
         "SELECT since, until, ino, name FROM xattrs_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
+        "SELECT since, until, data, chunk, sequence FROM patches_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
     ][table];
     let mut statement = conn.prepare_cached(sql)?;
     let mut rows = statement.query([int(from.0), int(to.0)])?;
@@ -103,7 +122,8 @@ fn candidates(conn: &Connection, table: usize, from: Generation, to: Generation)
                 let key = PastKey::Extent(DataId(owner), ChunkNo(number(row, 3)?), since);
                 (key, Some(BlockKey(row.get(4)?)))
             }
-            _ => (PastKey::Xattr(Ino(owner), blob(row, 3)?, since), None),
+            3 => (PastKey::Xattr(Ino(owner), blob(row, 3)?, since), None),
+            _ => (PastKey::Patch(DataId(owner), ChunkNo(number(row, 3)?), number(row, 4)?), None),
         };
         out.push(Candidate { key, since, until, block });
     }
@@ -139,7 +159,7 @@ impl Txn<'_> {
     /// [`Error::Database`].
     pub fn forget_history(&mut self, from: Generation, to: Generation, pinned: &[Generation]) -> Result<usize> {
         let mut forgotten = 0;
-        for table in 0..4 {
+        for table in 0..5 {
             for candidate in candidates(&self.core.conn, table, from, to).at(&self.core.path)? {
                 let first = pinned.partition_point(|generation| *generation < candidate.since);
                 if pinned.get(first).is_some_and(|generation| *generation < candidate.until) {

@@ -19,6 +19,7 @@ mod inode;
 mod namespace;
 mod outbox;
 mod past;
+pub mod patch;
 mod reader;
 pub mod rows;
 mod schema;

@@ -15,7 +15,7 @@ use super::extent::{self, Cuts};
 use super::rows::*;
 use super::schema::inode_columns;
 use super::sql::{At, blob, enumerated, int, number};
-use super::{Meta, dentry, inode, snapshot};
+use super::{Meta, dentry, inode, patch, snapshot};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino};
 
@@ -197,6 +197,14 @@ impl PastReader<'_> {
     ) -> Result<Vec<(ChunkNo, BlockKey)>> {
         let cuts = extent::load_cuts_of(self.conn, data).at(self.path)?;
         extents_at(self.conn, &cuts, data, generation, from, to).at(self.path)
+    }
+
+    /// Patches of chunks `from..to` at the end of a generation, in the order they apply; they lie over the extents.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn patches(&self, data: DataId, generation: Generation, from: ChunkNo, to: ChunkNo) -> Result<Vec<PatchRow>> {
+        patch::range_at(self.conn, data, generation, from, to).at(self.path)
     }
 
     /// All states of an inode that are kept, oldest first, each with the generation that ended it (`None`: current).

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, params};
 use super::rows::*;
 use super::schema::SHELVES;
 use super::sql::{At, blob, enumerated, int, number};
-use super::{Meta, block, dentry, digest, extent, inode, outbox, segment};
+use super::{Meta, block, dentry, digest, extent, inode, outbox, patch, segment};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO};
 
@@ -294,14 +294,8 @@ fn change_of(table: &str, row: &Row<'_>) -> rusqlite::Result<RowChange> {
             ino: Ino(number(row, 4)?),
             since: until(5)?,
         }),
-        "patches" => RowChange::PutPatch(PatchRow {
-            data: DataId(number(row, 0)?),
-            chunk: ChunkNo(number(row, 1)?),
-            sequence: number(row, 2)?,
-            offset: row.get(3)?,
-            bytes: blob(row, 4)?,
-            since: until(5)?,
-        }),
+        "patches" => RowChange::PutPatch(patch::from_row(row)?),
+        "patches_past" => RowChange::PutPast { past: Past::Patch(patch::from_row(row)?), until: until(7)? },
         "range_links" => RowChange::PutLink(RangeLinkRow {
             data: DataId(number(row, 0)?),
             chunk: ChunkNo(number(row, 1)?),

@@ -456,8 +456,10 @@ pub struct PatchRow {
     pub data: DataId,
     /// Which chunk.
     pub chunk: ChunkNo,
-    /// Patches of a chunk apply in ascending order.
+    /// Patches of a chunk apply in ascending order. Never used again in a data id.
     pub sequence: u64,
+    /// The inode it was written to (it may be gone).
+    pub ino: Ino,
     /// Offset in the chunk, bytes.
     pub offset: u32,
     /// The bytes written.
@@ -559,6 +561,8 @@ pub enum Past {
     Extent(ExtentRow),
     /// Of an extended attribute.
     Xattr(XattrRow),
+    /// A patch.
+    Patch(PatchRow),
 }
 
 /// Identifies a former row.
@@ -572,6 +576,8 @@ pub enum PastKey {
     Extent(DataId, ChunkNo, Generation),
     /// Of an extended attribute.
     Xattr(Ino, Box<[u8]>, Generation),
+    /// A patch: data id, chunk, sequence.
+    Patch(DataId, ChunkNo, u64),
 }
 
 /// One change of one row (or of one range of rows). What a commit record and a checkpoint are made of.
@@ -649,14 +655,18 @@ pub enum RowChange {
     DelSegment(SegmentId),
     /// Insert or replace.
     PutPatch(PatchRow),
-    /// Delete.
-    DelPatch {
+    /// Delete the patches of `from..to` up to a sequence.
+    DelPatches {
         /// Whose.
         data: DataId,
-        /// Which chunk.
-        chunk: ChunkNo,
-        /// Which patch.
-        sequence: u64,
+        /// First chunk.
+        from: ChunkNo,
+        /// Chunk after the last.
+        to: ChunkNo,
+        /// Those with a higher sequence stay.
+        through: u64,
+        /// When they ended.
+        at: Generation,
     },
     /// Insert or replace.
     PutLink(RangeLinkRow),

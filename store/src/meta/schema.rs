@@ -58,8 +58,14 @@ CREATE TABLE cuts (
     data INTEGER NOT NULL, sequence INTEGER NOT NULL, first INTEGER NOT NULL, beyond INTEGER NOT NULL,
     ino INTEGER NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (data, sequence)) WITHOUT ROWID;
 CREATE TABLE patches (
-    data INTEGER NOT NULL, chunk INTEGER NOT NULL, sequence INTEGER NOT NULL, at INTEGER NOT NULL,
-    bytes BLOB NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (data, chunk, sequence)) WITHOUT ROWID;
+    data INTEGER NOT NULL, chunk INTEGER NOT NULL, sequence INTEGER NOT NULL, ino INTEGER NOT NULL,
+    at INTEGER NOT NULL, bytes BLOB NOT NULL, since INTEGER NOT NULL,
+    PRIMARY KEY (data, chunk, sequence)) WITHOUT ROWID;
+CREATE TABLE patches_past (
+    data INTEGER NOT NULL, chunk INTEGER NOT NULL, sequence INTEGER NOT NULL, ino INTEGER NOT NULL,
+    at INTEGER NOT NULL, bytes BLOB NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL,
+    PRIMARY KEY (data, chunk, sequence)) WITHOUT ROWID;
+CREATE INDEX patches_past_until ON patches_past (until);
 CREATE TABLE range_links (
     data INTEGER NOT NULL, chunk INTEGER NOT NULL, chunks INTEGER NOT NULL, source INTEGER NOT NULL,
     source_chunk INTEGER NOT NULL, source_generation INTEGER NOT NULL, since INTEGER NOT NULL,
@@ -115,7 +121,8 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
     ("extents", "data, chunk, key, sequence, since", "data, chunk"),
     ("extents_past", "data, chunk, key, sequence, since, until", "data, chunk, since"),
     ("cuts", "data, sequence, first, beyond, ino, since", "data, sequence"),
-    ("patches", "data, chunk, sequence, at, bytes, since", "data, chunk, sequence"),
+    ("patches", "data, chunk, sequence, ino, at, bytes, since", "data, chunk, sequence"),
+    ("patches_past", "data, chunk, sequence, ino, at, bytes, since, until", "data, chunk, sequence"),
     ("range_links", "data, chunk, chunks, source, source_chunk, source_generation, since", "data, chunk"),
     ("xattrs", "ino, name, value, since", "ino, name"),
     ("xattrs_past", "ino, name, value, since, until", "ino, name, since"),
@@ -191,7 +198,7 @@ pub(super) fn make_tables(conn: &Connection) -> rusqlite::Result<()> {
          CREATE INDEX inodes_past_until ON inodes_past (until);"
     ))?;
     conn.execute_batch(TABLES_DDL)?;
-    for table in ["inodes", "dentries", "extents", "xattrs"] {
+    for table in ["inodes", "dentries", "extents", "patches", "xattrs"] {
         conn.execute_batch(&former_rows_stay(table))?;
     }
     for shelf in SHELVES {

@@ -53,6 +53,7 @@ mod codec;
 mod exec_border;
 mod failure;
 mod model;
+mod patch;
 mod posix;
 mod random;
 mod speed;

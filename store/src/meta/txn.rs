@@ -15,9 +15,10 @@ use super::counters::{COUNTERS_KEY, Counters};
 use super::dentry::NameHash;
 use super::extent::Cuts;
 use super::history::HISTORY_KEY;
+use super::patch::Patched;
 use super::rows::*;
 use super::sql::At;
-use super::{BlockIdOf, block, dentry, extent, history, inode, segment, shelf, snapshot, xattr};
+use super::{BlockIdOf, block, dentry, extent, history, inode, patch, segment, shelf, snapshot, xattr};
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, SegmentId};
@@ -45,6 +46,7 @@ pub(super) struct Core {
     /// Counters as last written.
     pub counters_written: Counters,
     pub cuts: Cuts,
+    pub patched: Patched,
     /// Former rows are kept.
     pub history: bool,
     /// Recorded changes of the open generation, in order.
@@ -103,6 +105,7 @@ impl Core {
             counters: Counters::fresh(),
             counters_written: Counters::default(),
             cuts: Cuts::default(),
+            patched: Patched::default(),
             history: false,
             changes: Vec::new(),
             refs: Vec::new(),
@@ -135,6 +138,7 @@ impl Core {
     /// Cuts, settings and counters as the tables have them.
     pub fn reload(&mut self) -> Result<()> {
         self.cuts = extent::load_cuts(&self.conn).at(&self.path)?;
+        self.patched = patch::load(&self.conn).at(&self.path)?;
         self.history = shelf::get(&self.conn, Shelf::Settings, HISTORY_KEY).at(&self.path)?.as_deref() == Some(&[1]);
         Ok(())
     }
@@ -227,6 +231,14 @@ impl Core {
                 self.cuts.remove(*data, *sequence);
                 true
             }
+            RowChange::PutPatch(row) => {
+                self.patched.insert(row);
+                true
+            }
+            RowChange::DelPatches { data, from, to, through, .. } => {
+                self.patched.remove(*data, *from, *to, *through);
+                true
+            }
             RowChange::PutShelf(row) if row.shelf == Shelf::Settings && &*row.key == HISTORY_KEY => {
                 self.history = *row.value == [1];
                 true
@@ -317,17 +329,15 @@ impl<'m> Txn<'m> {
         self.core.counters.next_segment = self.core.counters.next_segment.max(id.0 + 1);
     }
 
-    /// Change a row that this module has no operation for (patches, range links, generations) and record the change.
+    /// Change a row that this module has no operation for (range links, generations) and record the change.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for rows that have operations, which keep counts and caches.
     pub fn apply(&mut self, change: RowChange) -> Result<()> {
         match change {
-            RowChange::PutPatch(_)
-            | RowChange::DelPatch { .. }
-            | RowChange::PutLink(_)
-            | RowChange::DelLink { .. }
-            | RowChange::DelGeneration(_) => self.core.apply(change).map(|_| ()),
+            RowChange::PutLink(_) | RowChange::DelLink { .. } | RowChange::DelGeneration(_) => {
+                self.core.apply(change).map(|_| ())
+            }
             _ => Err(Error::InvalidArgument("rows of this table change by operations only")),
         }
     }
@@ -359,8 +369,10 @@ fn project(conn: &Connection, change: &RowChange, history: bool, cuts: &Cuts) ->
         RowChange::DelBlock(id) => block::delete(conn, id),
         RowChange::PutSegment(row) => segment::put(conn, row),
         RowChange::DelSegment(id) => segment::delete(conn, *id),
-        RowChange::PutPatch(row) => extent::put_patch(conn, row),
-        RowChange::DelPatch { data, chunk, sequence } => extent::delete_patch(conn, *data, *chunk, *sequence),
+        RowChange::PutPatch(row) => patch::put(conn, row),
+        RowChange::DelPatches { data, from, to, through, at } => {
+            patch::delete(conn, *data, (*from, *to), *through, *at, history)
+        }
         RowChange::PutLink(row) => extent::put_link(conn, row),
         RowChange::DelLink { data, chunk } => extent::delete_link(conn, *data, *chunk),
         RowChange::PutCut(row) => extent::put_cut(conn, row),
@@ -388,6 +400,7 @@ enum Key<'a> {
     Refs(&'a BlockId),
     Segment(SegmentId),
     Patch(DataId, ChunkNo, u64),
+    Patches(DataId, ChunkNo, ChunkNo, u64, Generation),
     Link(DataId, ChunkNo),
     Cut(DataId, u64),
     Generation(Generation),
@@ -399,6 +412,7 @@ enum Key<'a> {
     PastDentry(Ino, u64, &'a [u8], Generation),
     PastExtent(DataId, ChunkNo, Generation),
     PastXattr(Ino, &'a [u8], Generation),
+    PastPatch(DataId, ChunkNo, u64),
 }
 
 impl<'a> Key<'a> {
@@ -418,7 +432,7 @@ impl<'a> Key<'a> {
             RowChange::PutSegment(row) => Self::Segment(row.id),
             RowChange::DelSegment(id) => Self::Segment(*id),
             RowChange::PutPatch(row) => Self::Patch(row.data, row.chunk, row.sequence),
-            RowChange::DelPatch { data, chunk, sequence } => Self::Patch(*data, *chunk, *sequence),
+            RowChange::DelPatches { data, from, to, through, at } => Self::Patches(*data, *from, *to, *through, *at),
             RowChange::PutLink(row) => Self::Link(row.data, row.chunk),
             RowChange::DelLink { data, chunk } => Self::Link(*data, *chunk),
             RowChange::PutCut(row) => Self::Cut(row.data, row.sequence),
@@ -434,12 +448,14 @@ impl<'a> Key<'a> {
                 Past::Dentry(row) => Self::PastDentry(row.parent, row.hash, &row.name, row.since),
                 Past::Extent(row) => Self::PastExtent(row.data, row.chunk, row.since),
                 Past::Xattr(row) => Self::PastXattr(row.ino, &row.name, row.since),
+                Past::Patch(row) => Self::PastPatch(row.data, row.chunk, row.sequence),
             },
             RowChange::DelPast(key) => match key {
                 PastKey::Inode(ino, version, since) => Self::PastInode(*ino, version.0, *since),
                 PastKey::Dentry(parent, hash, name, since) => Self::PastDentry(*parent, *hash, name, *since),
                 PastKey::Extent(data, chunk, since) => Self::PastExtent(*data, *chunk, *since),
                 PastKey::Xattr(ino, name, since) => Self::PastXattr(*ino, name, *since),
+                PastKey::Patch(data, chunk, sequence) => Self::PastPatch(*data, *chunk, *sequence),
             },
         }
     }

@@ -47,13 +47,18 @@ const RULES: &[(&str, &str)] = &[
     (
         "file # says # bytes allocated, its extents take #",
         "SELECT i.ino, i.allocated, coalesce(e.extents, 0) << i.chunk_bits FROM inodes i \
-         LEFT JOIN (SELECT data, count(*) AS extents FROM extents GROUP BY data) e ON e.data = i.data \
+         LEFT JOIN (SELECT data, count(*) AS extents FROM \
+         (SELECT data, chunk FROM extents UNION SELECT data, chunk FROM patches) GROUP BY data) e ON e.data = i.data \
          WHERE i.kind = 1 AND i.allocated <> coalesce(e.extents, 0) << i.chunk_bits",
     ),
     (
         "data id # has # extents, but neither inode nor cut",
         "SELECT e.data, e.extents FROM (SELECT data, count(*) AS extents FROM extents GROUP BY data) e \
          WHERE e.data NOT IN (SELECT data FROM inodes) AND e.data NOT IN (SELECT data FROM cuts)",
+    ),
+    (
+        "data id # has # patches, but no inode",
+        "SELECT data, count(*) FROM patches WHERE data NOT IN (SELECT data FROM inodes) GROUP BY data",
     ),
     (
         "# blocks lie in segment #, which does not exist",

@@ -7,7 +7,8 @@ use super::{DomainPolicy, Volume};
 use crate::blocks::{Chunk, Put};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Ino};
-use crate::meta::rows::{Attr, BlockRow, FileChange, FileKind, INLINE_MAX};
+use crate::meta::patch::lay;
+use crate::meta::rows::{Attr, BlockRow, FileChange, FileKind, INLINE_MAX, PatchRow};
 use crate::seal::{BlockKind, Salt, Sealer};
 
 /// Dirty chunks of one file: number and plaintext, not longer than the file needs.
@@ -16,7 +17,8 @@ pub type FileChunks<'a> = (Ino, Vec<(ChunkNo, &'a [u8])>);
 /// Where a file's stored bytes are.
 enum Place {
     Inline(Arc<[u8]>),
-    Extents(Vec<Option<BlockKey>>),
+    /// Blocks of the chunks asked for, and small writes over them.
+    Extents(Vec<Option<BlockKey>>, Vec<PatchRow>),
 }
 
 impl Volume {
@@ -25,7 +27,11 @@ impl Volume {
     pub fn read_chunks(&self, attr: &Attr, chunks: &[ChunkNo]) -> Result<Vec<Option<Arc<Chunk>>>> {
         match self.place(attr, chunks)? {
             Place::Inline(bytes) => Ok(inline_chunks(&bytes, chunks)),
-            Place::Extents(keys) => self.read_keys(&keys, attr.ino),
+            Place::Extents(keys, patches) => {
+                let mut found = self.read_keys(&keys, attr.ino)?;
+                lay_over(chunks, &mut found, &patches);
+                Ok(found)
+            }
         }
     }
 
@@ -46,13 +52,17 @@ impl Volume {
     pub fn cached_chunks(&self, attr: &Attr, chunks: &[ChunkNo]) -> Option<Vec<Option<Arc<Chunk>>>> {
         match self.place(attr, chunks).ok()? {
             Place::Inline(bytes) => Some(inline_chunks(&bytes, chunks)),
-            Place::Extents(keys) => keys
-                .iter()
-                .map(|key| match key {
-                    None => Some(None),
-                    Some(key) => self.blocks.cache().get(&Sealer::block_id(key)).map(Some),
-                })
-                .collect(),
+            Place::Extents(keys, patches) => {
+                let mut found = keys
+                    .iter()
+                    .map(|key| match key {
+                        None => Some(None),
+                        Some(key) => self.blocks.cache().get(&Sealer::block_id(key)).map(Some),
+                    })
+                    .collect::<Option<Vec<_>>>()?;
+                lay_over(chunks, &mut found, &patches);
+                Some(found)
+            }
         }
     }
 
@@ -60,14 +70,14 @@ impl Volume {
     pub fn prefetch(&self, attr: &Attr, first: ChunkNo, count: u64) {
         let end = attr.size.div_ceil(1 << attr.chunk_bits);
         let chunks: Vec<ChunkNo> = (first.0..first.0.saturating_add(count).min(end)).map(ChunkNo).collect();
-        if let Ok(Place::Extents(keys)) = self.place(attr, &chunks) {
+        if let Ok(Place::Extents(keys, _)) = self.place(attr, &chunks) {
             self.prefetcher.ask(keys.into_iter().flatten().collect(), attr.ino);
         }
     }
 
     fn place(&self, attr: &Attr, chunks: &[ChunkNo]) -> Result<Place> {
         let (Some(first), Some(last)) = (chunks.iter().min(), chunks.iter().max()) else {
-            return Ok(Place::Extents(Vec::new()));
+            return Ok(Place::Extents(Vec::new(), Vec::new()));
         };
         self.meta.with(|txn| {
             if attr.size <= INLINE_MAX as u64
@@ -77,7 +87,8 @@ impl Volume {
             }
             let rows = txn.extents(attr.data, *first, ChunkNo(last.0 + 1))?;
             let by_chunk: HashMap<ChunkNo, BlockKey> = rows.into_iter().collect();
-            Ok(Place::Extents(chunks.iter().map(|chunk| by_chunk.get(chunk).copied()).collect()))
+            let patches = txn.patches(attr.data, *first, ChunkNo(last.0 + 1))?;
+            Ok(Place::Extents(chunks.iter().map(|chunk| by_chunk.get(chunk).copied()).collect(), patches))
         })
     }
 
@@ -150,7 +161,7 @@ impl Volume {
     }
 
     /// The salt of new blocks of an inode owned by `uid`.
-    fn salt(&self, ino: Ino, uid: u32) -> Salt {
+    pub(super) fn salt(&self, ino: Ino, uid: u32) -> Salt {
         let domain = match self.policy.domain {
             DomainPolicy::Volume => 0,
             DomainPolicy::Owner => u64::from(uid) + 1,
@@ -209,6 +220,17 @@ impl Volume {
     }
 }
 
+/// Lay small writes over the chunks they belong to.
+pub(super) fn lay_over(chunks: &[ChunkNo], found: &mut [Option<Arc<Chunk>>], patches: &[PatchRow]) {
+    for of_chunk in patches.chunk_by(|a, b| a.chunk == b.chunk) {
+        for (_, slot) in chunks.iter().zip(found.iter_mut()).filter(|(chunk, _)| **chunk == of_chunk[0].chunk) {
+            let mut content = slot.as_ref().map(|chunk| chunk.to_vec()).unwrap_or_default();
+            lay(&mut content, of_chunk);
+            *slot = Some(Arc::new(Chunk::whole(content)));
+        }
+    }
+}
+
 pub(super) fn inline_chunks(bytes: &Arc<[u8]>, chunks: &[ChunkNo]) -> Vec<Option<Arc<Chunk>>> {
     // Inline content is shorter than the shortest chunk.
     let whole = || (!bytes.is_empty()).then(|| Arc::new(Chunk::whole(bytes.to_vec())));
@@ -216,7 +238,7 @@ pub(super) fn inline_chunks(bytes: &Arc<[u8]>, chunks: &[ChunkNo]) -> Vec<Option
 }
 
 /// True if every byte is zero. Looks at 16 bytes at a time and stops at the first that are not.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
     let mut words = bytes.chunks_exact(16);
     words.by_ref().all(|word| word == [0; 16]) && words.remainder().iter().all(|byte| *byte == 0)
 }

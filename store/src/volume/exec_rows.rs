@@ -17,6 +17,15 @@ pub struct PolicyRow {
     pub value: Box<[u8]>,
 }
 
+/// The record row of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordRow {
+    /// As its writer made it.
+    pub key: Box<[u8]>,
+    /// What [`Volume::put_run_record`] was given.
+    pub value: Box<[u8]>,
+}
+
 fn policy_key(directory: Ino, name: &[u8]) -> Vec<u8> {
     let mut key = directory.0.to_be_bytes().to_vec();
     key.extend_from_slice(name);
@@ -107,12 +116,12 @@ impl Volume {
         self.change(|txn| keys.iter().try_for_each(|key| txn.delete_shelf(Shelf::Runs, key)))
     }
 
-    /// All records of runs with their keys, sorted by key.
+    /// All records of runs, sorted by key.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn run_records(&self) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+    pub fn run_records(&self) -> Result<Vec<RecordRow>> {
         let rows = self.meta.with(|txn| txn.shelf_rows(Shelf::Runs))?;
-        Ok(rows.into_iter().map(|row| (row.key, row.value)).collect())
+        Ok(rows.into_iter().map(|row| RecordRow { key: row.key, value: row.value }).collect())
     }
 }

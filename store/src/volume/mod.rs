@@ -5,6 +5,7 @@
 
 mod data;
 mod differences;
+mod fold;
 mod exec_rows;
 mod format;
 mod image;
@@ -42,7 +43,7 @@ pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use differences::{Difference, changes, differences};
-pub use exec_rows::PolicyRow;
+pub use exec_rows::{PolicyRow, RecordRow};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
@@ -456,6 +457,7 @@ impl Volume {
         looked?;
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
+        self.fold_due(false)?;
         while {
             let _held = self.gate();
             self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?

@@ -3,13 +3,13 @@
 //! Promises: everything read of a [`View`] is as it was when its generation closed, whatever goes on meanwhile; while a
 //! view lives its generation is not forgotten.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::Volume;
-use super::data::inline_chunks;
+use super::data::{inline_chunks, lay_over};
 use crate::blocks::Chunk;
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, Generation, Ino};
@@ -218,10 +218,16 @@ impl View {
         if let Some(inline) = &row.inline {
             return Ok(inline_chunks(inline, chunks));
         }
-        let rows = self.look(|past, generation| past.extents(row.data, generation, *first, ChunkNo(last.0 + 1)))?;
+        let end = ChunkNo(last.0 + 1);
+        let (rows, patches) = self.look(|past, generation| {
+            let rows = past.extents(row.data, generation, *first, end)?;
+            Ok((rows, past.patches(row.data, generation, *first, end)?))
+        })?;
         let by_chunk: HashMap<ChunkNo, BlockKey> = rows.into_iter().collect();
         let keys: Vec<Option<BlockKey>> = chunks.iter().map(|chunk| by_chunk.get(chunk).copied()).collect();
-        self.volume.read_keys(&keys, row.ino)
+        let mut found = self.volume.read_keys(&keys, row.ino)?;
+        lay_over(chunks, &mut found, &patches);
+        Ok(found)
     }
 
     /// The first offset at or after `from` that holds data (`data`), or that is a hole; the end of the file counts as
@@ -242,11 +248,14 @@ impl View {
         let mut at = from >> bits;
         while at < chunks {
             let to = ChunkNo(at.saturating_add(SEEK_CHUNKS).min(chunks));
-            let found = self.look(|past, generation| past.extents(row.data, generation, ChunkNo(at), to))?;
-            let mut stored = found.iter().map(|(chunk, _)| chunk.0).peekable();
+            let stored = self.look(|past, generation| {
+                let extents = past.extents(row.data, generation, ChunkNo(at), to)?;
+                let patches = past.patches(row.data, generation, ChunkNo(at), to)?;
+                let extents = extents.iter().map(|(chunk, _)| chunk.0);
+                Ok(extents.chain(patches.iter().map(|patch| patch.chunk.0)).collect::<BTreeSet<u64>>())
+            })?;
             for chunk in at..to.0 {
-                let is_data = stored.next_if_eq(&chunk).is_some();
-                if is_data == data {
+                if stored.contains(&chunk) == data {
                     return Ok(Some(from.max(chunk << bits)));
                 }
             }

@@ -5,7 +5,7 @@
 //! included. Everybody else is held off meanwhile, for a time that grows with the number of names and changed chunks.
 //! Knows neither the kernel's caches nor who has what open: it returns what the caller must tell them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ use crate::commit::Flusher;
 use crate::error::{Error, Result};
 use crate::ids::{ChunkNo, Generation, Ino};
 use crate::meta::Txn;
-use crate::meta::rows::{CHUNK_END, FileChange, FileKind, InodeRow, NewNode, RenameFlags, SetAttr, Unlinked};
+use crate::meta::rows::{CHUNK_END, FileChange, FileKind, InodeRow, NewNode, PatchRow, RenameFlags, SetAttr, Unlinked};
 
 /// What was done to one name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -147,6 +147,16 @@ impl Volume {
             None => outcome,
         }
     }
+}
+
+type ByChunk = BTreeMap<ChunkNo, Vec<PatchRow>>;
+
+fn by_chunk(patches: Vec<PatchRow>) -> ByChunk {
+    let mut out = ByChunk::new();
+    for patch in patches {
+        out.entry(patch.chunk).or_default().push(patch);
+    }
+    out
 }
 
 /// A name that the past state does not have (there).
@@ -289,12 +299,11 @@ impl<'t, 'm> Restorer<'t, 'm> {
             self.directory(ino, &missing.past, &missing.path)?;
         } else {
             self.links.insert(ino, ino);
-            let content = |row: &InodeRow| (row.data, row.size, row.mtime_ns, row.inline.clone());
-            if content(&self.txn.inode(ino)?) != content(&missing.past) {
-                self.revert(ino, &missing.past, &missing.path)?;
-            } else {
-                self.attributes(ino, &missing.past)?;
+            if missing.past.kind == FileKind::File {
+                self.content(ino, &missing.past)?;
             }
+            self.xattrs(ino, &missing.past)?;
+            self.attributes(ino, &missing.past)?;
         }
         Ok(true)
     }
@@ -384,17 +393,30 @@ impl<'t, 'm> Restorer<'t, 'm> {
         }
         let wanted = self.txn.extents_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?;
         let mut have: BTreeMap<_, _> = self.txn.extents(now.data, ChunkNo(0), CHUNK_END)?.into_iter().collect();
+        // Small writes that are not in a block yet are written again; they are all that moves.
+        let mut patches = by_chunk(self.txn.patches_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?);
+        let mut have_patches = by_chunk(self.txn.patches(now.data, ChunkNo(0), CHUNK_END)?);
+        let written = |patches: &Vec<PatchRow>| patches.iter().map(|patch| patch.sequence).collect::<Vec<_>>();
+        let same = |chunk: &ChunkNo, patches: &ByChunk, have: &ByChunk| {
+            patches.get(chunk).map(written) == have.get(chunk).map(written)
+        };
         let mut puts = Vec::new();
         for (chunk, key) in wanted {
-            if have.remove(&chunk) != Some(key) {
+            if have.remove(&chunk) != Some(key) || !same(&chunk, &patches, &have_patches) {
                 puts.push((chunk, Some(key)));
+            } else {
+                patches.remove(&chunk);
             }
+            have_patches.remove(&chunk);
         }
-        puts.extend(have.into_keys().map(|chunk| (chunk, None)));
+        let others: BTreeSet<ChunkNo> = have.into_keys().chain(have_patches.into_keys()).collect();
+        puts.extend(others.into_iter().map(|chunk| (chunk, None)));
         if now.inline.is_some() {
             self.txn.punch(ino, ChunkNo(0), 1)?;
         }
         self.txn.put_extents(ino, &puts)?;
+        let patches: Vec<_> = patches.values().flatten().map(|row| (row.chunk, row.offset, &*row.bytes)).collect();
+        self.txn.put_patches(ino, &patches)?;
         self.txn.set_file(ino, &change(past.size, None)).map(|_| ())
     }
 

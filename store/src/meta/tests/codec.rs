@@ -156,8 +156,16 @@ fn rest() -> impl Strategy<Value = RowChange> {
                 3 => RowChange::DelXattr { ino: Ino(n[0]), name, at: since },
                 4 => RowChange::DelBlock(BlockId([n[0] as u8; 16])),
                 5 => RowChange::DelSegment(SegmentId(n[0])),
-                6 => RowChange::PutPatch(PatchRow { data, chunk, sequence: n[3], offset: n[4] as u32, bytes, since }),
-                7 => RowChange::DelPatch { data, chunk, sequence: n[3] },
+                6 => RowChange::PutPatch(PatchRow {
+                    data,
+                    chunk,
+                    sequence: n[3],
+                    ino: Ino(n[5]),
+                    offset: n[4] as u32,
+                    bytes,
+                    since,
+                }),
+                7 => RowChange::DelPatches { data, from: chunk, to: ChunkNo(n[3]), through: n[4], at: since },
                 8 => RowChange::PutLink(RangeLinkRow {
                     data,
                     chunk,
@@ -194,12 +202,25 @@ fn past() -> impl Strategy<Value = RowChange> {
         dentry().prop_map(Past::Dentry),
         extent().prop_map(Past::Extent),
         xattr().prop_map(Past::Xattr),
+        extent().prop_map(|row| {
+            let (data, chunk, bytes) = (row.data, row.chunk, row.key.0[..7].into());
+            Past::Patch(PatchRow {
+                data,
+                chunk,
+                sequence: row.sequence,
+                ino: Ino(9),
+                offset: 5,
+                bytes,
+                since: row.since,
+            })
+        }),
     ];
     let key = prop_oneof![
         inode().prop_map(|row| PastKey::Inode(row.ino, row.version, row.since)),
         dentry().prop_map(|row| PastKey::Dentry(row.parent, row.hash, row.name, row.since)),
         extent().prop_map(|row| PastKey::Extent(row.data, row.chunk, row.since)),
         xattr().prop_map(|row| PastKey::Xattr(row.ino, row.name, row.since)),
+        extent().prop_map(|row| PastKey::Patch(row.data, row.chunk, row.sequence)),
     ];
     prop_oneof![
         (past, generation()).prop_map(|(past, until)| RowChange::PutPast { past, until }),

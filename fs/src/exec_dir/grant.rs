@@ -1,0 +1,130 @@
+//! What of the volume exists for a run: paths its policy grants, and files its arguments name. Everything is cut to
+//! what the caller may reach; symbolic links are not followed.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use brine_exec::{Identity, View, ViewAccess};
+use brine_store::ids::{Ino, ROOT_INO, Version};
+use brine_store::volume::{Attr, FileKind};
+
+use super::permission::{EXECUTE, READ, may};
+use super::policy::FunctionPolicy;
+use crate::control_dir::is_reserved;
+use crate::vfs::Vfs;
+
+/// Arguments that grant reading a file at most.
+const ARGUMENTS_MAX: usize = 256;
+
+/// A file or directory that a run may read, and its state when the run began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// Path from the root of the volume.
+    pub path: PathBuf,
+    /// Its inode.
+    pub ino: Ino,
+    /// Its version then.
+    pub version: Version,
+}
+
+/// What a run is granted.
+#[derive(Debug, Default)]
+pub struct Grants {
+    /// For the sandbox.
+    pub views: Vec<View>,
+    /// For the record.
+    pub inputs: Vec<Input>,
+    /// Arguments that name something of the volume and were not granted.
+    pub withheld: Vec<PathBuf>,
+}
+
+/// The volume as a caller sees it.
+pub struct Scout<'a> {
+    /// The volume.
+    pub vfs: &'a Vfs,
+    /// Where it is mounted.
+    pub mountpoint: &'a Path,
+    /// Who calls.
+    pub who: &'a Identity,
+}
+
+impl Scout<'_> {
+    /// `path` as it is from the root of the volume, if it lies in it. Only the text is looked at; `..` is none of ours.
+    pub fn inside(&self, directory: &Path, path: &Path) -> Option<PathBuf> {
+        let absolute = directory.join(path);
+        let rest = absolute.strip_prefix(self.mountpoint).ok()?;
+        let mut inside = PathBuf::new();
+        for part in rest.components() {
+            match part {
+                Component::Normal(name) => inside.push(name),
+                Component::CurDir => {}
+                _ => return None,
+            }
+        }
+        Some(inside)
+    }
+
+    /// What `inside` names, if the caller can reach it without symbolic links.
+    pub fn find(&self, inside: &Path) -> Option<Attr> {
+        let mut at = self.vfs.attr(ROOT_INO).ok()?;
+        for part in inside.components() {
+            let Component::Normal(name) = part else { return None };
+            if at.kind != FileKind::Directory || !may(self.who, &at, EXECUTE) || is_reserved(at.ino, name.as_bytes()) {
+                return None;
+            }
+            let found = self.vfs.volume().lookup(at.ino, name.as_bytes()).ok()?;
+            at = self.vfs.attr(found.ino).ok()?;
+        }
+        Some(at)
+    }
+
+    fn view(&self, inside: &Path, attr: &Attr, access: ViewAccess) -> View {
+        View { source: inside.to_owned(), ino: Some(attr.ino.0), at: self.mountpoint.join(inside), access }
+    }
+
+    /// Everything a run is granted. `arguments` are those after the function's name.
+    ///
+    /// # Errors
+    /// A path of the policy that the caller cannot reach, or that is not there.
+    pub fn grants(&self, policy: &FunctionPolicy, directory: &Path, arguments: &[OsString]) -> Result<Grants, PathBuf> {
+        let mut grants = Grants::default();
+        let granted = policy.read.iter().map(|path| (path, ViewAccess::Read));
+        for (path, access) in granted.chain(policy.write.iter().map(|path| (path, ViewAccess::Write))) {
+            let inside = PathBuf::from(path.trim_start_matches('/'));
+            let attr = self.find(&inside).ok_or_else(|| self.mountpoint.join(&inside))?;
+            if !matches!(attr.kind, FileKind::File | FileKind::Directory) {
+                return Err(self.mountpoint.join(&inside));
+            }
+            grants.views.push(self.view(&inside, &attr, access));
+            grants.inputs.push(Input { path: inside, ino: attr.ino, version: attr.version });
+        }
+        // Outer ones first, so that inner ones are laid over them.
+        grants.views.sort_by(|one, other| one.at.cmp(&other.at));
+        for argument in arguments {
+            self.argument(policy, directory, Path::new(argument), &mut grants);
+        }
+        Ok(grants)
+    }
+
+    fn argument(&self, policy: &FunctionPolicy, directory: &Path, argument: &Path, grants: &mut Grants) {
+        if argument.as_os_str().is_empty() {
+            return;
+        }
+        let Some(inside) = self.inside(directory, argument).filter(|inside| !inside.as_os_str().is_empty()) else {
+            return;
+        };
+        let at = self.mountpoint.join(&inside);
+        if grants.views.iter().any(|view| at.starts_with(&view.at)) {
+            return;
+        }
+        let Some(attr) = self.find(&inside) else { return };
+        let readable = attr.kind == FileKind::File && may(self.who, &attr, READ);
+        if policy.args && readable && grants.inputs.len() < ARGUMENTS_MAX + policy.read.len() + policy.write.len() {
+            grants.views.push(self.view(&inside, &attr, ViewAccess::Read));
+            grants.inputs.push(Input { path: inside, ino: attr.ino, version: attr.version });
+        } else {
+            grants.withheld.push(at);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! From a launcher's request to what is to be done: which function, whether this caller may run it, what of the volume
+//! exists for the run. The exec crate asks here and does the rest.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use brine_exec::invocation::Caller as Peer;
+use brine_exec::protocol::Request;
+use brine_exec::service::{Admitted, Host};
+use brine_exec::{Error, ExitCause, Identity, Outcome, Plan, Result, Root, RunId, View, ViewAccess};
+use brine_store::clock::{Clock, SystemClock};
+use brine_store::ids::Ino;
+use brine_store::volume::{Attr, FileKind};
+use nix::sys::stat::fstat;
+use nix::unistd::{Uid, User};
+use parking_lot::Mutex;
+
+use super::code::{CodeNodes, CodePin};
+use super::environment;
+use super::grant::Scout;
+use super::permission::{EXECUTE, may};
+use super::pin::Pin;
+use super::policies::Place;
+use super::policy::FunctionPolicy;
+use super::record::RunRow;
+use super::runs::Runs;
+use crate::vfs::Vfs;
+
+/// A run that was asked for and has not ended.
+struct Active {
+    row: RunRow,
+    place: Place,
+    withheld: Vec<PathBuf>,
+    _pin: Arc<Pin>,
+    _code: Option<Arc<CodePin>>,
+}
+
+/// What a request was found to be about.
+struct Function {
+    pin: Arc<Pin>,
+    attr: Attr,
+    /// From the root of the volume.
+    path: PathBuf,
+    place: Place,
+}
+
+/// Decides for the runs of one mount.
+pub struct RunHost {
+    vfs: Arc<Vfs>,
+    mountpoint: PathBuf,
+    /// Device number of the mount's files.
+    device: u64,
+    code: Arc<CodeNodes>,
+    runs: Arc<Runs>,
+    active: Mutex<HashMap<RunId, Active>>,
+}
+
+impl RunHost {
+    /// For a mount.
+    pub fn new(vfs: Arc<Vfs>, mountpoint: PathBuf, device: u64, code: Arc<CodeNodes>, runs: Arc<Runs>) -> Self {
+        Self { vfs, mountpoint, device, code, runs, active: Mutex::default() }
+    }
+
+    /// The volume.
+    pub fn vfs(&self) -> &Arc<Vfs> {
+        &self.vfs
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// Records of runs.
+    pub fn runs(&self) -> &Arc<Runs> {
+        &self.runs
+    }
+
+    /// Runs that have not ended: their records so far.
+    pub fn active(&self) -> Vec<(RunId, RunRow)> {
+        self.active.lock().iter().map(|(id, active)| (*id, active.row.clone())).collect()
+    }
+
+    fn identify(&self, request: &Request, function: Option<OwnedFd>, who: &Identity) -> Result<(Arc<Pin>, Attr)> {
+        if let Some(fd) = function {
+            return self.by_descriptor(&fd, who);
+        }
+        let refused = |why: super::ticket::Refused| Error::Refused(why.to_string());
+        let ticket = request.ticket.ok_or_else(|| {
+            Error::Refused("the launcher was started by hand; run the file itself, or use `brine exec run`".into())
+        })?;
+        let issued = self.vfs.exec().tickets.redeem(ticket, who.uid, Instant::now()).map_err(refused)?;
+        let attr = self.attr(issued.ino)?;
+        if attr.version != issued.version {
+            return Err(Error::Refused("the file was changed between its start and its run; run it again".into()));
+        }
+        Ok((issued.pin, attr))
+    }
+
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        self.vfs.settled(ino).map_err(|errno| match errno.0 {
+            libc::ETXTBSY => Error::Refused("text file busy: it is being written".into()),
+            _ => Error::NotFound("the function".into()),
+        })
+    }
+
+    /// The kernel has not checked that this caller may run what it has a descriptor of.
+    fn by_descriptor(&self, fd: &OwnedFd, who: &Identity) -> Result<(Arc<Pin>, Attr)> {
+        let stat = fstat(fd).map_err(|errno| Error::Refused(format!("the descriptor of the function: {errno}")))?;
+        if stat.st_dev != self.device {
+            return Err(Error::Refused("the function is not on this volume".into()));
+        }
+        let ino = Ino(stat.st_ino);
+        let pin = self.vfs.pin(ino);
+        let attr = self.attr(ino)?;
+        if !attr.in_exec || attr.kind != FileKind::File {
+            return Err(Error::Refused("not a file in exec/".into()));
+        }
+        if !may(who, &attr, EXECUTE) {
+            return Err(Error::Refused("permission denied".into()));
+        }
+        Ok((pin, attr))
+    }
+
+    /// Where the function is: by the name it was called by if that leads to it, else by the first name that does.
+    fn locate(&self, pin: Arc<Pin>, attr: Attr, request: &Request, who: &Identity) -> Result<Function> {
+        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who };
+        let called = request.argv.first().map(Path::new).unwrap_or(Path::new(""));
+        let leads = |inside: &PathBuf| scout.find(inside).is_some_and(|found| found.ino == attr.ino);
+        let path = scout.inside(&request.directory, called).filter(leads);
+        let path = path.or_else(|| {
+            let named = self.vfs.volume().path_of(attr.ino).ok()?;
+            let named = PathBuf::from(named.trim_start_matches('/'));
+            leads(&named).then_some(named)
+        });
+        let missing = || Error::NotFound(called.to_owned());
+        let path = path.ok_or_else(missing)?;
+        let directory = scout.find(path.parent().unwrap_or(Path::new(""))).ok_or_else(missing)?;
+        let name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        Ok(Function { pin, attr, path, place: (directory.ino, name) })
+    }
+
+    fn policy(&self, function: &Function) -> Result<FunctionPolicy> {
+        let policy = self.vfs.exec().policies.get(&function.place).map_err(Error::Refused)?.unwrap_or_default();
+        let name = self.mountpoint.join(&function.path);
+        if let Some(uid) = policy.suspended_by {
+            return Err(Error::Refused(format!(
+                "the policy of {0} is suspended: user {uid} changed the program; look at it, then `brine exec policy {0} \
+                 --resume`",
+                name.display()
+            )));
+        }
+        if let Some(most) = policy.concurrency {
+            let running = self.active.lock().values().filter(|active| active.place == function.place).count();
+            if running >= most as usize {
+                return Err(Error::Full("the function's --concurrency is reached"));
+            }
+        }
+        Ok(policy)
+    }
+
+    fn plan(&self, request: Request, function: &Function, who: &Identity) -> Result<(Plan, RunGrants)> {
+        if function.attr.size == 0 {
+            return Err(Error::Refused("an empty file is no program".into()));
+        }
+        let policy = self.policy(function)?;
+        if policy.stage {
+            return Err(Error::Refused("staged outputs are not there yet; set the policy with --stage off".into()));
+        }
+        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who };
+        let arguments = request.argv.get(1..).unwrap_or_default();
+        let grants = scout.grants(&policy, &request.directory, arguments).map_err(Error::NotFound)?;
+        let mut identity = who.clone();
+        if let (0, Some(uid)) = (who.uid, policy.uid) {
+            identity = Identity { uid, gid: uid, groups: Vec::new() };
+        }
+        let code = self.code.node(&function.pin, &function.attr);
+        let program = View {
+            source: Path::new(".brine/code").join(code.name()),
+            ino: None,
+            at: self.mountpoint.join(&function.path),
+            access: ViewAccess::Read,
+        };
+        let user = User::from_uid(Uid::from_raw(identity.uid)).ok().flatten().map(|user| user.name);
+        let mut plan = Plan::new(identity, program).with_limits(policy.limits());
+        plan.template.network = policy.network();
+        if let Some(root) = &policy.root {
+            plan.template.root = Root::Image(root.trim_start_matches('/').into());
+        }
+        plan.views = grants.views;
+        plan.best_effort = policy.best_effort;
+        plan.environment =
+            environment::filtered(Plan::environment_default(), request.environment, &policy.env, user.as_deref());
+        plan.argv = request.argv;
+        plan.directory = directory_inside(request.directory);
+        plan.umask = request.umask;
+        plan.nice = request.nice.max(0);
+        plan.ignored_signals = request.ignored_signals;
+        Ok((plan, RunGrants { inputs: grants.inputs, withheld: grants.withheld, code }))
+    }
+
+    /// A run is over: its record, and the function is let go of. That comes before the launcher hears, so that who waited
+    /// for the run may edit the function.
+    fn close(&self, id: RunId, caller: Option<&Peer>, end: impl FnOnce(&mut RunRow, &[PathBuf], i64)) {
+        let now_ns = SystemClock.now_ns();
+        let active = self.active.lock().remove(&id);
+        let (mut row, withheld) = match (active, caller) {
+            (Some(active), _) => (active.row, active.withheld),
+            (None, Some(peer)) => (RunRow::new(id, peer.identity.uid, peer.identity.gid, now_ns), Vec::new()),
+            (None, None) => return,
+        };
+        end(&mut row, &withheld, now_ns);
+        self.runs.put(&row);
+    }
+}
+
+impl Host for RunHost {
+    fn admit(&self, id: RunId, request: Request, function: Option<OwnedFd>, caller: &Peer) -> Result<Admitted> {
+        let who = &caller.identity;
+        let (pin, attr) = self.identify(&request, function, who)?;
+        let function = self.locate(pin, attr, &request, who)?;
+        let mut row = RunRow::new(id, who.uid, who.gid, SystemClock.now_ns());
+        row.function = format!("/{}", function.path.display());
+        (row.ino, row.version) = (attr.ino.0, attr.version.0);
+        let planned = self.plan(request, &function, who);
+        if let Ok((plan, grants)) = &planned {
+            row.grant(&plan.views, &grants.inputs);
+            self.runs.put(&row);
+        }
+        // Also of what is refused now: `refused` makes the record.
+        let (plan, withheld, code) = match planned {
+            Ok((plan, grants)) => (Ok(plan), grants.withheld, Some(grants.code)),
+            Err(error) => (Err(error), Vec::new(), None),
+        };
+        let active = Active { row, place: function.place, withheld, _pin: function.pin, _code: code };
+        self.active.lock().insert(id, active);
+        Ok(Admitted { plan: plan?, credential: None })
+    }
+
+    fn refused(&self, id: RunId, caller: &Peer, why: &Error) {
+        let cause = match why {
+            Error::NotFound(_) => ExitCause::NotFound,
+            _ if why.exit_code() == 125 => ExitCause::SandboxFailed,
+            _ => ExitCause::Refused,
+        };
+        self.close(id, Some(caller), |row, _, now_ns| row.refuse(cause, why.exit_code(), why.to_string(), now_ns));
+    }
+
+    fn started(&self, _id: RunId) {}
+
+    fn ended(&self, outcome: &mut Outcome) {
+        self.close(outcome.id, None, |row, withheld, now_ns| {
+            if outcome.cause != ExitCause::Exited(0) && outcome.line.is_none() && !withheld.is_empty() {
+                let paths: Vec<String> = withheld.iter().take(8).map(|path| path.display().to_string()).collect();
+                let line = format!("not granted to this run: {}; see `brine exec policy`", paths.join(", "));
+                outcome.line = Some(line);
+            }
+            row.end(outcome, now_ns);
+        });
+    }
+}
+
+/// Where a run starts: the caller's directory, unless a sandbox has something else of that name.
+fn directory_inside(directory: PathBuf) -> PathBuf {
+    let own = ["/proc", "/dev", "/sys", "/.brine-volume", "/.brine-root"].iter().any(|own| directory.starts_with(own));
+    let plain = directory.is_absolute() && directory.components().all(|part| part != std::path::Component::ParentDir);
+    if own || !plain { PathBuf::from("/") } else { directory }
+}
+
+/// What of a plan is kept beside it.
+struct RunGrants {
+    inputs: Vec<super::grant::Input>,
+    withheld: Vec<PathBuf>,
+    code: Arc<CodePin>,
+}

@@ -1,0 +1,209 @@
+//! The runs of a volume: their rows, which of them are kept, and `.brine/runs/ID/` where they can be read.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Weak};
+
+use brine_store::ids::Ino;
+use brine_store::volume::{Attr, COOKIE_MIN, DirEntry, FileKind};
+use parking_lot::Mutex;
+use serde_json::json;
+
+use super::record::{RUNNING, RunRow};
+use crate::control_dir::{Branch, Caching, Family, LOCAL_MASK, Opening, plain_attr, reading_only};
+use crate::errno::{Errno, Outcome};
+use crate::vfs::{Caller, Vfs};
+
+/// Ended runs kept at most.
+pub const KEPT_MAX: usize = 10_000;
+/// How long ended runs are kept, nanoseconds: 30 days.
+pub const KEPT_NS: i64 = 30 * 24 * 3600 * 1_000_000_000;
+/// More than this many too many are forgotten together.
+const FORGET_BATCH: usize = 256;
+
+const FILES: [&str; 2] = ["status.json", "usage.json"];
+
+/// All runs there are records of.
+pub struct Runs {
+    vfs: Weak<Vfs>,
+    /// Keys of the rows: the oldest first. The name of a run is the last 32 bytes of its key.
+    keys: Mutex<BTreeSet<Vec<u8>>>,
+    since_ns: i64,
+}
+
+impl Runs {
+    /// The runs of a volume. Those that were running when its last daemon ended are lost, and said so in their records.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn new(vfs: &Arc<Vfs>, now_ns: i64) -> brine_store::Result<Arc<Self>> {
+        let rows = vfs.volume().run_records()?;
+        let keys = rows.iter().map(|row| row.key.to_vec()).collect();
+        let runs = Self { vfs: Arc::downgrade(vfs), keys: Mutex::new(keys), since_ns: now_ns };
+        if vfs.volume().is_read_only().is_none() {
+            for row in rows {
+                // A row this version cannot read is kept as it is.
+                let Ok(mut row) = RunRow::decode(&row.value) else { continue };
+                if row.cause == RUNNING {
+                    row.refuse(brine_exec::ExitCause::Lost, 125, "the daemon ended before the run did".into(), now_ns);
+                    vfs.put_run_record(&row.key(), &row.encode())?;
+                }
+            }
+        }
+        Ok(Arc::new(runs))
+    }
+
+    /// Write a run's row. What the store refuses is logged: a record that is missing stops no run.
+    pub fn put(&self, row: &RunRow) {
+        let Some(vfs) = self.vfs.upgrade() else { return };
+        let key = row.key();
+        match vfs.put_run_record(&key, &row.encode()) {
+            Ok(()) => {
+                self.keys.lock().insert(key);
+            }
+            Err(error) => log::warn!("record of run {}: {error}", row.id),
+        }
+    }
+
+    /// The newest runs first, at most `max`.
+    pub fn newest(&self, max: usize) -> Vec<RunRow> {
+        let keys: Vec<Vec<u8>> = self.keys.lock().iter().rev().take(max).cloned().collect();
+        keys.iter().filter_map(|key| self.row(key)).collect()
+    }
+
+    /// The runs whose name begins so.
+    pub fn named(&self, start: &str) -> Vec<RunRow> {
+        let keys: Vec<Vec<u8>> =
+            self.keys.lock().iter().filter(|key| name_of(key).starts_with(start.as_bytes())).cloned().collect();
+        keys.iter().filter_map(|key| self.row(key)).collect()
+    }
+
+    fn row(&self, key: &[u8]) -> Option<RunRow> {
+        let row = self.vfs.upgrade()?.volume().run_record(key).ok()??;
+        RunRow::decode(&row).ok()
+    }
+
+    /// Forget what the rule does not keep. Runs that go on are kept: they are the newest.
+    pub fn sweep(&self, now_ns: i64) {
+        let Some(vfs) = self.vfs.upgrade() else { return };
+        let oldest = now_ns.saturating_sub(KEPT_NS).max(0).to_be_bytes();
+        let mut keys = self.keys.lock();
+        let surplus = keys.len().saturating_sub(KEPT_MAX);
+        let old = keys.iter().take_while(|key| key[..] < oldest[..]).count();
+        let many = if surplus > FORGET_BATCH { surplus } else { 0 };
+        let gone: Vec<Vec<u8>> = keys.iter().take(old.max(many)).cloned().collect();
+        if gone.is_empty() || vfs.volume().is_read_only().is_some() {
+            return;
+        }
+        gone.iter().for_each(|key| {
+            keys.remove(key);
+        });
+        drop(keys);
+        if let Err(error) = vfs.forget_run_records(&gone) {
+            log::warn!("forgetting old runs: {error}");
+        }
+    }
+
+    fn of(&self, ino: Ino) -> Outcome<(RunRow, u64)> {
+        let local = ino.0 & LOCAL_MASK;
+        let keys = self.keys.lock();
+        let key = keys.iter().rev().find(|key| local_of(name_of(key)) == local >> 2).cloned();
+        drop(keys);
+        Ok((key.and_then(|key| self.row(&key)).ok_or(Errno::STALE)?, local & 3))
+    }
+
+    fn attr_of(&self, row: &RunRow, part: u64) -> Attr {
+        let ino = Family::Runs.number(local_of(row.id.as_bytes()) << 2 | part, false);
+        let time = row.ended_ns.unwrap_or(row.started_ns);
+        let mut attr = match part {
+            0 => plain_attr(ino, FileKind::Directory, 0o500, 0, time),
+            part => plain_attr(ino, FileKind::File, 0o400, content(row, part).len() as u64, time),
+        };
+        (attr.uid, attr.gid) = (row.uid, row.gid);
+        attr
+    }
+}
+
+fn name_of(key: &[u8]) -> &[u8] {
+    key.get(8..).unwrap_or_default()
+}
+
+/// Enough digits of a run's name that no two of those kept have the same.
+fn local_of(name: &[u8]) -> u64 {
+    let digits = std::str::from_utf8(name.get(..13).unwrap_or_default()).unwrap_or_default();
+    u64::from_str_radix(digits, 16).unwrap_or_default()
+}
+
+fn content(row: &RunRow, part: u64) -> Vec<u8> {
+    let value = if part == 1 {
+        let mut value = serde_json::to_value(row).unwrap_or_default();
+        if let Some(fields) = value.as_object_mut() {
+            fields.remove("usage");
+        }
+        value
+    } else {
+        json!({ "id": row.id, "usage": row.usage })
+    };
+    let mut text = serde_json::to_vec_pretty(&value).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+impl Branch for Runs {
+    fn family(&self) -> Family {
+        Family::Runs
+    }
+
+    fn attr(&self, ino: Ino) -> Outcome<Attr> {
+        if ino == Family::Runs.top() {
+            return Ok(plain_attr(ino, FileKind::Directory, 0o711, 0, self.since_ns));
+        }
+        let (row, part) = self.of(ino)?;
+        Ok(self.attr_of(&row, part))
+    }
+
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Outcome<Attr> {
+        if parent == Family::Runs.top() {
+            let name = std::str::from_utf8(name).ok().filter(|name| name.len() == 32).ok_or(Errno::NOT_FOUND)?;
+            let row = self.named(name).into_iter().next().ok_or(Errno::NOT_FOUND)?;
+            return Ok(self.attr_of(&row, 0));
+        }
+        let (row, part) = self.of(parent)?;
+        if part != 0 {
+            return Err(Errno(libc::ENOTDIR));
+        }
+        let part = FILES.iter().position(|file| file.as_bytes() == name).ok_or(Errno::NOT_FOUND)?;
+        Ok(self.attr_of(&row, part as u64 + 1))
+    }
+
+    fn entries(&self, dir: Ino, cookie: u64, max: usize, plus: bool) -> Outcome<Vec<DirEntry>> {
+        let entry = |name: &[u8], attr: Attr, cookie| DirEntry {
+            name: name.to_vec(),
+            ino: attr.ino,
+            kind: attr.kind,
+            cookie,
+            attr: plus.then_some(attr),
+        };
+        if dir != Family::Runs.top() {
+            let (row, _) = self.of(dir)?;
+            let files = (COOKIE_MIN..).zip((1..).zip(FILES)).filter(|(at, _)| *at > cookie);
+            let files = files.map(|(at, (part, name))| entry(name.as_bytes(), self.attr_of(&row, part), at));
+            return Ok(files.take(max).collect());
+        }
+        // A run's place in a listing is its age, so that runs that come and go meanwhile shift nothing.
+        let place = |key: &[u8]| COOKIE_MIN + age_of(key);
+        let keys: Vec<Vec<u8>> = self.keys.lock().iter().filter(|key| place(key) > cookie).take(max).cloned().collect();
+        let row = |key: &Vec<u8>| Some(entry(name_of(key), self.attr_of(&self.row(key)?, 0), place(key)));
+        Ok(keys.iter().filter_map(row).collect())
+    }
+
+    fn open(&self, _caller: Caller, ino: Ino, flags: i32) -> Outcome<Opening> {
+        reading_only(flags)?;
+        let (row, part) = self.of(ino)?;
+        let file: Arc<[u8]> = content(&row, part).into();
+        Ok(Opening { file: Arc::new(file), caching: Caching::Direct })
+    }
+}
+
+fn age_of(key: &[u8]) -> u64 {
+    key.first_chunk::<8>().map_or(0, |age| u64::from_be_bytes(*age)) >> 1
+}

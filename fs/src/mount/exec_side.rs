@@ -1,0 +1,232 @@
+//! The exec side of a mount: the branches of `.brine` it needs, its sockets, and who answers there.
+//!
+//! The sockets lie in a directory that every user of the mount can search, not in the mount: one bound there would keep
+//! it busy.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use brine_exec::service::{Host, Service};
+use brine_exec::{Config, Sandboxes, launcher};
+use brine_store::clock::{Clock, SystemClock};
+use brine_store::ids::VolumeId;
+use nix::unistd::geteuid;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+use super::watch::Watch;
+use crate::control::{self, Server};
+use crate::exec_dir::code::CodeNodes;
+use crate::exec_dir::command;
+use crate::exec_dir::entrance::{Launcher, SocketLink};
+use crate::exec_dir::host::RunHost;
+use crate::exec_dir::request::{Asker, COMMAND_SOCKET, ExecRequest};
+use crate::exec_dir::runs::Runs;
+use crate::exit_code::{ExitCode, Failure};
+use crate::vfs::Vfs;
+
+/// Where root's daemons listen for everybody: a directory a volume.
+const PUBLIC_DIR: &str = "/run/brine-exec";
+/// Name of the socket that launchers ask at.
+const LAUNCH_SOCKET: &str = "exec.sock";
+
+/// How far it is.
+enum Stage {
+    /// Launchers that come wait.
+    Starting(UnixListener),
+    /// They are answered.
+    Running(Service, Arc<Sandboxes>),
+    /// Nothing is run any more.
+    Stopped,
+}
+
+/// Runs the functions of one mount.
+pub(super) struct ExecSide {
+    vfs: Arc<Vfs>,
+    host: Arc<RunHost>,
+    mountpoint: PathBuf,
+    device: String,
+    directory: PathBuf,
+    stage: Mutex<Stage>,
+    watch: Mutex<Option<Watch>>,
+}
+
+impl ExecSide {
+    /// Prepare the exec side of a volume that was mounted at `mountpoint` with this device number (`major:minor`). The
+    /// mount itself is not looked at: it need not answer yet.
+    ///
+    /// # Errors
+    /// Why nothing can be run.
+    pub(super) fn new(vfs: &Arc<Vfs>, mountpoint: &Path, shown_device: &str) -> Result<Arc<Self>, Failure> {
+        if vfs.volume().is_read_only().is_some() {
+            return Err(Failure::new(ExitCode::ReadOnly, "the volume is read-only"));
+        }
+        if vfs.make_exec_directory()?.is_none() {
+            return Err(Failure::new(
+                ExitCode::Refused,
+                "\"exec\" in the root of the volume is no exec directory; give it another name and mount again",
+            ));
+        }
+        let device = device_number(shown_device)
+            .ok_or_else(|| Failure::new(ExitCode::Failed, format!("device number {shown_device} of the mount")))?;
+        vfs.exec().policies.load(vfs.volume().policies()?);
+        let now_ns = SystemClock.now_ns();
+        let runs = Runs::new(vfs, now_ns)?;
+        let code = CodeNodes::new(vfs, now_ns);
+        let directory = socket_directory(vfs.volume().volume_id(), vfs.volume().state_dir())
+            .map_err(|error| Failure::io("the directory of the sockets", &error))?;
+        let control = vfs.control();
+        control.add(Arc::clone(&runs) as _);
+        control.add(Arc::clone(&code) as _);
+        let socket = directory.join(LAUNCH_SOCKET);
+        control.add(Arc::new(SocketLink::new(socket.clone(), now_ns)));
+        control.add(Arc::new(Launcher::new(launcher::PROGRAM, now_ns)));
+        let host = Arc::new(RunHost::new(Arc::clone(vfs), mountpoint.to_owned(), device, code, runs));
+        // Launchers may come from now on; they wait until the sandboxes are ready.
+        let listener =
+            listen_at(&socket).map_err(|error| Failure::io(format!("the socket {}", socket.display()), &error))?;
+        vfs.exec().start(&mountpoint.join(".brine/launcher")).map_err(|why| {
+            Failure::new(ExitCode::Refused, format!("{why}: {}; mount elsewhere", mountpoint.display()))
+        })?;
+        Ok(Arc::new(Self {
+            vfs: Arc::clone(vfs),
+            host,
+            mountpoint: mountpoint.to_owned(),
+            device: shown_device.to_owned(),
+            directory,
+            stage: Mutex::new(Stage::Starting(listener)),
+            watch: Mutex::new(None),
+        }))
+    }
+
+    /// Start what makes sandboxes, in a thread of its own: it looks at the mount, which answers only when this thread
+    /// serves it. If that fails the log says why, and nothing is run.
+    ///
+    /// # Errors
+    /// No thread can be started, or the mount not be watched.
+    pub(super) fn start(self: &Arc<Self>) -> io::Result<()> {
+        let (ticking, gone) = (Arc::clone(self), Arc::clone(self));
+        let tick = move || {
+            ticking.vfs.exec().tickets.sweep(Instant::now());
+            ticking.host.runs().sweep(SystemClock.now_ns());
+        };
+        *self.watch.lock() = Some(Watch::start(&self.mountpoint, &self.device, tick, move || gone.stop())?);
+        let exec = Arc::clone(self);
+        let starting = move || {
+            if let Err(error) = exec.start_sandboxes() {
+                log::error!("nothing can be run in exec/ of {}: {error}", exec.mountpoint.display());
+                exec.stop();
+            }
+        };
+        std::thread::Builder::new().name("brine-exec-start".into()).spawn(starting).map(drop)
+    }
+
+    fn start_sandboxes(&self) -> Result<(), brine_exec::Error> {
+        let label = self.vfs.volume().volume_id().to_string();
+        let sandboxes = Arc::new(Sandboxes::start(Config::new(&label, &self.mountpoint))?);
+        let mut stage = self.stage.lock();
+        match std::mem::replace(&mut *stage, Stage::Stopped) {
+            Stage::Starting(listener) => {
+                let host: Arc<dyn Host> = Arc::clone(&self.host) as _;
+                let service = Service::start(listener, Arc::clone(&sandboxes), host)
+                    .map_err(|source| brine_exec::Error::Step { step: "listening to launchers", source })?;
+                *stage = Stage::Running(service, sandboxes);
+            }
+            // Unmounted meanwhile.
+            other => {
+                *stage = other;
+                drop(stage);
+                sandboxes.stop();
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuse runs, end those that go on, and let go of every copy of the mount. Safe to call more than once.
+    pub(super) fn stop(&self) {
+        self.vfs.exec().stop();
+        let stage = std::mem::replace(&mut *self.stage.lock(), Stage::Stopped);
+        if let Stage::Running(service, sandboxes) = stage {
+            service.stop();
+            sandboxes.stop();
+        }
+        let _ = fs::remove_file(self.directory.join(LAUNCH_SOCKET));
+    }
+
+    /// It is over: as [`Self::stop`], and nothing is watched any more.
+    pub(super) fn finish(&self) {
+        self.stop();
+        drop(self.watch.lock().take());
+    }
+
+    /// Listen to `brine exec`.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(super) fn listen(&self, service: Arc<dyn control::Service>) -> io::Result<Server> {
+        Server::start_public(&self.directory.join(COMMAND_SOCKET), service)
+    }
+
+    /// Answer `brine exec`.
+    pub(super) fn answer(&self, request: &ExecRequest, asker: Asker) -> Result<Value, Failure> {
+        let kill = |run| match &*self.stage.lock() {
+            Stage::Running(_, sandboxes) => drop(sandboxes.kill(run)),
+            Stage::Starting(_) | Stage::Stopped => {}
+        };
+        command::answer(&self.host, request, asker, &kill)
+    }
+}
+
+/// Listen where everybody may connect. The caller holds the volume's lock, so a socket that is there is a dead daemon's.
+fn listen_at(socket: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = control::with_short_name(socket, |name| UnixListener::bind(name))?;
+    fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
+    Ok(listener)
+}
+
+/// The number that stat(2) shows of "major:minor".
+fn device_number(device: &str) -> Option<u64> {
+    let (major, minor) = device.split_once(':')?;
+    Some(nix::sys::stat::makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// A directory for sockets that users of the mount can reach: of root's mounts everybody, of a user's he alone.
+fn socket_directory(volume: VolumeId, state_dir: &Path) -> io::Result<PathBuf> {
+    if !geteuid().is_root() {
+        return Ok(state_dir.to_owned());
+    }
+    let directory = Path::new(PUBLIC_DIR).join(volume.to_string());
+    for directory in [Path::new(PUBLIC_DIR), &directory] {
+        match fs::DirBuilder::new().mode(0o755).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+        let meta = fs::symlink_metadata(directory)?;
+        if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+            let what = format!("{} must be a directory of root's that only root can write to", directory.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+        }
+    }
+    Ok(directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_are_those_of_stat() {
+        let table = crate::mount_table::holding(Path::new("/proc/self")).unwrap().unwrap();
+        assert_eq!(device_number(&table.device), Some(fs::metadata("/proc/self/status").unwrap().dev()));
+        assert_eq!(device_number("12"), None);
+    }
+}

@@ -1,0 +1,118 @@
+//! Small writes: kept as patches in the commit log, folded into blocks behind.
+
+use std::time::Duration;
+
+use super::Volume;
+use super::data::is_zero;
+use crate::blocks::Put;
+use crate::error::{Error, Result};
+use crate::ids::{BlockKey, ChunkNo, DataId, Ino};
+use crate::meta::patch::{ChunkPatches, Fold, Patch, lay};
+use crate::meta::rows::Attr;
+
+/// A chunk with so many patches takes no more: its next write stores it whole.
+const CHUNK_ROWS_MAX: u32 = 64;
+/// A chunk with so many patches is folded.
+const CHUNK_ROWS_DUE: u32 = 24;
+/// As many bytes of all patches as the database is to hold; past half of it all are folded.
+const BYTES_MAX: u64 = 32 << 20;
+/// A chunk that got no patch for so long is folded.
+const IDLE: Duration = Duration::from_secs(5);
+/// Chunks folded in one call to the store, so that small ones share stripes.
+const BATCH: usize = 32;
+/// Batches in one round of housekeeping.
+const BATCHES_MAX: usize = 16;
+
+impl Volume {
+    /// Whether a small write of `len` bytes to a chunk may be kept as a patch.
+    pub fn may_patch(&self, attr: &Attr, chunk: ChunkNo, len: usize) -> bool {
+        let fits = self.meta.with(|txn| {
+            let over = txn.chunk_patches(attr.data, chunk);
+            let (rows, bytes) = over.map_or((0, 0), |patches| (patches.rows, patches.bytes));
+            let small = bytes + len as u64 <= 1 << attr.chunk_bits;
+            Ok(rows < CHUNK_ROWS_MAX && small && txn.patch_bytes() + len as u64 <= BYTES_MAX)
+        });
+        fits.unwrap_or(false)
+    }
+
+    /// Keep small writes to a file as patches in the open generation. Not a change of version: [`Volume::set_file`] is.
+    pub fn write_patches(&self, ino: Ino, patches: &[Patch<'_>]) -> Result<()> {
+        match self.change(|txn| txn.put_patches(ino, patches)) {
+            // Removed meanwhile: nobody can read it any more.
+            Err(Error::Stale(_)) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Fold patches that are many, or that nobody added to for a while. `all`: fold every one.
+    pub(crate) fn fold_due(&self, all: bool) -> Result<()> {
+        for _ in 0..if all { usize::MAX } else { BATCHES_MAX } {
+            let due = self.meta.with(|txn| {
+                let full = all || txn.patch_bytes() > BYTES_MAX / 2;
+                let wanted = |patches: &ChunkPatches| {
+                    full || patches.rows >= CHUNK_ROWS_DUE || patches.touched.elapsed() >= IDLE
+                };
+                Ok(txn.patched_chunks(BATCH, wanted))
+            })?;
+            if due.is_empty() || self.fold(&due)? == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fold the patches of chunks into blocks. Returns of how many that was done; others were written to meanwhile.
+    fn fold(&self, chunks: &[(DataId, ChunkNo)]) -> Result<usize> {
+        let _held = self.gate();
+        let mut folds: Vec<(Fold, Vec<u8>)> = Vec::new();
+        let mut owners = Vec::new();
+        for (data, chunk) in chunks {
+            let next = ChunkNo(chunk.0 + 1);
+            let found = self.meta.with(|txn| {
+                let Some(over) = txn.chunk_patches(*data, *chunk) else { return Ok(None) };
+                let under = txn.extent(*data, *chunk)?;
+                let patches = txn.patches(*data, *chunk, next)?;
+                let fold = Fold { ino: over.ino, data: *data, chunk: *chunk, under, last: over.last };
+                Ok(txn.attr(over.ino).ok().map(|attr| (fold, patches, attr.uid)))
+            })?;
+            let Some((fold, patches, uid)) = found else { continue };
+            let mut content = match &fold.under {
+                // What cannot be read cannot be folded; the patches stay, and reads of the chunk say what is wrong.
+                Some(key) => match self.blocks.get(&[*key], Some(fold.ino))?.pop() {
+                    Some(Ok(read)) => read.to_vec(),
+                    Some(Err(error)) => {
+                        log::warn!("inode {}: small writes are not folded: {error}", fold.ino);
+                        continue;
+                    }
+                    None => continue,
+                },
+                None => Vec::new(),
+            };
+            lay(&mut content, &patches);
+            owners.push(uid);
+            folds.push((fold, content));
+        }
+        let mut puts = Vec::new();
+        let stored_by: Vec<Option<usize>> = folds
+            .iter()
+            .zip(&owners)
+            .map(|((fold, content), uid)| {
+                (!is_zero(content)).then(|| {
+                    puts.push(Put { plain: content, salt: self.salt(fold.ino, *uid) });
+                    puts.len() - 1
+                })
+            })
+            .collect();
+        let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();
+        let folded = self.blocks.put(&puts, |txn, stored| {
+            let mut folded = 0;
+            for ((fold, _), put) in folds.iter().zip(&stored_by) {
+                let key: Option<BlockKey> = put.map(|put| stored[put].key);
+                folded += usize::from(txn.fold(fold, key)?);
+            }
+            Ok(folded)
+        })?;
+        self.space.wrote(bytes);
+        Ok(folded)
+    }
+}

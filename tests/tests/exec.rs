@@ -1,0 +1,390 @@
+//! Programs in `exec/`, run as any program is: by shells, make, xargs, find and other programs.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use brine_tests::command::{exit, run_for};
+use brine_tests::volume::{brine_command, wait_until};
+use brine_tests::{Builder, Finished, TestVolume, program, run};
+use serde_json::Value;
+
+/// A user without rights or files of its own.
+const STRANGER: u32 = 43_211;
+
+fn small(name: &str) -> TestVolume {
+    Builder::new(name).directories(2).geometry(1, 1).option("allow_other").mount()
+}
+
+/// A script in exec/.
+fn function(volume: &TestVolume, name: &str, body: &str) -> PathBuf {
+    let path = volume.path("exec").join(name);
+    put(&path, &format!("#!/bin/sh\n{body}\n"));
+    path
+}
+
+fn put(path: &Path, content: &str) {
+    fs::write(path, content).expect("write");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
+}
+
+fn call(path: &Path, args: &[&str]) -> Finished {
+    run(Command::new(path).args(args))
+}
+
+fn log(volume: &TestVolume) -> Vec<Value> {
+    let mut command = brine_command(&["exec", "log", "--json", "-n", "1000", "--at"]);
+    let text = run(command.arg(volume.mnt())).expect_success().stdout;
+    serde_json::from_str::<Value>(&text).expect("JSON").as_array().expect("an array").clone()
+}
+
+fn policy(path: &Path, options: &[&str]) {
+    run(brine_command(&["exec", "policy"]).arg(path).args(options)).expect_success();
+}
+
+#[test]
+fn running_a_file_runs_it_in_a_sandbox_and_reading_it_reads_the_program() {
+    let mut volume = small("exec-first");
+    let hello = function(&volume, "hello", "echo \"hello $1\"; echo oops >&2; ls / >/dev/null; exit 3");
+    let body = fs::read_to_string(&hello).expect("read");
+    let finished = call(&hello, &["world"]).with_code(3);
+    assert_eq!((&*finished.stdout, &*finished.stderr), ("hello world\n", "oops\n"));
+    assert_eq!(fs::read_to_string(&hello).expect("read"), body, "the program, not the interpreter line");
+
+    // It is in a sandbox: nothing of this test's files, nothing of the volume, no network, no other process.
+    let secret = volume.root().join("secret");
+    fs::write(&secret, "x").expect("write");
+    fs::write(volume.path("data"), "x").expect("write");
+    let look = function(
+        &volume,
+        "look",
+        &format!(
+            "for f in {} {} /etc/shadow; do [ -e $f ] && echo $f; done; ls /proc | grep -c '^[0-9]'; \
+             grep CapEff /proc/self/status; grep NoNewPrivs /proc/self/status",
+            secret.display(),
+            volume.path("data").display()
+        ),
+    );
+    let seen = call(&look, &[]).expect_success().stdout;
+    let lines: Vec<&str> = seen.lines().collect();
+    assert!(lines[0].parse::<u32>().is_ok_and(|count| count < 8), "only its own processes: {seen}");
+    assert_eq!(&lines[1..], ["CapEff:\t0000000000000000", "NoNewPrivs:\t1"], "{seen}");
+
+    let records = log(&volume);
+    assert_eq!(records.len(), 2);
+    assert_eq!((&records[1]["function"], &records[1]["cause"]), (&"/exec/hello".into(), &"exited".into()));
+    assert_eq!((&records[1]["program_code"], &records[1]["exit_code"]), (&3.into(), &3.into()));
+    let id = records[0]["id"].as_str().expect("id");
+    let status = fs::read_to_string(volume.path(&format!(".brine/runs/{id}/status.json"))).expect("status.json");
+    assert_eq!(serde_json::from_str::<Value>(&status).expect("JSON")["id"], id);
+    let usage = fs::read_to_string(volume.path(&format!(".brine/runs/{id}/usage.json"))).expect("usage.json");
+    assert!(serde_json::from_str::<Value>(&usage).expect("JSON")["usage"]["wall_us"].as_u64().is_some_and(|us| us > 0));
+    volume.remount();
+    assert_eq!(log(&volume).len(), 2, "records are rows of the volume");
+    call(&hello, &["again"]).with_code(3);
+    volume.umount();
+}
+
+#[test]
+fn binaries_and_scripts_of_any_kind_run() {
+    let mut volume = small("exec-kinds");
+    fs::copy("/bin/true", volume.path("exec/true")).expect("copy");
+    call(&volume.path("exec/true"), &[]).expect_success();
+    fs::copy("/bin/cat", volume.path("exec/cat")).expect("copy");
+    let mut cat =
+        Command::new(volume.path("exec/cat")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    let bytes = brine_tests::content(7, 300_000);
+    let mut input = cat.stdin.take().expect("stdin");
+    let sent = bytes.clone();
+    let writer = std::thread::spawn(move || input.write_all(&sent));
+    let mut back = Vec::new();
+    cat.stdout.take().expect("stdout").read_to_end(&mut back).expect("read");
+    writer.join().expect("join").expect("write");
+    assert!(cat.wait().expect("wait").success() && back == bytes, "bytes come through as they are");
+
+    // A script whose interpreter is a function, a link to a function, a function in a directory below.
+    let words = function(&volume, "words", "shift; echo \"$#\"");
+    put(&volume.path("outer"), &format!("#!{}\n", words.display()));
+    assert_eq!(call(&volume.path("outer"), &["a", "b"]).expect_success().stdout, "2\n");
+    symlink(&words, volume.path("link")).expect("symlink");
+    assert_eq!(call(&volume.path("link"), &["a", "b"]).expect_success().stdout, "1\n");
+    fs::create_dir(volume.path("exec/below")).expect("mkdir");
+    let below = function(&volume, "below/f", "echo below");
+    assert_eq!(call(&below, &[]).expect_success().stdout, "below\n");
+
+    // What is no program is refused as anywhere.
+    fs::write(volume.path("exec/empty"), "").expect("write");
+    fs::set_permissions(volume.path("exec/empty"), fs::Permissions::from_mode(0o755)).expect("chmod");
+    let refused = run(Command::new(program("sh")).args(["-c", "\"$0\""]).arg(volume.path("exec/empty"))).with_code(126);
+    assert!(refused.stderr.contains("brine: ") && refused.stderr.contains("empty"), "{refused}");
+    put(&volume.path("exec/lost"), "#!/no/such/interpreter\n");
+    let lost = run(Command::new(program("sh")).args(["-c", "\"$0\""]).arg(volume.path("exec/lost"))).with_code(127);
+    assert!(lost.stderr.contains("/no/such/interpreter"), "{lost}");
+    fs::write(volume.path("exec/plain"), "#!/bin/sh\n").expect("write");
+    run(Command::new(program("sh")).args(["-c", "\"$0\""]).arg(volume.path("exec/plain"))).with_code(126);
+    volume.umount();
+}
+
+#[test]
+fn shells_make_xargs_find_and_other_programs_run_functions() {
+    let mut volume = small("exec-callers");
+    let add = function(&volume, "add", "s=0; for n in \"$@\"; do s=$((s + n)); done; echo $s");
+    let shell = |script: &str| {
+        run(Command::new(program("sh")).args(["-c", script, "sh"]).arg(&add).current_dir(volume.mnt()))
+            .expect_success()
+            .stdout
+    };
+    assert_eq!(shell("\"$1\" 1 2 | tr 3 x"), "x\n");
+    assert_eq!(shell("exec/add 1 2 3"), "6\n", "by a relative path");
+    assert_eq!(shell("PATH=$PWD/exec:$PATH; add 4 5"), "9\n", "found on the PATH");
+    assert_eq!(shell("seq 1 20 | xargs -n 5 -P 4 \"$1\" | sort -n | paste -sd' '"), "15 40 65 90\n");
+    assert_eq!(shell("x=$(\"$1\" 20 22); echo \"got $x\""), "got 42\n");
+    assert_eq!(
+        shell("\"$1\" 1 1 > /tmp/brine-exec-out.$$; cat /tmp/brine-exec-out.$$; rm /tmp/brine-exec-out.$$"),
+        "2\n"
+    );
+    assert_eq!(shell("\"$1\" 2 3 > out; cat out"), "5\n", "into a file of the same mount");
+    assert_eq!(shell("\"$1\" 1 & \"$1\" 2 & wait; echo done | tail -1").lines().last(), Some("done"));
+    let name = function(&volume, "name", "for f in \"$@\"; do cat \"$f\"; done");
+    fs::create_dir(volume.path("in")).expect("mkdir");
+    for number in 0..5 {
+        fs::write(volume.path(&format!("in/{number}")), format!("{number}\n")).expect("write");
+    }
+    let mut find = Command::new(program("find"));
+    find.arg(volume.path("in")).args(["-type", "f", "-exec"]).arg(&name).args(["{}", "+"]);
+    let found = run(&mut find).expect_success().stdout;
+    assert_eq!(found.lines().count(), 5, "arguments that name files grant reading them: {found}");
+    fs::write(volume.root().join("Makefile"), format!("all:\n\t@{} 1 2 3\n", add.display())).expect("write");
+    assert_eq!(
+        run(Command::new(program("make")).arg("-C").arg(volume.root()).arg("-s")).expect_success().stdout,
+        "6\n"
+    );
+    let python =
+        format!("import subprocess; print(subprocess.check_output(['{}', '7', '8']).decode(), end='')", add.display());
+    assert_eq!(run(Command::new(program("python3")).args(["-c", &python])).expect_success().stdout, "15\n");
+    volume.umount();
+}
+
+#[test]
+fn arguments_environment_and_ids_are_what_they_should_be() {
+    let mut volume = small("exec-args");
+    let show = function(&volume, "show", "for a in \"$@\"; do printf '%s\\0' \"$a\"; done");
+    let odd = ["", " ", "a b", "*", "\n\n", "--", "-n", "\u{e4}\u{20ac}", "'\"\\", &"x".repeat(100_000)];
+    let out = call(&show, &odd).expect_success().stdout;
+    assert_eq!(out.split_terminator('\0').collect::<Vec<_>>(), odd);
+
+    let env = function(&volume, "env", "env | sort");
+    policy(&env, &["--env", "WANTED"]);
+    let mut command = Command::new(&env);
+    command.env_clear().env("WANTED", "1").env("SECRET", "s").env("LD_PRELOAD", "/x.so").env("LC_ALL", "C.UTF-8");
+    let seen = run(command.env("PATH", "/evil")).expect_success().stdout;
+    assert!(seen.contains("WANTED=1\n") && seen.contains("LC_ALL=C.UTF-8\n") && seen.contains("HOME=/tmp\n"), "{seen}");
+    assert!(!seen.contains("SECRET") && !seen.contains("LD_PRELOAD") && !seen.contains("evil"), "{seen}");
+
+    let id = function(&volume, "id", "id -u; id -g; umask; pwd");
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", "umask 027; exec \"$0\""]).arg(&id).uid(STRANGER).gid(STRANGER + 1).current_dir("/");
+    let seen = run(&mut command).expect_success().stdout;
+    assert_eq!(seen, format!("{STRANGER}\n{}\n0027\n/\n", STRANGER + 1));
+    let record = &log(&volume)[0];
+    assert_eq!((&record["uid"], &record["gid"]), (&STRANGER.into(), &(STRANGER + 1).into()));
+    // A stranger sees his own runs and no others.
+    let mut own = brine_command(&["exec", "log", "--json", "--at"]);
+    let own = run(own.arg(volume.mnt()).uid(STRANGER).gid(STRANGER)).expect_success().stdout;
+    assert_eq!(serde_json::from_str::<Value>(&own).expect("JSON").as_array().map(Vec::len), Some(1));
+    volume.umount();
+}
+
+#[test]
+fn only_what_was_granted_exists_for_a_run() {
+    let mut volume = small("exec-scope");
+    for dir in ["in", "out", "other"] {
+        fs::create_dir(volume.path(dir)).expect("mkdir");
+        fs::write(volume.path(&format!("{dir}/file")), dir).expect("write");
+    }
+    let mnt = volume.mnt().display().to_string();
+    let work = function(
+        &volume,
+        "work",
+        &format!(
+            "cd {mnt} || exit 9; ls; cat in/file; echo new > out/new || exit 8; echo x > in/new 2>/dev/null && exit 7; \
+             [ -e other ] && exit 6; [ -e .brine ] && exit 5; exit 0"
+        ),
+    );
+    call(&work, &[]).with_code(8);
+    policy(&work, &["--read", "../in", "--write", "../out"]);
+    let seen = call(&work, &[]).expect_success().stdout;
+    assert_eq!(seen, "exec\nin\nout\nin");
+    assert_eq!(fs::read_to_string(volume.path("out/new")).expect("it was written"), "new\n");
+    let record = &log(&volume)[0];
+    assert_eq!(record["scope"].as_array().map(Vec::len), Some(2), "{record}");
+    assert_eq!(record["inputs"][0]["path"], "/in");
+
+    // An argument grants one file, reading only; the policy can say no.
+    let cat = function(&volume, "cat", "cat \"$1\" && ls \"$(dirname \"$1\")\"; echo x >> \"$1\"");
+    let file = volume.path("other/file").display().to_string();
+    let seen = call(&cat, &[&file]).expect_refusal();
+    assert!(seen.stdout.starts_with("otherfile\n"), "its content, and nothing beside it: {seen}");
+    policy(&cat, &["--args", "none"]);
+    let seen = call(&cat, &[&file]).expect_refusal();
+    assert!(seen.stderr.contains("not granted") && seen.stderr.contains("other/file"), "{seen}");
+    assert_eq!(fs::read_to_string(volume.path("other/file")).expect("read"), "other", "nothing was appended");
+
+    // Rights are the caller's and the policy's in common: a policy lends nothing.
+    fs::set_permissions(volume.path("other"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    policy(&cat, &["--read", "../other", "--args", "read"]);
+    let mut command = Command::new(&cat);
+    let finished = run(command.arg(&file).uid(STRANGER).gid(STRANGER)).expect_refusal();
+    assert!(!finished.stdout.contains("other"), "{finished}");
+    volume.umount();
+}
+
+#[test]
+fn exit_codes_signals_and_time_are_mirrored() {
+    let mut volume = small("exec-ends");
+    for code in [0, 1, 42, 124, 125, 126, 127, 128, 255] {
+        let f = function(&volume, "code", &format!("exit {code}"));
+        call(&f, &[]).with_code(code);
+    }
+    let shot = function(&volume, "shot", "kill -SEGV $$");
+    let status = Command::new(&shot).status().expect("run");
+    assert_eq!(status.signal(), Some(libc::SIGSEGV), "{status}");
+
+    let slow = function(&volume, "slow", "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.05; done");
+    let mut child = Command::new(&slow).stdout(Stdio::piped()).spawn().expect("start");
+    let mut out = child.stdout.take().expect("stdout");
+    let mut ready = [0; 6];
+    out.read_exact(&mut ready).expect("it starts");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGTERM)
+        .expect("kill");
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("read");
+    assert_eq!((rest.as_str(), child.wait().expect("wait").code()), ("caught\n", Some(5)), "the signal came through");
+
+    policy(&slow, &["--timeout", "300ms"]);
+    let late = run_for(&mut Command::new(&slow), Duration::from_secs(60)).with_code(124);
+    assert!(late.stderr.contains("brine: "), "{late}");
+    let greedy = function(&volume, "greedy", "x=x; while :; do x=$x$x; done");
+    policy(&greedy, &["--memory", "32M"]);
+    let status = Command::new(&greedy).stderr(Stdio::null()).status().expect("run");
+    assert_eq!(log(&volume)[0]["cause"], "memory", "{status}");
+
+    // The launcher's death is the run's.
+    let stay = function(&volume, "stay", "echo ready; while :; do sleep 0.05; done");
+    let mut child = Command::new(&stay).stdout(Stdio::piped()).spawn().expect("start");
+    child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("it starts");
+    child.kill().expect("kill");
+    child.wait().expect("wait");
+    let ended = || log(&volume)[0]["cause"] != "running";
+    assert!(wait_until(Duration::from_secs(30), ended), "{}", log(&volume)[0]);
+    // `brine exec kill` ends one, too.
+    let mut child = Command::new(&stay).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start");
+    child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("it starts");
+    let running = run(brine_command(&["exec", "ps", "--json", "--at"]).arg(volume.mnt())).expect_success().stdout;
+    let running: Value = serde_json::from_str(&running).expect("JSON");
+    let id = running[0]["id"].as_str().expect("one run").to_owned();
+    run(brine_command(&["exec", "kill", &id[..12], "--at"]).arg(volume.mnt())).expect_success();
+    child.wait().expect("wait");
+    assert_eq!(log(&volume)[0]["cause"], "killed");
+    volume.umount();
+}
+
+#[test]
+fn a_program_that_runs_is_not_overwritten_and_can_be_replaced() {
+    let mut volume = small("exec-busy");
+    let f = function(&volume, "f", "echo ready; read x; echo old");
+    let mut child = Command::new(&f).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    let mut out = child.stdout.take().expect("stdout");
+    let mut ready = [0; 6];
+    out.read_exact(&mut ready).expect("it starts");
+    let busy = fs::write(&f, "#!/bin/sh\necho new\n").expect_err("text file busy");
+    assert_eq!(busy.raw_os_error(), Some(libc::ETXTBSY));
+    put(&volume.path("exec/f.new"), "#!/bin/sh\necho new\n");
+    fs::rename(volume.path("exec/f.new"), &f).expect("replacing the name works");
+    assert_eq!(call(&f, &[]).expect_success().stdout, "new\n");
+    drop(child.stdin.take());
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("read");
+    assert_eq!(rest, "old\n", "the run kept its version");
+    child.wait().expect("wait");
+    fs::write(&f, "#!/bin/sh\necho newer\n").expect("nothing runs any more");
+    assert_eq!(call(&f, &[]).expect_success().stdout, "newer\n");
+    let open = fs::File::options().write(true).open(&f).expect("open");
+    assert_eq!(Command::new(&f).status().expect_err("being written").raw_os_error(), Some(libc::ETXTBSY));
+    drop(open);
+    volume.umount();
+}
+
+#[test]
+fn tickets_are_no_use_to_anybody_else() {
+    let mut volume = small("exec-tickets");
+    function(&volume, "f", "echo ran");
+    let launcher = volume.path(".brine/launcher");
+    for ticket in ["", "0123456789abcdef0123456789abcdef", "nonsense"] {
+        let mut command = Command::new(&launcher);
+        let finished = run(command.arg(ticket).arg(volume.path("exec/f"))).with_code(126);
+        assert!(finished.stderr.contains("brine: ") && !finished.stdout.contains("ran"), "{finished}");
+    }
+    assert!(log(&volume).iter().all(|record| record["cause"] == "refused"), "and recorded");
+    volume.umount();
+}
+
+#[test]
+fn unmounting_with_idle_sandboxes_works_and_with_runs_it_is_busy() {
+    let mut volume = small("exec-umount");
+    let f = function(&volume, "f", "echo ready; read x");
+    for _ in 0..3 {
+        run(Command::new(&f).stdin(Stdio::null())).text();
+    }
+    let mut child = Command::new(&f).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    let mut ready = [0; 6];
+    child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("it starts");
+    let busy = run(brine_command(&["umount"]).arg(volume.mnt())).with_code(exit::BUSY);
+    assert!(busy.stderr.contains(&child.id().to_string()), "it names the caller: {busy}");
+    drop(child.stdin.take());
+    child.wait().expect("wait");
+    let daemon = volume.daemon().expect("mounted").clone();
+    run(Command::new(program("umount")).arg(volume.mnt())).expect_success();
+    assert!(daemon.wait_gone(Duration::from_secs(30)), "plain umount(8) ends the daemon");
+    volume.forget_daemon();
+    volume.mount();
+    assert_eq!(log(&volume).len(), 4, "everything was durable");
+    volume.umount();
+}
+
+#[test]
+fn functions_read_the_mount_at_more_concurrency_than_it_has_threads() {
+    let mut volume = small("exec-load");
+    fs::create_dir(volume.path("many")).expect("mkdir");
+    for number in 0..400 {
+        fs::write(volume.path(&format!("many/{number}")), brine_tests::content(number, 5000)).expect("write");
+    }
+    let f = function(&volume, "read", &format!("cat {}/many/* | wc -c", volume.mnt().display()));
+    policy(&f, &["--read", "../many", "--memory", "64M", "--scratch", "1M"]);
+    let children: Vec<_> = (0..12).map(|_| Command::new(&f).stdout(Stdio::piped()).spawn().expect("start")).collect();
+    for child in children {
+        let out = child.wait_with_output().expect("wait");
+        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "2000000", "{:?}", out.status);
+    }
+    volume.umount();
+}
+
+#[test]
+fn what_a_killed_daemon_left_is_recorded_as_lost() {
+    let mut volume = small("exec-lost");
+    let f = function(&volume, "f", "echo ready; sleep 600");
+    let mut child = Command::new(&f).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
+    let mut ready = [0; 6];
+    child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("it starts");
+    run(brine_command(&["sync"]).arg(volume.mnt())).expect_success();
+    volume.kill_daemon();
+    assert_eq!(child.wait().expect("wait").code(), Some(125), "its caller is told");
+    volume.detach();
+    volume.mount();
+    assert_eq!(log(&volume)[0]["cause"], "lost");
+    volume.umount();
+}

@@ -1,0 +1,160 @@
+//! The exec directory as a place: its border, who may say what its programs may do, and images to run them in.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use brine_tests::command::exit;
+use brine_tests::volume::brine_command;
+use brine_tests::{Builder, Finished, TestVolume, program, run};
+use serde_json::Value;
+
+/// A user without rights or files of its own.
+const STRANGER: u32 = 43_210;
+
+fn small(name: &str) -> TestVolume {
+    Builder::new(name).directories(2).geometry(1, 1).option("allow_other").mount()
+}
+
+fn put(path: &Path, content: &str, mode: u32) {
+    fs::write(path, content).expect("write");
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+}
+
+fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.expect_err("it succeeded").raw_os_error().expect("a system error")
+}
+
+fn policy(function: &Path, options: &[&str]) -> Finished {
+    run(brine_command(&["exec", "policy"]).arg(function).args(options))
+}
+
+fn shown(function: &Path) -> Value {
+    let text = policy(function, &["--json"]).expect_success().stdout;
+    serde_json::from_str(&text).expect("JSON")
+}
+
+fn xattr(path: &Path, name: &str) -> Result<Vec<u8>, i32> {
+    brine_tests::sys::get_xattr(path, name).map_err(|error| error.raw_os_error().unwrap_or_default())
+}
+
+#[test]
+fn the_border_of_exec_is_crossed_by_copies_only() {
+    let mut volume = small("exec-border");
+    let exec = volume.path("exec");
+    assert_eq!(fs::metadata(&exec).expect("made when mounted").permissions().mode() & 0o777, 0o755);
+    put(&volume.path("program"), "#!/bin/sh\n", 0o755);
+    put(&volume.path("text"), "text\n", 0o644);
+    assert_eq!(errno(fs::rename(volume.path("program"), exec.join("program"))), libc::EXDEV);
+    assert_eq!(errno(fs::hard_link(volume.path("program"), exec.join("program"))), libc::EXDEV);
+    assert_eq!(errno(fs::hard_link(volume.path("text"), exec.join("text"))), libc::EXDEV);
+    assert_eq!(errno(fs::rename(&exec, volume.path("other"))), libc::EXDEV);
+    run(Command::new(program("mv")).arg(volume.path("program")).arg(&exec)).expect_success();
+    fs::rename(volume.path("text"), exec.join("text")).expect("a file that nobody can run is moved");
+    fs::hard_link(exec.join("text"), exec.join("again")).expect("within one side");
+    assert_eq!(errno(fs::rename(exec.join("again"), volume.path("again"))), libc::EXDEV, "its other name stays");
+    symlink("exec/program", volume.path("way")).expect("links lead anywhere");
+    assert_eq!(fs::read_to_string(volume.path("way")).expect("read"), "#!/bin/sh\n", "reading shows the program");
+    volume.remount();
+    assert_eq!(errno(fs::rename(exec.join("program"), volume.path("program"))), libc::EXDEV, "after mounting again");
+    volume.umount();
+}
+
+#[test]
+fn policies_are_set_by_the_owner_and_kept_by_name() {
+    let mut volume = small("exec-policy");
+    let function = volume.path("exec/report");
+    fs::create_dir(volume.path("data")).expect("mkdir");
+    put(&function, "#!/bin/sh\n", 0o755);
+    assert_eq!(shown(&function)["set"], false);
+    let data = volume.path("data").display().to_string();
+    policy(&function, &["--read", &data, "--memory", "64M", "--timeout", "5s", "--env", "TOKEN"]).expect_success();
+    let set = shown(&function);
+    assert_eq!(set["policy"]["read"][0], "/data");
+    assert_eq!(set["policy"]["memory_bytes"], 64 << 20);
+
+    // An editor writes a new file and renames it over the old one.
+    put(&volume.path("exec/report.new"), "#!/bin/sh\nexit 1\n", 0o755);
+    fs::rename(volume.path("exec/report.new"), &function).expect("rename");
+    assert_eq!(shown(&function)["policy"]["read"][0], "/data");
+    volume.remount();
+    assert_eq!(shown(&function)["policy"]["timeout_ms"], 5000, "a policy is a row of the volume");
+
+    // Readable as an attribute, and never set by it.
+    let value = xattr(&function, "user.brine.policy").expect("the attribute");
+    assert!(String::from_utf8_lossy(&value).contains("\"/data\""));
+    let set = brine_tests::sys::set_xattr(&function, "user.brine.policy", b"{\"net_host\":true}", 0);
+    assert_eq!(errno(set), libc::EPERM);
+
+    for bad in [
+        &["--read", "/etc"][..],
+        &["--read", "../../etc"],
+        &["--read", "/proc/self"],
+        &["--read", &data, "--write", &data],
+        &["--env", "LD_PRELOAD"],
+        &["--memory", "1K"],
+        &["--read", "missing"],
+    ] {
+        policy(&function, bad).with_code(exit::REFUSED).expect_refusal();
+    }
+    policy(&volume.path("data"), &["--memory", "64M"]).with_code(exit::REFUSED).expect_refusal();
+    policy(&volume.path("exec/none"), &["--memory", "64M"]).with_code(exit::NOT_FOUND).expect_refusal();
+    assert_eq!(shown(&function)["policy"]["memory_bytes"], 64 << 20, "what was refused changed nothing");
+    policy(&function, &["--reset"]).expect_success();
+    assert_eq!(shown(&function)["set"], false);
+    assert_eq!(xattr(&function, "user.brine.policy"), Err(libc::ENODATA));
+    volume.umount();
+}
+
+#[test]
+fn a_policy_is_suspended_when_somebody_else_changes_the_program() {
+    let mut volume = small("exec-suspend");
+    let function = volume.path("exec/shared");
+    fs::create_dir(volume.path("data")).expect("mkdir");
+    put(&function, "#!/bin/sh\n", 0o777);
+    fs::set_permissions(volume.path("exec"), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let as_stranger = |script: &str| {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).arg("sh").arg(&function).uid(STRANGER).gid(STRANGER);
+        run(&mut command)
+    };
+    let mut other = brine_command(&["exec", "policy"]);
+    other.arg(&function).args(["--net", "host"]).uid(STRANGER).gid(STRANGER);
+    run(&mut other).with_code(14).expect_refusal();
+
+    policy(&function, &["--read", "../data"]).expect_success();
+    fs::write(&function, "#!/bin/sh\n# by root, who set it\n").expect("write");
+    assert_eq!(shown(&function)["policy"]["suspended_by"], Value::Null);
+    as_stranger("echo >> \"$1\"").expect_success();
+    assert_eq!(shown(&function)["policy"]["suspended_by"], STRANGER, "content was appended");
+    policy(&function, &["--resume"]).expect_success();
+    assert_eq!(shown(&function)["policy"]["suspended_by"], Value::Null);
+    as_stranger("cp \"$1\" \"$1.x\" && mv -f \"$1.x\" \"$1\"").expect_success();
+    assert_eq!(shown(&function)["policy"]["suspended_by"], STRANGER, "the name was given to another file");
+    assert_eq!(fs::metadata(&function).expect("stat").uid(), STRANGER);
+    volume.umount();
+}
+
+#[test]
+fn an_image_is_imported_as_a_plain_directory() {
+    let mut volume = small("exec-image");
+    let root = volume.root().join("image");
+    fs::create_dir_all(root.join("bin")).expect("mkdir");
+    put(&root.join("bin/tool"), "tool\n", 0o755);
+    symlink("bin/tool", root.join("tool")).expect("symlink");
+    let tar = volume.root().join("image.tar");
+    run(Command::new(program("tar")).arg("-cf").arg(&tar).arg("-C").arg(&root).arg(".")).expect_success();
+    let import = |name: &str| run(brine_command(&["image", "import"]).arg(&tar).arg(volume.path(name)));
+    import("one").expect_success();
+    assert_eq!(fs::read_to_string(volume.path("one/tool")).expect("read"), "tool\n");
+    assert_eq!(fs::metadata(volume.path("one/bin/tool")).expect("stat").permissions().mode() & 0o777, 0o755);
+    import("one").with_code(exit::REFUSED).expect_refusal();
+    let evil = volume.root().join("evil.tar");
+    run(Command::new(program("tar")).arg("-cPf").arg(&evil).arg("-C").arg(root.join("bin")).arg("../tool"))
+        .expect_success();
+    run(brine_command(&["image", "import"]).arg(&evil).arg(volume.path("evil"))).with_code(exit::REFUSED);
+    assert!(!volume.path("evil").exists());
+    volume.umount();
+}
