@@ -141,13 +141,15 @@ fn below(text: &str, bound: u64) -> Option<i64> {
     digits(text).filter(|number| text.len() == 2 && *number < bound).map(|number| number as i64)
 }
 
-/// Nanoseconds of what follows a decimal point; up to nine digits.
+/// Nanoseconds of what follows a decimal point, up to nine digits: the end of what it stands for, since times are printed
+/// cut off.
 fn fraction_ns(text: &str) -> Option<i64> {
     if text.is_empty() {
         return Some(0);
     }
     let number = digits(text).filter(|_| text.len() <= 9)? as i64;
-    Some(number * 10i64.pow(9 - text.len() as u32))
+    let unit = 10i64.pow(9 - text.len() as u32);
+    Some(number * unit + unit - 1)
 }
 
 /// Days since 1970-01-01 of a date of the Gregorian calendar. The inverse of what `telemetry::timestamp` does.
@@ -178,15 +180,15 @@ mod tests {
     #[test]
     fn times_come_back_as_they_are_printed() {
         for ns in [0, 1_700_000_000_123_000_000, 951_782_400_000_000_000, 4_102_444_799_999_000_000] {
-            assert_eq!(parse_time(&timestamp_ns(ns)), Some(ns), "{}", timestamp_ns(ns));
+            assert_eq!(parse_time(&timestamp_ns(ns)), Some(ns + 999_999), "{}", timestamp_ns(ns));
         }
         let at = parse_time("2026-11-25T23:05:07Z");
         assert_eq!(parse_time("2026-11-25 23:05:07"), at);
         assert_eq!(parse_time("2026-11-26T00:05:07+01:00"), at);
         assert_eq!(parse_time("2026-11-25T18:35:07-04:30"), at);
-        assert_eq!(parse_time("2026-11-25T23:05:07.25Z"), at.map(|ns| ns + 250_000_000));
+        assert_eq!(parse_time("2026-11-25T23:05:07.25Z"), at.map(|ns| ns + 259_999_999));
         assert_eq!(parse_time("1970-01-02"), Some(86_400 * SECOND_NS));
-        assert_eq!(parse_time("@12.5"), Some(12 * SECOND_NS + 500_000_000));
+        assert_eq!(parse_time("@12.5"), Some(12 * SECOND_NS + 599_999_999));
         for text in
             ["2026-02-29", "2026-13-01", "2026-1-01", "2026-11-25T24:00", "2026-11-25T1:00", "@", "@-1", "x", ""]
         {

@@ -1,6 +1,6 @@
 //! `brine snapshot`: names for states of a mounted volume.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser};
 use serde_json::Value;
@@ -46,7 +46,13 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
             let row = live.ask_long(&ask(VersionsRequest::RenameSnapshot { name, new_name }), |_| {})?;
             answer(json, &row, || format!("it is snapshot \"{}\" now", text(&row["name"])));
         }
-        _ => return Err(Failure::usage("give create, list, delete or rename")),
+        Some("diff") => {
+            let ([from, to], live) = named(words, "OLD, NEW and MOUNTPOINT")?;
+            let request = VersionsRequest::Diff { path: "/".into(), from: from.clone(), to: Some(to.clone()) };
+            let diff = live.ask_long(&ask(request), |_| {})?;
+            return super::versions::show_diff(json, &live, &diff, Path::new("/"), &from, &to);
+        }
+        _ => return Err(Failure::usage("give create, list, delete, rename or diff")),
     }
     Ok(ExitCode::Success)
 }

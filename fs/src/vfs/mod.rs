@@ -20,11 +20,12 @@ mod rename;
 mod seek;
 mod statfs;
 mod sync;
+mod versions;
 mod write;
 mod xattr;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use brine_store::clock::{Clock, SystemClock};
@@ -36,6 +37,7 @@ pub use attr::{AttrChange, Stamp};
 pub use dir::DirItem;
 pub use open::{Handle, Opened};
 pub use read::{PendingRead, ReadBytes, ReadStart};
+pub use versions::{Outdated, TellKernel};
 pub use write::Room;
 
 use crate::control_dir::{ControlDir, Family, Views, is_control};
@@ -130,6 +132,7 @@ pub struct Vfs {
     /// Commits that failed after the writes they held were answered.
     commit_errors: ErrorMark,
     scratch: Arc<Scratch>,
+    kernel: OnceLock<TellKernel>,
 }
 
 impl Vfs {
@@ -161,6 +164,7 @@ impl Vfs {
             committer: Committer::default(),
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
+            kernel: OnceLock::new(),
             options,
         });
         sync::start(&vfs)?;

@@ -102,6 +102,22 @@ impl PastReader<'_> {
         snapshot::kept_within(self.conn, since, until).at(self.path)
     }
 
+    /// The last generation that is kept of those from `since` on, before `until`.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn last_kept_within(&self, since: Generation, until: Generation) -> Result<Option<GenerationRow>> {
+        snapshot::last_kept_within(self.conn, since, until).at(self.path)
+    }
+
+    /// The oldest generation that is kept.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn oldest(&self) -> Result<Option<GenerationRow>> {
+        snapshot::kept_within(self.conn, Generation(0), None).at(self.path)
+    }
+
     /// The snapshot of a name.
     ///
     /// # Errors

@@ -97,6 +97,20 @@ pub(super) fn kept_within(
     rows.next()?.map(generation_row).transpose()
 }
 
+/// The last generation that is kept of those from `since` on, before `until`.
+pub(super) fn last_kept_within(
+    conn: &Connection,
+    since: Generation,
+    until: Generation,
+) -> rusqlite::Result<Option<GenerationRow>> {
+    let sql = "SELECT generation, time FROM generations WHERE generation >= ?1 AND generation < ?2 \
+        UNION ALL SELECT generation, time FROM snapshots WHERE generation >= ?1 AND generation < ?2 \
+        ORDER BY generation DESC LIMIT 1";
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([int(since.0), int(until.0)])?;
+    rows.next()?.map(generation_row).transpose()
+}
+
 fn generation_row(row: &Row<'_>) -> rusqlite::Result<GenerationRow> {
     Ok(GenerationRow { generation: Generation(number(row, 0)?), time_ns: row.get(1)? })
 }

@@ -38,7 +38,8 @@ pub use crate::meta::rows::{
     Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
     SetAttr, Unlinked,
 };
-pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
+pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
+pub use crate::meta::{NameSpan, PastReader};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;

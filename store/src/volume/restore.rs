@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Volume;
 use crate::commit::Flusher;
 use crate::error::{Error, Result};
-use crate::ids::{ChunkNo, Generation, Ino};
+use crate::ids::{BlockKey, ChunkNo, Generation, Ino};
 use crate::meta::Txn;
 use crate::meta::rows::{CHUNK_END, FileChange, FileKind, InodeRow, NewNode, PatchRow, RenameFlags, SetAttr, Unlinked};
 
@@ -150,6 +150,7 @@ impl Volume {
 }
 
 type ByChunk = BTreeMap<ChunkNo, Vec<PatchRow>>;
+type Puts = Vec<(ChunkNo, Option<BlockKey>)>;
 
 fn by_chunk(patches: Vec<PatchRow>) -> ByChunk {
     let mut out = ByChunk::new();
@@ -187,6 +188,8 @@ struct Restorer<'t, 'm> {
     missing: Vec<Missing>,
     /// Directories whose attributes are set when everything in them is done.
     directories: Vec<(Ino, InodeRow)>,
+    /// Names moved aside so far.
+    aside: u64,
 }
 
 fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
@@ -208,6 +211,7 @@ impl<'t, 'm> Restorer<'t, 'm> {
             spare: BTreeMap::new(),
             missing: Vec::new(),
             directories: Vec::new(),
+            aside: 0,
         }
     }
 
@@ -229,20 +233,33 @@ impl<'t, 'm> Restorer<'t, 'm> {
             let path = below(path, &entry.name);
             let past = self.past(entry.ino)?;
             match have.remove(&entry.name) {
-                Some((ino, FileKind::Directory)) if ino == entry.ino => self.directory(ino, &past, &path)?,
+                Some((ino, FileKind::Directory)) if past.kind == FileKind::Directory => {
+                    self.directory(ino, &past, &path)?;
+                }
                 Some((ino, _)) if ino == entry.ino => {
                     self.links.insert(ino, ino);
-                    if self.txn.inode(ino)?.version != past.version {
+                    if self.txn.inode(ino)?.version != past.version && !self.is_same(ino, &past)? {
                         self.revert(ino, &past, &path)?;
                     }
                 }
-                other => {
-                    if let Some((ino, kind)) = other {
-                        // In the way of what was there.
-                        self.remove(&Spare { parent: now, name: entry.name.clone(), kind, path: path.clone() }, ino)?;
+                Some((ino, kind)) => {
+                    let unclaimed = self.links.get(&entry.ino).is_none_or(|living| *living == ino);
+                    if kind == past.kind && unclaimed && self.is_same(ino, &past)? {
+                        self.links.insert(entry.ino, ino);
+                        continue;
                     }
+                    // In the way; it may be what is missing elsewhere.
+                    let aside = self.move_aside(now, &entry.name)?;
+                    self.spare.entry(ino).or_default().push(Spare {
+                        parent: now,
+                        name: aside,
+                        kind,
+                        path: path.clone(),
+                    });
+                    self.out.names.push((now, entry.name.clone()));
                     self.missing.push(Missing { parent: now, name: entry.name, past, path });
                 }
+                None => self.missing.push(Missing { parent: now, name: entry.name, past, path }),
             }
         }
         for (name, (ino, kind)) in have {
@@ -250,6 +267,48 @@ impl<'t, 'm> Restorer<'t, 'm> {
             self.spare.entry(ino).or_default().push(Spare { parent: now, name, kind, path });
         }
         Ok(())
+    }
+
+    /// Give a name that is in the way another one for as long as this operation lasts.
+    fn move_aside(&mut self, parent: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        let flags = RenameFlags { no_replace: true, ..RenameFlags::default() };
+        loop {
+            self.aside += 1;
+            let aside = format!(".brine rewinding {}", self.aside).into_bytes();
+            match self.txn.rename(parent, name, parent, &aside, flags) {
+                Ok(_) => return Ok(aside),
+                Err(Error::Exists) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Whether a living inode is all that a past one was, but for its times of access and change and its number.
+    fn is_same(&mut self, ino: Ino, past: &InodeRow) -> Result<bool> {
+        let now = self.txn.inode(ino)?;
+        let plain = |row: &InodeRow| {
+            (row.kind, row.perm, row.uid, row.gid, row.rdev, row.size, row.mtime_ns, row.inline.clone())
+        };
+        if plain(&now) != plain(past) {
+            return Ok(false);
+        }
+        if now.kind == FileKind::File && past.inline.is_none() {
+            let (puts, patches) = self.content_changes(&now, past)?;
+            if now.chunk_bits != past.chunk_bits || !puts.is_empty() || !patches.is_empty() {
+                return Ok(false);
+            }
+        }
+        let wanted = self.txn.xattrs_at(past.ino, self.generation)?;
+        let have = self.txn.list_xattrs(ino)?;
+        if have.len() != wanted.len() {
+            return Ok(false);
+        }
+        for (name, value) in wanted {
+            if !have.iter().any(|other| **other == *name) || *self.txn.get_xattr(ino, &name)? != *value {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Everything that was noted: what is missing, then what is too many, then attributes of directories.
@@ -391,33 +450,50 @@ impl<'t, 'm> Restorer<'t, 'm> {
             self.txn.set_file(ino, &change(past.size, Some(inline.to_vec())))?;
             return Ok(());
         }
-        let wanted = self.txn.extents_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?;
-        let mut have: BTreeMap<_, _> = self.txn.extents(now.data, ChunkNo(0), CHUNK_END)?.into_iter().collect();
-        // Small writes that are not in a block yet are written again; they are all that moves.
-        let mut patches = by_chunk(self.txn.patches_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?);
-        let mut have_patches = by_chunk(self.txn.patches(now.data, ChunkNo(0), CHUNK_END)?);
-        let written = |patches: &Vec<PatchRow>| patches.iter().map(|patch| patch.sequence).collect::<Vec<_>>();
-        let same = |chunk: &ChunkNo, patches: &ByChunk, have: &ByChunk| {
-            patches.get(chunk).map(written) == have.get(chunk).map(written)
-        };
-        let mut puts = Vec::new();
-        for (chunk, key) in wanted {
-            if have.remove(&chunk) != Some(key) || !same(&chunk, &patches, &have_patches) {
-                puts.push((chunk, Some(key)));
-            } else {
-                patches.remove(&chunk);
-            }
-            have_patches.remove(&chunk);
-        }
-        let others: BTreeSet<ChunkNo> = have.into_keys().chain(have_patches.into_keys()).collect();
-        puts.extend(others.into_iter().map(|chunk| (chunk, None)));
+        let (puts, patches) = self.content_changes(&now, past)?;
         if now.inline.is_some() {
             self.txn.punch(ino, ChunkNo(0), 1)?;
         }
         self.txn.put_extents(ino, &puts)?;
-        let patches: Vec<_> = patches.values().flatten().map(|row| (row.chunk, row.offset, &*row.bytes)).collect();
+        let patches: Vec<_> = patches.iter().map(|row| (row.chunk, row.offset, &*row.bytes)).collect();
         self.txn.put_patches(ino, &patches)?;
         self.txn.set_file(ino, &change(past.size, None)).map(|_| ())
+    }
+
+    /// Blocks to put, and small writes to put over them afterwards, that make the chunks of one file those of another.
+    /// Small writes that are not in a block yet are written again; they are all that moves.
+    fn content_changes(&mut self, now: &InodeRow, past: &InodeRow) -> Result<(Puts, Vec<PatchRow>)> {
+        let wanted = self.txn.extents_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?;
+        let mut have: BTreeMap<_, _> = self.txn.extents(now.data, ChunkNo(0), CHUNK_END)?.into_iter().collect();
+        let mut patches = by_chunk(self.txn.patches_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?);
+        let mut have_patches = by_chunk(self.txn.patches(now.data, ChunkNo(0), CHUNK_END)?);
+        // What stands over a chunk on both sides, in equal writes, stays.
+        let written = |rows: &[PatchRow]| rows.iter().map(|row| (row.offset, row.bytes.clone())).collect::<Vec<_>>();
+        let mut puts = Puts::new();
+        for (chunk, key) in wanted {
+            let same_patches = match (patches.get(&chunk), have_patches.get(&chunk)) {
+                (None, None) => true,
+                (Some(wanted), Some(have)) => written(wanted) == written(have),
+                _ => false,
+            };
+            if have.remove(&chunk) == Some(key) && same_patches {
+                patches.remove(&chunk);
+            } else {
+                puts.push((chunk, Some(key)));
+            }
+            have_patches.remove(&chunk);
+        }
+        have_patches.retain(|chunk, rows| {
+            let same =
+                !have.contains_key(chunk) && patches.get(chunk).is_some_and(|wanted| written(wanted) == written(rows));
+            if same {
+                patches.remove(chunk);
+            }
+            !same
+        });
+        let others: BTreeSet<ChunkNo> = have.into_keys().chain(have_patches.into_keys()).collect();
+        puts.extend(others.into_iter().map(|chunk| (chunk, None)));
+        Ok((puts, patches.into_values().flatten().collect()))
     }
 
     /// Extended attributes; true if any differed.
