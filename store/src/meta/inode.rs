@@ -214,7 +214,11 @@ impl Txn<'_> {
     /// conditional write.
     pub fn expect_version(&mut self, ino: Ino, version: Version) -> Result<()> {
         let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
-        if row.version == version { Ok(()) } else { Err(Error::Conflict(ino)) }
+        if row.version == version {
+            return Ok(());
+        }
+        self.core.conflicts += 1;
+        Err(Error::Conflict(ino))
     }
 
     /// One accepted change of an inode: its version grows by one.

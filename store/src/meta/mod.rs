@@ -34,7 +34,7 @@ mod xattr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -110,6 +110,7 @@ pub struct Meta {
     /// process's locks on it.
     wal: File,
     restart_wal: AtomicBool,
+    retries: AtomicU64,
 }
 
 impl std::fmt::Debug for Meta {
@@ -242,6 +243,7 @@ impl Meta {
             copier: Mutex::new(copier),
             wal,
             restart_wal: AtomicBool::new(false),
+            retries: AtomicU64::new(0),
         })
     }
 
@@ -269,14 +271,23 @@ impl Meta {
     /// # Errors
     /// As [`Self::with`]; [`Error::Conflict`] after eight tries.
     pub fn with_retry<R>(&self, mut operation: impl FnMut(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+        self.retry(|| self.with(&mut operation))
+    }
+
+    /// Try again what fails with [`Error::Conflict`]: it then reads and decides anew. Nothing is held between tries.
+    ///
+    /// # Errors
+    /// Those of `attempt`; [`Error::Conflict`] after eight tries.
+    pub fn retry<R>(&self, mut attempt: impl FnMut() -> Result<R>) -> Result<R> {
         let mut tried = 0;
         loop {
-            match self.with(&mut operation) {
+            match attempt() {
                 Err(Error::Conflict(ino)) => {
                     tried += 1;
                     if tried == CONFLICT_TRIES {
                         return Err(Error::Conflict(ino));
                     }
+                    self.retries.fetch_add(1, Ordering::Relaxed);
                     // The address of a local differs between threads: jitter enough to part two that collide.
                     let jitter = (&raw const tried as usize >> 4) as u64 % 50;
                     std::thread::sleep(Duration::from_micros((10 << tried) + jitter));
@@ -284,6 +295,11 @@ impl Meta {
                 other => return other,
             }
         }
+    }
+
+    /// Conditional writes that met another version, and how often one was tried again, since the database was opened.
+    pub fn conflicts(&self) -> (u64, u64) {
+        (self.core.lock().conflicts, self.retries.load(Ordering::Relaxed))
     }
 
     /// The last committed generation.

@@ -3,6 +3,7 @@
 //! Promises: namespace and attribute operations are one change each, atomic; data comes back as it was written or as
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
+mod conditional;
 mod data;
 mod differences;
 mod fold;
@@ -324,6 +325,11 @@ impl Volume {
         }
         self.writable()?;
         let outcome = self.commit.run(&self.parts(), flusher);
+        self.committed_or_read_only(outcome)
+    }
+
+    /// What a commit came to; after a failure nothing may be written any more.
+    fn committed_or_read_only(&self, outcome: Result<Generation>) -> Result<Generation> {
         if let Some(fenced) = self.fenced() {
             return Err(fenced);
         }

@@ -7,6 +7,7 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod history;
 mod takeover;
 
 struct Silent;
@@ -73,6 +74,12 @@ impl Scratch {
             take_over: false,
             report: None,
         }
+    }
+
+    /// A volume of fewer directories.
+    fn open_of(&self, count: usize) -> Arc<Volume> {
+        let sources = (0..count).map(|n| self.0.join(format!("d{n}"))).collect();
+        Volume::open(OpenOptions { sources, ..self.options() }).unwrap()
     }
 
     fn open(&self) -> Arc<Volume> {
