@@ -110,7 +110,8 @@ pub fn parse_time(text: &str) -> Option<i64> {
         "" => (0, 0),
         rest => time_of_day(rest.strip_prefix(['T', ' ', '_'])?)?,
     };
-    (days * 86_400).checked_add(seconds.0)?.checked_mul(SECOND_NS)?.checked_add(seconds.1)
+    // What is beyond 64 bits of nanoseconds (1677 to 2262) becomes the nearest.
+    Some((days * 86_400 + seconds.0).saturating_mul(SECOND_NS).saturating_add(seconds.1))
 }
 
 /// Seconds of "23:59", "23:59:59", "23:59:59.5", with "Z" or "+01:00" behind, and nanoseconds beyond them.
@@ -188,6 +189,7 @@ mod tests {
         assert_eq!(parse_time("2026-11-25T18:35:07-04:30"), at);
         assert_eq!(parse_time("2026-11-25T23:05:07.25Z"), at.map(|ns| ns + 259_999_999));
         assert_eq!(parse_time("1970-01-02"), Some(86_400 * SECOND_NS));
+        assert_eq!(parse_time("2999-01-01"), Some(i64::MAX));
         assert_eq!(parse_time("@12.5"), Some(12 * SECOND_NS + 599_999_999));
         for text in
             ["2026-02-29", "2026-13-01", "2026-1-01", "2026-11-25T24:00", "2026-11-25T1:00", "@", "@-1", "x", ""]

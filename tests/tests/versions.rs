@@ -298,6 +298,7 @@ fn a_restore_is_a_new_version() {
     fs::set_permissions(p("file"), fs::Permissions::from_mode(0o777)).expect("chmod");
     // What the kernel has cached is old afterwards.
     assert_eq!(fs::read(p("file")).expect("read").len(), 900_000);
+    volume.sync();
     let unique = volume.number(&["space", "unique_bytes"]);
     let file = at(&volume, "file");
     let done = json(&volume, &["restore", &format!("{file}@first")]);
