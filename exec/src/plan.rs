@@ -194,7 +194,7 @@ impl Plan {
 }
 
 /// Places a view may not cover: what the sandbox itself is made of.
-const RESERVED: [&str; 5] = ["/proc", "/dev", "/sys", "/.brine-volume", "/.brine-root"];
+const RESERVED: [&str; 4] = ["/proc", "/dev", "/sys", "/var/empty"];
 
 /// Absolute, without `.` and `..`.
 fn inside(path: &Path) -> bool {

@@ -205,7 +205,6 @@ impl Sandboxes {
         steps.pooled = pooled.is_some();
         let counter = if steps.pooled { &shared.hits } else { &shared.misses };
         counter.fetch_add(1, Ordering::Relaxed);
-        shared.pool_changed.notify_all();
         let sandbox = match pooled {
             Some(sandbox) => sandbox,
             None => shared.make(&kind, &limits)?,
@@ -382,6 +381,7 @@ impl Disposed {
 impl Drop for Disposed {
     fn drop(&mut self) {
         if let Some(sandbox) = self.sandbox.take() {
+            self.shared.pool_changed.notify_all();
             self.shared.dispose(Over { sandbox, _promise: self.promise.take() });
         }
     }

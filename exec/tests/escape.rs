@@ -176,7 +176,14 @@ fn what_is_not_granted_does_not_exist() {
         place.run(&plan).1.trim().to_owned()
     };
     assert_eq!(ask(&["read", "/mnt/volume/data/shown"]), "ok");
-    for path in [secret.as_str(), "/mnt/volume/data/secret", "/mnt/volume/exec/other", "/.brine-volume", "/volume"] {
+    for path in [
+        secret.as_str(),
+        "/mnt/volume/data/secret",
+        "/mnt/volume/exec/other",
+        "/var/empty/data",
+        "/var/empty/exec",
+        "/volume",
+    ] {
         assert_eq!(ask(&["exists", path]), "ENOENT", "{path}");
     }
     for path in ["/etc/shadow", "/root", "/home", "/sys", "/boot", "/proc/sys", "/proc/sysrq-trigger", "/proc/kcore"] {

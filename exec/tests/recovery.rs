@@ -144,7 +144,7 @@ fn a_dead_spawner_loses_its_runs_and_is_started_again() {
     let spawner = place.sandboxes.status().spawner.unwrap();
     std::thread::scope(|scope| {
         let lost = scope.spawn(|| place.sandboxes.run(&plan, [None, None, None]));
-        while descendants(spawner).0.get("sleep").is_none() {
+        while !descendants(spawner).0.contains_key("sleep") {
             std::thread::sleep(Duration::from_millis(5));
         }
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(spawner as i32), nix::sys::signal::Signal::SIGKILL).unwrap();

@@ -10,9 +10,11 @@ mod image;
 mod mount;
 mod output;
 mod prompt;
+mod retention;
 mod secret;
 mod show;
 mod snapshot;
+mod space;
 mod status;
 mod sync;
 mod target;
@@ -87,6 +89,27 @@ const COMMANDS: &[Command] = &[
         summary: "give a lost directory's place to an empty one, and fill it",
         details: help::REPLACE,
         run: check::run_replace,
+    },
+    Command {
+        name: "gc",
+        arguments: "[--dry-run] [--json] SOURCE|MOUNTPOINT",
+        summary: "give back the space of what nothing refers to, now",
+        details: help::GC,
+        run: space::run_gc,
+    },
+    Command {
+        name: "retention",
+        arguments: "show|set [rules] [--json] SOURCE|MOUNTPOINT",
+        summary: "which former states are kept, and for how long",
+        details: help::RETENTION,
+        run: retention::run,
+    },
+    Command {
+        name: "usage",
+        arguments: "[--json] [PATH] SOURCE|MOUNTPOINT",
+        summary: "what takes the space: files, history, redundancy, and what can be given back",
+        details: help::USAGE,
+        run: space::run_usage,
     },
     Command {
         name: "sync",

@@ -21,6 +21,7 @@ pub use registry::{Entry, Registration, find_mountpoint, find_volume, list, proc
 pub use server::{Server, Service};
 pub use versions::VersionsRequest;
 
+use brine_store::retention::Rules;
 use serde::{Deserialize, Serialize};
 
 use crate::exec_dir::request::ExecRequest;
@@ -58,6 +59,21 @@ pub enum Request {
         old: PathBuf,
         /// Path of the empty one.
         new: PathBuf,
+    },
+    /// Free what nothing refers to.
+    Gc {
+        /// Only tell how much that is.
+        dry_run: bool,
+    },
+    /// Which former states are kept.
+    Retention {
+        /// Other rules; none: only tell what they are.
+        set: Option<Rules>,
+    },
+    /// What takes the space.
+    Usage {
+        /// Of what is at and below this path inside the volume.
+        path: Option<PathBuf>,
     },
     /// Functions and their runs.
     Exec {

@@ -25,7 +25,7 @@ use fuser::{
 
 use crate::control_dir::{Caching, is_control, is_passing};
 use crate::errno::{Errno, Outcome};
-use crate::vfs::{AttrChange, Caller, Handle, ReadStart, Room, Vfs};
+use crate::vfs::{AttrChange, Caller, FilePlace, Handle, ReadStart, Room, Vfs};
 use convert::{attr_ttl, file_attr, file_type, kind_of_mode, name_ttl, negative_entry, rename_flags, stamp};
 pub use session::{FuseConfig, Unmounter, serve, serve_with};
 
@@ -44,8 +44,10 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 /// has no capabilities; without it, every write would first ask for `security.capability`. The kernel does not forget
 /// the mode it has cached when a write makes us clear bits: see [`convert::attr_ttl`].
 /// EXPORT_SUPPORT: file handles (NFS) outlive what the kernel has cached; they ask for "." and "..".
+/// POSIX_ACL: the kernel enforces access control lists; DONT_MASK: it leaves the umask to us, which a default list
+/// overrides.
 /// EXPLICIT_INVAL_DATA: pages are never dropped because attributes changed; our own changes all came through the kernel.
-const CAPABILITIES: [InitFlags; 9] = [
+const CAPABILITIES: [InitFlags; 11] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -55,6 +57,8 @@ const CAPABILITIES: [InitFlags; 9] = [
     InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_EXPORT_SUPPORT,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 /// Serves the kernel's requests from a [`Vfs`].
@@ -67,7 +71,12 @@ fn code(errno: Errno) -> Code {
 }
 
 fn caller(request: &Request) -> Caller {
-    Caller { uid: request.uid(), gid: request.gid() }
+    Caller { uid: request.uid(), gid: request.gid(), pid: request.pid(), umask: 0 }
+}
+
+/// The caller of a request that makes something.
+fn maker(request: &Request, umask: u32) -> Caller {
+    Caller { umask: (umask & 0o777) as u16, ..caller(request) }
 }
 
 fn ino(number: INodeNo) -> Ino {
@@ -219,18 +228,18 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(code(Errno::INVALID)) };
         let perm = (mode & 0o7777) as u16;
-        answer_entry(self.vfs.make(caller(request), ino(parent), name.as_bytes(), kind, perm, rdev, None), reply);
+        answer_entry(self.vfs.make(maker(request, umask), ino(parent), name.as_bytes(), kind, perm, rdev, None), reply);
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (kind, perm) = (FileKind::Directory, (mode & 0o7777) as u16);
-        answer_entry(self.vfs.make(caller(request), ino(parent), name.as_bytes(), kind, perm, 0, None), reply);
+        answer_entry(self.vfs.make(maker(request, umask), ino(parent), name.as_bytes(), kind, perm, 0, None), reply);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -284,13 +293,13 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         follow::note(request.pid());
         let perm = (mode & 0o7777) as u16;
-        match self.vfs.create(caller(request), ino(parent), name.as_bytes(), perm, flags) {
+        match self.vfs.create(maker(request, umask), ino(parent), name.as_bytes(), perm, flags) {
             Ok(opened) => {
                 let generation = Generation(opened.attr.ino_generation.into());
                 let ttl = attr_ttl(&opened.attr);
@@ -451,7 +460,7 @@ impl Filesystem for Adapter {
 
     fn setxattr(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -459,19 +468,19 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
-        answer_empty(self.vfs.set_xattr(ino(node), name.as_bytes(), value, flags), reply);
+        answer_empty(self.vfs.set_xattr(caller(request), ino(node), name.as_bytes(), value, flags), reply);
     }
 
     fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         answer_xattr(self.vfs.get_xattr(ino(node), name.as_bytes()), size, reply);
     }
 
-    fn listxattr(&self, _request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        answer_xattr(self.vfs.list_xattrs(ino(node)), size, reply);
+    fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        answer_xattr(self.vfs.list_xattrs(caller(request), ino(node)), size, reply);
     }
 
-    fn removexattr(&self, _request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty(self.vfs.remove_xattr(ino(node), name.as_bytes()), reply);
+    fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer_empty(self.vfs.remove_xattr(caller(request), ino(node), name.as_bytes()), reply);
     }
 
     /// Asked only without `default_permissions`; the kernel takes ENOSYS for yes, and asks no more.
@@ -481,7 +490,7 @@ impl Filesystem for Adapter {
 
     fn fallocate(
         &self,
-        _request: &Request,
+        request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -489,8 +498,8 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let vfs = Arc::clone(&self.vfs);
-        self.vfs.io().run(move || answer_empty(vfs.allocate(handle.0, offset, length, mode), reply));
+        let (vfs, caller) = (Arc::clone(&self.vfs), caller(request));
+        self.vfs.io().run(move || answer_empty(vfs.allocate(caller, handle.0, offset, length, mode), reply));
     }
 
     fn lseek(
@@ -508,21 +517,23 @@ impl Filesystem for Adapter {
         }
     }
 
-    /// Not offered yet: at ENOSYS the kernel copies by reading and writing, and asks no more.
     fn copy_file_range(
         &self,
-        _request: &Request,
+        request: &Request,
         _ino_in: INodeNo,
-        _handle_in: FileHandle,
-        _offset_in: u64,
+        handle_in: FileHandle,
+        offset_in: u64,
         _ino_out: INodeNo,
-        _handle_out: FileHandle,
-        _offset_out: u64,
-        _len: u64,
+        handle_out: FileHandle,
+        offset_out: u64,
+        len: u64,
         _flags: fuser::CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        reply.error(Code::ENOSYS);
+        let (vfs, caller) = (Arc::clone(&self.vfs), caller(request));
+        let from = FilePlace { handle: handle_in.0, offset: offset_in };
+        let to = FilePlace { handle: handle_out.0, offset: offset_out };
+        self.vfs.io().run(move || answer_written(vfs.copy_range(caller, from, to, len), reply));
     }
 
     /// No device answers here: what tells terminals and the like from files.

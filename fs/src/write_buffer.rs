@@ -15,6 +15,7 @@ mod chunk;
 mod file;
 mod flush;
 mod node;
+mod share;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use file::FileBuffer;
 pub use file::Gap;
 use node::Dirty;
 pub use node::{ErrorMark, FileNode};
+pub use share::ShareRange;
 pub use stored::{Stored, cached as stored_in_cache, read as read_stored};
 
 /// Neighbouring full chunks sealed in one call: 1 MiB of the usual 128 KiB chunks, as much as one request carries.
@@ -71,6 +73,8 @@ pub struct WriteBuffer {
     /// Whether anything changed since the last commit began.
     changed: AtomicBool,
     sealers: Pool,
+    /// Held by the one copy that shares chunks. Taken before the gate.
+    sharing: Mutex<()>,
     report: Report,
 }
 
@@ -106,6 +110,7 @@ impl WriteBuffer {
             pressed: AtomicBool::new(false),
             changed: AtomicBool::new(false),
             sealers: Pool::new("brine-seal", sealers)?,
+            sharing: Mutex::new(()),
             report,
         })
     }
@@ -144,7 +149,7 @@ impl WriteBuffer {
 
     /// Whether a write of `len` bytes can be accepted now, nobody waiting before it.
     pub fn has_room(&self, len: usize) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len)
+        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(len as u64)
     }
 
     fn fits(&self, len: usize) -> bool {
@@ -183,6 +188,10 @@ impl WriteBuffer {
             held_before = held;
         };
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if outcome.is_ok() {
+            // What dead blocks and history take is given back before a writer is told that there is no space.
+            self.volume.wait_for_space(len as u64);
+        }
         outcome
     }
 
@@ -312,6 +321,18 @@ impl WriteBuffer {
             dirty.base = self.volume.set_attr(dirty.base.ino, &change)?;
         }
         Ok(())
+    }
+
+    /// Somebody without CAP_FSETID changes a file's content in another way than [`Self::write`].
+    ///
+    /// # Errors
+    /// What the store says.
+    pub fn drop_set_id_bits(&self, node: &Arc<FileNode>, now_ns: i64) -> Result<(), Error> {
+        let _gate = self.change();
+        let mut state = node.state.lock();
+        let outcome = self.ensure(&mut state, node).and_then(|dirty| self.drop_set_id(dirty, now_ns));
+        self.settle(node, &mut state);
+        outcome
     }
 
     /// Give a file a new size. May wait for chunks being sealed.

@@ -153,6 +153,7 @@ const OWNERS_MAX: usize = 16;
 
 /// Read and verify everything: shards, blocks, references, tables. With `repair`, bad shards are written anew.
 pub fn check(volume: &Volume, options: &CheckOptions, progress: &dyn CheckProgress) -> Result<CheckReport> {
+    let _held = volume.maintenance();
     let mut report = CheckReport { complete: true, ..CheckReport::default() };
     if options.path.is_none() {
         progress.progress(0, 0, "tables");
@@ -311,6 +312,7 @@ fn all_stripes(volume: &Volume, progress: &dyn CheckProgress) -> Result<Vec<Stri
 
 /// Rebuild missing and wrong shards of every stripe onto the directories that can take them. Counts again at the end.
 pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport> {
+    let _held = volume.maintenance();
     let mut report = HealReport::default();
     volume.fill_vacant_slots()?;
     let stripes = all_stripes(volume, progress)?;

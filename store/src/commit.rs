@@ -95,16 +95,11 @@ pub struct Parts<'a> {
     pub overrides: &'a dyn AckOverrides,
 }
 
-/// With fewer unsynced bytes than this everything is synced at once with the record.
-const OPEN_SYNC_MIN: u64 = 2 << 20;
-
-/// Flushes done with writers running before they are held off for the rest.
-const OPEN_FLUSHES_MAX: usize = 3;
-
 impl Commit {
-    /// Hold off commits while a change is made.
+    /// Hold off commits while a change is made. Not to be taken twice by one thread: a commit that waits in between goes
+    /// first, or streams of changes would hold it off for ever.
     pub fn gate(&self) -> GateGuard<'_> {
-        GateGuard(self.gate.read_recursive())
+        GateGuard(self.gate.read())
     }
 
     /// Hold off all changes and commits.
@@ -181,14 +176,8 @@ impl Commit {
         let Parts { blocks, meta, log, overrides, fence } = parts;
         let _leading = self.leading.lock();
         log.usable()?;
-        // Where there is much, most of the work is done while others go on writing.
-        for _ in 0..OPEN_FLUSHES_MAX {
-            flusher.flush(false)?;
-            if blocks.segments().unsynced_bytes() < OPEN_SYNC_MIN {
-                break;
-            }
-            blocks.segments().sync()?;
-        }
+        // Most of the work is done while others go on writing.
+        flusher.flush(false)?;
         let held_off = self.gate.write();
         flusher.flush(true)?;
         last()?;

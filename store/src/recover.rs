@@ -308,6 +308,24 @@ impl Reader<'_> {
         Ok(flat)
     }
 
+    /// Where every block of an image lies, indexes and root among them.
+    ///
+    /// # Errors
+    /// If an index cannot be read: then it is not known what the image needs.
+    pub(crate) fn image_places(&self, pointer: &CheckpointPointer) -> Result<Vec<Location>> {
+        let mut places = vec![pointer.location];
+        let mut open = vec![self.read_index(&pointer.root, &pointer.location)?];
+        while let Some(index) = open.pop() {
+            places.extend(index.entries.iter().map(|entry| entry.location));
+            if index.level > 0 {
+                for entry in &index.entries {
+                    open.push(self.read_index(&entry.key, &entry.location)?);
+                }
+            }
+        }
+        Ok(places)
+    }
+
     fn read_index(&self, key: &BlockKey, location: &Location) -> Result<ImageIndex> {
         let bytes = self.image_block(key, location)?;
         let index = ImageIndex::decode(&bytes).map_err(|error| {

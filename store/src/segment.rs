@@ -6,14 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::backing::{BackingSet, Health};
+use crate::backing::{BackingSet, Health, ShardWrite, SharedBytes, Wait};
 use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -29,8 +28,12 @@ pub const SEGMENT_CAPACITY_MIN: u64 = 8 << 20;
 pub const MEMBER_FREE_MIN: u64 = 2 << 20;
 /// Appended bytes per file after which their write-back is started, so that a later sync finds little to do.
 const WRITEBACK_STEP: u64 = 4 << 20;
-/// How long a sync may take before its directory counts as sick.
-const SYNC_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a directory may take before it is left behind, unless 20 times its usual time is longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long silent directories are waited for when too few are left without them.
+const QUORUM_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause between two looks whether they answer again.
+const QUORUM_PAUSE: Duration = Duration::from_millis(50);
 
 /// A segment that takes records.
 #[derive(Debug)]
@@ -234,6 +237,7 @@ impl Segments {
     fn announce(&self, state: &mut State, generation: Generation, first_len: u64) -> Result<OpenSegment> {
         // A member that fails here is left out of the next attempt, so this ends.
         for _ in 0..=self.set.members().len() {
+            self.await_quorum(|| self.set.healthy().count() >= self.min_ack());
             let candidates = self.candidates();
             let healthy = candidates.iter().filter(|c| c.healthy).count();
             let needed = self.min_ack();
@@ -298,10 +302,7 @@ impl Segments {
         capacity: u64,
         generation: Generation,
     ) -> bool {
-        let mut done = true;
-        let mut files = Vec::new();
-        for (slot, member_id) in slots.iter().enumerate() {
-            let Some(member) = member_id.as_ref().and_then(|id| self.set.get(id)) else { continue };
+        let header = |slot: usize| {
             let header = SegmentHeader {
                 volume: self.writer.volume,
                 segment: id,
@@ -312,39 +313,74 @@ impl Segments {
                 capacity,
                 term: self.writer.term,
                 created_generation: generation,
-            }
-            .encode(&self.writer.header_mac);
-            let created = member
-                .create_segment(id, capacity)
-                .and_then(|()| self.set.write_record(&member.id, id, 0, &[IoSlice::new(&header)]));
-            match created {
-                Ok(()) => files.push((member.id, id)),
+            };
+            header.encode(&self.writer.header_mac)
+        };
+        let headers: Vec<(MemberId, Vec<u8>)> =
+            slots.iter().enumerate().filter_map(|(slot, member)| Some(((*member)?, header(slot)))).collect();
+        let members: Vec<MemberId> = headers.iter().map(|(member, _)| *member).collect();
+        let enough = |_: &[bool]| self.others_suffice();
+        let results = self.set.create_segments(headers, id, capacity, &self.wait(&members, &enough));
+        let mut done = true;
+        for (member, result) in members.iter().zip(results) {
+            if let Err(error) = result {
                 // A writer that was fenced made it: no fault of the directory. The next number is tried.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => done = false,
-                Err(error) => {
-                    self.set.report_write_error(&member.id, &format!("create segment {id}"), &error);
-                    done = false;
+                if error.kind() != std::io::ErrorKind::AlreadyExists {
+                    self.set.report_write_error(member, &format!("create segment {id}"), &error);
                 }
-            }
-        }
-        for (member, _, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
-            if let Err(error) = outcome {
-                self.set.report_write_error(&member, &format!("sync new segment {id}"), &error);
                 done = false;
             }
         }
         done
     }
 
-    /// Append one slot's part of a run. An error marks the member; the caller abandons the segment and starts anew.
-    pub fn write(&self, extent: &Extent, slot: usize, parts: &[IoSlice<'_>]) -> Result<()> {
-        let Some(member_id) = extent.segment.slots[slot] else { return Ok(()) };
-        let Some(member) = self.set.get(&member_id) else { return Ok(()) };
-        self.set.write_record(&member_id, extent.segment.id, extent.offset, parts).map_err(|source| {
-            let operation = format!("write segment {} at {}", extent.segment.id, extent.offset);
-            self.set.report_write_error(&member_id, &operation, &source);
-            Error::Backing { directory: member.path().to_path_buf(), operation, source }
-        })
+    /// How long calls on these members are waited for.
+    fn wait<'w>(&self, members: &[MemberId], enough: &'w (dyn Fn(&[bool]) -> bool + Sync)) -> Wait<'w> {
+        let usual = members.iter().filter_map(|id| self.set.get(id)).map(|member| member.patience()).max();
+        Wait { patience: usual.unwrap_or_default().max(PATIENCE), enough, limit: QUORUM_PATIENCE }
+    }
+
+    /// True if the members that answer are enough for a new segment.
+    fn others_suffice(&self) -> bool {
+        self.set.healthy().count() >= self.min_ack()
+    }
+
+    /// Wait for directories that are merely silent, as long as without them there are too few: a disk that is busy for
+    /// some seconds must not end a volume whose directories all lie on it.
+    fn await_quorum(&self, enough: impl Fn() -> bool) {
+        let deadline = Instant::now() + QUORUM_PATIENCE;
+        let silent = || self.set.members().iter().any(|member| member.health() == Health::Sick);
+        while !enough() && silent() && Instant::now() < deadline {
+            std::thread::sleep(QUORUM_PAUSE);
+        }
+    }
+
+    /// Write what belongs to each slot of a run, in parallel. An error marks the member; the caller abandons the segment
+    /// and starts anew.
+    ///
+    /// # Errors
+    /// The first failure. A directory that does not answer is one, once the others are enough without it.
+    pub fn write(&self, extent: &Extent, slots: Vec<(usize, Vec<SharedBytes>)>) -> Result<()> {
+        let segment = &extent.segment;
+        let writes: Vec<ShardWrite> = slots
+            .into_iter()
+            .filter_map(|(slot, bufs)| {
+                Some(ShardWrite { member: segment.slots[slot]?, segment: segment.id, offset: extent.offset, bufs })
+            })
+            .collect();
+        let members: Vec<MemberId> = writes.iter().map(|write| write.member).collect();
+        let enough = |_: &[bool]| self.others_suffice();
+        let results = self.set.write_shards(&writes, &self.wait(&members, &enough));
+        let operation = format!("write segment {} at {}", segment.id, extent.offset);
+        let mut outcome = Ok(());
+        for (member, result) in members.iter().zip(results) {
+            if let Err(source) = result {
+                self.set.report_write_error(member, &operation, &source);
+                let directory = self.set.get(member).map(|member| member.path().to_path_buf()).unwrap_or_default();
+                outcome = outcome.and(Err(Error::Backing { directory, operation: operation.clone(), source }));
+            }
+        }
+        outcome
     }
 
     /// Slots of a segment whose members can be written: those that are synced before a record in it is answered.
@@ -417,6 +453,33 @@ impl Segments {
         self.state.lock().lacking.get(&segment).copied().unwrap_or(0)
     }
 
+    /// Segments with slots in which a sync failed or was left out, with those slots.
+    pub fn lacking_segments(&self) -> Vec<(SegmentId, u64)> {
+        self.state.lock().lacking.iter().map(|(id, slots)| (*id, *slots)).collect()
+    }
+
+    /// These slots of a segment hold everything again, durably.
+    pub fn caught_up(&self, segment: SegmentId, slots: u64) {
+        let mut state = self.state.lock();
+        if let Some(lacking) = state.lacking.get_mut(&segment) {
+            *lacking &= !slots;
+            if *lacking == 0 {
+                state.lacking.remove(&segment);
+            }
+        }
+    }
+
+    /// Close the open segment if a new one would lie on more directories: one that came back takes part at once.
+    pub fn widen(&self) {
+        let Some(open) = self.state.lock().open.as_ref().map(|(segment, _)| segment.clone()) else { return };
+        let used = self.healthy(&open).count_ones() as usize;
+        let others = self.set.healthy().any(|member| !open.slots.contains(&Some(member.id)));
+        // Asking for room may take a moment.
+        if used < self.geometry.total() && others && self.candidates().iter().filter(|c| c.healthy).count() > used {
+            self.abandon(open.id);
+        }
+    }
+
     /// Make every appended record durable in every healthy slot that holds it, and in at least [`Self::min_ack`] slots
     /// of each segment (of whole copies in k-1 fewer).
     ///
@@ -432,7 +495,10 @@ impl Segments {
         let slot_of = |unsynced: &Unsynced, member: &MemberId| {
             unsynced.segment.slots.iter().position(|slot| slot.as_ref() == Some(member))
         };
-        let mut files = Vec::new();
+        self.await_quorum(|| {
+            due.values().all(|unsynced| self.shortfall(unsynced, self.healthy(&unsynced.segment)).is_none())
+        });
+        let mut files: Vec<(MemberId, SegmentId)> = Vec::new();
         for (id, unsynced) in &due {
             let slots = unsynced.slots() & self.healthy(&unsynced.segment);
             let members = unsynced.segment.slots.iter().enumerate();
@@ -440,14 +506,22 @@ impl Segments {
                 members.filter(|(slot, _)| slots >> slot & 1 == 1).filter_map(|(_, m)| m.map(|member| (member, *id))),
             );
         }
+        let slot_mask = |(member, id): &(MemberId, SegmentId)| {
+            due.get(id).and_then(|unsynced| slot_of(unsynced, member)).map_or(0, |slot| 1 << slot)
+        };
+        let enough = |done: &[bool]| {
+            let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
+            for (file, _) in files.iter().zip(done).filter(|(_, done)| **done) {
+                *good.entry(file.1).or_default() |= slot_mask(file);
+            }
+            due.iter().all(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)).is_none())
+        };
+        let members: Vec<MemberId> = files.iter().map(|(member, _)| *member).collect();
         let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
         let mut failed = Vec::new();
-        for (member, id, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+        for (member, id, outcome) in self.set.sync_all(&files, &self.wait(&members, &enough)) {
             match outcome {
-                Ok(()) => {
-                    let slot = due.get(&id).and_then(|unsynced| slot_of(unsynced, &member));
-                    *good.entry(id).or_default() |= slot.map_or(0, |slot| 1 << slot);
-                }
+                Ok(()) => *good.entry(id).or_default() |= slot_mask(&(member, id)),
                 Err(error) => {
                     self.set.report_write_error(&member, &format!("sync segment {id}"), &error);
                     failed.push(id);

@@ -41,6 +41,15 @@ pub fn brine() -> PathBuf {
     })
 }
 
+/// A public test suite that `./run tools` installs. Panics if it is not there.
+#[track_caller]
+pub fn tool(name: &str) -> PathBuf {
+    let target = profile_dir().parent().map(Path::to_path_buf).unwrap_or_default();
+    let path = target.join("tools/bin").join(name);
+    assert!(path.is_file(), "{} is not installed: `./run tools` does it", path.display());
+    path
+}
+
 /// Where this run's temporary directories are made: `BRINE_TEST_DIR`, else `target/tmp`, which is on a disk.
 fn temp_root() -> PathBuf {
     match std::env::var_os("BRINE_TEST_DIR") {

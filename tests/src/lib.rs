@@ -4,6 +4,8 @@
 
 /// Running programs: with a deadline, captured output, and the Debian package of one that is missing.
 pub mod command;
+/// What POSIX and the manual pages say, as checks that run in any directory.
+pub mod conformance;
 /// Damage done to backing directories.
 pub mod damage;
 /// What this machine must have, where temporary files lie, what is mounted.

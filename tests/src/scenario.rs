@@ -11,6 +11,8 @@ pub mod dedup;
 pub mod load;
 /// Directories that are gone, and the state directory.
 pub mod loss;
+/// Suites that tell a filesystem that behaves from one that does not.
+pub mod posix;
 /// Programs people use, on the mount.
 pub mod programs;
 /// What must be refused.

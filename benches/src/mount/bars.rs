@@ -36,8 +36,44 @@ pub fn judge(options: &Options, results: &Results, memory: &BTreeMap<&'static st
     add("create", beside_gocryptfs(results, "create", 5.0, "create small files >= 5 x gocryptfs"));
     add("remove", beside_gocryptfs(results, "remove", 2.0, "remove small files >= 2 x gocryptfs"));
     add("untar", beside_gocryptfs(results, "untar", 3.0, "untar >= 3 x as fast as gocryptfs"));
+    add("append", beside_plain(results));
+    add(
+        "append-eight",
+        own_figures(results, "append-eight-rate", "append-rate", 4.0, "eight fsyncing writers >= 4 x one"),
+    );
+    add(
+        "append-stream",
+        own_figures(results, "append-p99", "append-stream-p99", 0.25, "fsync p99 beside a stream <= 4 x alone"),
+    );
+    add("stalls", stall(results));
     bars.push(resident(memory));
     bars
+}
+
+fn beside_plain(results: &Results) -> Bar {
+    let speed = metric("append-p50").and_then(|metric| results.speed(metric, "brine", "plain"));
+    let aim = "4 KiB append + fsync p50 <= 2 x a plain directory";
+    bar(aim, speed.map(|speed| (format!("{:.2} x", 1.0 / speed), speed >= 0.5)))
+}
+
+/// One of brine's figures beside another: the first at least `least` times the second.
+fn own_figures(results: &Results, name: &str, other: &str, least: f64, aim: &'static str) -> Bar {
+    let figures = results.summary(name, "brine").zip(results.summary(other, "brine"));
+    bar(
+        aim,
+        figures.map(|(one, other)| {
+            let ratio = one.median / other.median;
+            (format!("{:.0} and {:.0}", one.median, other.median), ratio >= least)
+        }),
+    )
+}
+
+fn stall(results: &Results) -> Bar {
+    let aim = "what does not sync: p99.9 <= 100 ms";
+    bar(
+        aim,
+        results.summary("stall-p999", "brine").map(|p999| (format!("{:.1} ms", p999.median / 1e3), p999.median <= 1e5)),
+    )
 }
 
 fn beside_gocryptfs(results: &Results, name: &str, least: f64, aim: &'static str) -> Bar {

@@ -25,7 +25,7 @@ const fn time(name: &'static str, workload: &'static str, title: &'static str, u
 }
 
 /// All rows, in the order in which they are shown.
-pub static METRICS: [Metric; 16] = [
+pub static METRICS: [Metric; 22] = [
     rate("seq-write", "seq-write", "sequential write + fsync", "MiB/s"),
     rate("seq-read-cold", "seq-read-cold", "sequential read, cold", "MiB/s"),
     rate("seq-read-warm", "seq-read-warm", "sequential read, warm", "MiB/s"),
@@ -42,6 +42,12 @@ pub static METRICS: [Metric; 16] = [
     time("remove-tree", "remove-tree", "rm -rf of the tree", "s"),
     time("append-p50", "append", "4 KiB append + fsync, p50", "us"),
     time("append-p99", "append", "4 KiB append + fsync, p99", "us"),
+    rate("append-rate", "append", "the same, one writer", "/s"),
+    rate("append-eight-rate", "append-eight", "the same, eight writers", "/s"),
+    time("append-stream-p50", "append-stream", "the same beside a stream, p50", "us"),
+    time("append-stream-p99", "append-stream", "the same beside a stream, p99", "us"),
+    time("stall-p50", "stalls", "without sync beside both, p50", "us"),
+    time("stall-p999", "stalls", "without sync beside both, p99.9", "us"),
 ];
 
 /// One figure, and the processor time its daemon took meanwhile.

@@ -12,7 +12,8 @@ Where and what
   --sides A,B        only these of plain,six,gocryptfs,brine
   --only A,B         only these workloads (and, without showing them, those they need):
                      seq-write seq-read-cold seq-read-warm second-copy rand-read-cold rand-read-warm rand-write
-                     create stat read-files-cold remove untar remove-tree append
+                     create stat read-files-cold remove untar remove-tree append append-eight
+                     append-stream stalls
   --brine PATH       the program (default: beside this one)
   --mount-options O  further options for brine mount, as for its -o
 

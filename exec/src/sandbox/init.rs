@@ -15,7 +15,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{setgroups, setresgid, setresuid};
 
-use super::launch::{With, launch};
+use super::launch::{Ready, With, launch};
 use super::message::{EndedBy, Failure, Finished, Make, Run};
 use super::root;
 use crate::plan::Root;
@@ -38,22 +38,19 @@ pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: b
         // The spawner could not map the ids; it says so itself.
         sys::exit_now(125);
     }
-    let built = identify(make, privileged).and_then(|()| root::build(&make.template, &make.identity));
-    if let Err(failure) = built {
-        fail(&control, &failure);
-    }
+    let built = identify(make, privileged)
+        .and_then(|()| root::build(&make.template, &make.identity))
+        .and_then(|cover| Ready::new(cover, make.template.root != Root::Host));
+    let ready = built.unwrap_or_else(|failure| fail(&control, &failure));
     if send_frame(&control, Kind::Built, &[], &[]).is_err() {
         sys::exit_now(0);
     }
     // Idle, perhaps for long. What was needed to build is not needed any more.
     match receive_frame(&control) {
-        Ok(Some(Frame { kind: Kind::Run, body, fds })) => {
-            let writable_root = make.template.root != Root::Host;
-            match begin(&body, fds, writable_root) {
-                Ok(program) => watch(&control, program),
-                Err(failure) => fail(&control, &failure),
-            }
-        }
+        Ok(Some(Frame { kind: Kind::Run, body, fds })) => match begin(&body, fds, ready) {
+            Ok(program) => watch(&control, program),
+            Err(failure) => fail(&control, &failure),
+        },
         _ => sys::exit_now(0),
     }
 }
@@ -106,7 +103,7 @@ struct Program {
     run: Run,
 }
 
-fn begin(body: &[u8], fds: Vec<OwnedFd>, writable_root: bool) -> Result<Program, Failure> {
+fn begin(body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failure> {
     let malformed = |_| Failure { code: 125, step: "a malformed order to run".into(), errno: 0 };
     let run = Run::decode(body).map_err(malformed)?;
     let mut fds = fds.into_iter();
@@ -127,7 +124,7 @@ fn begin(body: &[u8], fds: Vec<OwnedFd>, writable_root: bool) -> Result<Program,
     match sys::fork().map_err(failed())? {
         sys::Side::Child => {
             drop(launcher);
-            let failure = launch(&run, With { streams, credential, terminal: None, writable_root });
+            let failure = launch(&run, With { streams, credential, terminal: None }, ready);
             use std::io::Write;
             let _ = File::from(say).write_all(&failure.encode());
             sys::exit_now(125);

@@ -11,8 +11,6 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::mount::{MntFlags, umount2};
-
 use super::landlock::{self, Rules};
 use super::message::{Failure, Run};
 use super::root::{VOLUME_INSIDE, text};
@@ -23,6 +21,40 @@ use crate::sys;
 /// Descriptor the credential has in the program.
 const CREDENTIAL_FD: i32 = 3;
 
+/// What is made ready while a sandbox waits for its run.
+pub(crate) struct Ready {
+    /// Goes over the volume.
+    cover: OwnedFd,
+    filter: Vec<libc::sock_filter>,
+    /// What every run of the template may do with files; none if the kernel has no Landlock.
+    rules: Option<Rules>,
+    /// The root directory may be written to: it is a private layer.
+    writable_root: bool,
+}
+
+impl Ready {
+    /// In the sandbox's own root.
+    pub fn new(cover: OwnedFd, writable_root: bool) -> Result<Self, Failure> {
+        let failed = || Failure::step("Landlock rules");
+        let rules = Rules::new().map_err(failed())?;
+        if let Some(rules) = &rules {
+            common(rules, writable_root).map_err(failed())?;
+        }
+        Ok(Self { cover, filter: seccomp::program(), rules, writable_root })
+    }
+}
+
+fn common(rules: &Rules, writable_root: bool) -> io::Result<()> {
+    let open = |path: &str| text(Path::new(path)).and_then(|path| sys::open_path(&path));
+    let root_access = if writable_root { landlock::LOOK | landlock::CHANGE } else { landlock::LOOK };
+    rules.below(open("/")?, root_access)?;
+    rules.below(open("/tmp")?, landlock::LOOK | landlock::CHANGE)?;
+    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
+        rules.file(open(device)?, landlock::DEVICE)?;
+    }
+    rules.below(open("/dev/pts")?, landlock::DEVICE | landlock::LOOK)
+}
+
 /// What the program is started with beside the message.
 pub(crate) struct With {
     /// Standard descriptors; missing ones become /dev/null.
@@ -30,13 +62,11 @@ pub(crate) struct With {
     pub credential: Option<OwnedFd>,
     /// Terminal to be the controlling one.
     pub terminal: Option<OwnedFd>,
-    /// The root directory may be written to: it is a private layer.
-    pub writable_root: bool,
 }
 
 /// Become the program. Returns only what went wrong.
-pub(crate) fn launch(run: &Run, with: With) -> Failure {
-    match prepare(run, with) {
+pub(crate) fn launch(run: &Run, with: With, ready: Ready) -> Failure {
+    match prepare(run, with, ready) {
         Ok((program, argv, environment)) => {
             let error = match nix::unistd::execve(&program, &argv, &environment) {
                 Ok(never) => match never {},
@@ -50,23 +80,23 @@ pub(crate) fn launch(run: &Run, with: With) -> Failure {
 
 type Command = (CString, Vec<CString>, Vec<CString>);
 
-fn prepare(run: &Run, with: With) -> Result<Command, Failure> {
+fn prepare(run: &Run, with: With, ready: Ready) -> Result<Command, Failure> {
     let failed = |step: &'static str| Failure::step(step);
     nix::unistd::setsid().map_err(io::Error::from).map_err(failed("a session of its own"))?;
-    let writable = views(run)?;
+    let writable = views(run, &ready.cover)?;
     directory(&run.directory)?;
-    seal_root(with.writable_root)?;
+    seal_root(ready.writable_root)?;
     enter(&run.directory)?;
     if let Some(terminal) = &with.terminal {
         sys::set_controlling(terminal).map_err(failed("the controlling terminal"))?;
     }
-    let rules = files(&with, &writable)?;
+    files(ready.rules.as_ref(), &with, &writable)?;
     place(with)?;
     let keep = if run.credential { CREDENTIAL_FD + 1 } else { CREDENTIAL_FD };
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(run.umask));
     limits(run).map_err(failed("resource limits"))?;
     give_up().map_err(failed("giving up rights"))?;
-    if let Some(rules) = rules {
+    if let Some(rules) = ready.rules {
         rules.enforce().map_err(failed("Landlock"))?;
     }
     // The status pipe closes with exec, which is how the init learns of it.
@@ -79,15 +109,14 @@ fn prepare(run: &Run, with: With) -> Result<Command, Failure> {
         return Err(Failure { code: 126, step: "a zero byte in an argument".into(), errno: 0 });
     };
     sys::reset_signals(run.ignored_signals);
-    let filter = seccomp::program();
-    sys::seccomp_filter(&filter, true)
-        .or_else(|_| sys::seccomp_filter(&filter, false))
+    sys::seccomp_filter(&ready.filter, true)
+        .or_else(|_| sys::seccomp_filter(&ready.filter, false))
         .map_err(failed("the system call filter"))?;
     Ok((program, argv, environment))
 }
 
 /// Show what the plan names, and nothing else of the volume. Returns where writing is allowed.
-fn views(run: &Run) -> Result<Vec<OwnedFd>, Failure> {
+fn views(run: &Run, cover: &OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
     let refused = |view: &View| {
         let path = view.source.display().to_string();
         move |error: io::Error| {
@@ -97,7 +126,8 @@ fn views(run: &Run) -> Result<Vec<OwnedFd>, Failure> {
             Failure { code, step: format!("{path}{why}"), errno }
         }
     };
-    let volume = File::open(VOLUME_INSIDE).map_err(Failure::step("the volume's root"))?;
+    let inside = text(Path::new(VOLUME_INSIDE)).map_err(Failure::step("the volume's root"))?;
+    let volume = sys::open_path(&inside).map_err(Failure::step("the volume's root"))?;
     let root = File::open("/").map_err(Failure::step("the root"))?;
     // What lies above is mounted first.
     let mut views: Vec<&View> = run.views.iter().collect();
@@ -129,11 +159,9 @@ fn views(run: &Run) -> Result<Vec<OwnedFd>, Failure> {
             writable.push(tree);
         }
     }
-    drop((volume, root));
-    umount2(VOLUME_INSIDE, MntFlags::MNT_DETACH)
-        .map_err(io::Error::from)
-        .map_err(Failure::step("letting the volume go"))?;
-    fs::remove_dir(VOLUME_INSIDE).map_err(Failure::step("letting the volume go"))?;
+    // From here on nobody gets at the volume's root any more: the cover cannot be taken off without the right to
+    // unmount, and the descriptor is closed.
+    sys::move_mount_to(cover, &volume).map_err(Failure::step("covering the volume"))?;
     Ok(writable)
 }
 
@@ -178,10 +206,9 @@ fn enter(path: &Path) -> Result<(), Failure> {
     if seen.is_absolute() { Ok(()) } else { Err(step()(io::Error::from_raw_os_error(libc::EACCES))) }
 }
 
-/// Landlock's rules for this run; `None` if the kernel has none and no stream needs it.
-fn files(with: &With, writable: &[OwnedFd]) -> Result<Option<Rules>, Failure> {
+/// Landlock's rules for what this run has beside others.
+fn files(rules: Option<&Rules>, with: &With, writable: &[OwnedFd]) -> Result<(), Failure> {
     let failed = || Failure::step("Landlock rules");
-    let rules = Rules::new().map_err(failed())?;
     let Some(rules) = rules else {
         for stream in with.streams.iter().flatten() {
             if file_type(stream) == libc::S_IFREG {
@@ -190,16 +217,8 @@ fn files(with: &With, writable: &[OwnedFd]) -> Result<Option<Rules>, Failure> {
                 return Err(Failure { code: 126, step: step.into(), errno: 0 });
             }
         }
-        return Ok(None);
+        return Ok(());
     };
-    let open = |path: &'static str| text(Path::new(path)).and_then(|path| sys::open_path(&path)).map_err(failed());
-    let root_access = if with.writable_root { landlock::LOOK | landlock::CHANGE } else { landlock::LOOK };
-    rules.below(open("/")?, root_access).map_err(failed())?;
-    rules.below(open("/tmp")?, landlock::LOOK | landlock::CHANGE).map_err(failed())?;
-    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
-        rules.file(open(device)?, landlock::DEVICE).map_err(failed())?;
-    }
-    rules.below(open("/dev/pts")?, landlock::DEVICE | landlock::LOOK).map_err(failed())?;
     for view in writable {
         match file_type(view) {
             libc::S_IFDIR => rules.below(view, landlock::LOOK | landlock::CHANGE),
@@ -229,7 +248,7 @@ fn files(with: &With, writable: &[OwnedFd]) -> Result<Option<Rules>, Failure> {
             _ => {}
         }
     }
-    Ok(Some(rules))
+    Ok(())
 }
 
 fn file_type(fd: &OwnedFd) -> u32 {

@@ -8,6 +8,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -24,8 +25,8 @@ use crate::sys;
 pub(crate) const BASE: &str = "/sandbox";
 /// Where the spawner keeps the volume.
 pub(crate) const VOLUME: &str = "/volume";
-/// Where a sandbox that was not used yet has the volume.
-pub(crate) const VOLUME_INSIDE: &str = "/.brine-volume";
+/// Where a sandbox that was not used yet has the volume; then an empty directory covers it.
+pub(crate) const VOLUME_INSIDE: &str = "/var/empty";
 /// Directories of the host that programs need. Symbolic links among them are made again.
 pub(crate) const SYSTEM: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
 /// Files and directories below /etc that programs need and everybody may know. Not /etc/ssl, which holds private keys.
@@ -41,8 +42,9 @@ const ROOT_OPTIONS: &str = "size=4m,nr_inodes=8192,mode=755";
 /// A file in scratch has at least this many bytes, or there are fewer of them than asked.
 const SCRATCH_BYTES_A_FILE: u64 = 4096;
 
-/// Build it and make it this process's root.
-pub(crate) fn build(template: &Template, identity: &Identity) -> Result<(), Failure> {
+/// Build it and make it this process's root. Returns what is to be mounted over the volume once the views are made: to
+/// unmount it would wait for the kernel's readers, which takes longer than all the rest of a start.
+pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd, Failure> {
     mount_at(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, "").map_err(Failure::step("private mounts"))?;
     let root = match &template.root {
         Root::Host => {
@@ -65,11 +67,11 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<(), Fail
     let options = format!("size={},nr_inodes={files},mode=1777", template.scratch_bytes);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount_at(Some("tmpfs"), root.join("tmp"), Some("tmpfs"), flags, &options).map_err(Failure::step("scratch"))?;
-    directory(&root.join("var"))?;
+    let inside = root.join(&VOLUME_INSIDE[1..]);
+    directory(&inside)?;
     link("/tmp", &root.join("var/tmp"))?;
+    let cover = cover(&inside).map_err(Failure::step("a cover for the volume"))?;
     if Path::new(VOLUME).is_dir() {
-        let inside = root.join(&VOLUME_INSIDE[1..]);
-        directory(&inside)?;
         // Writable here: views are made read-only one by one.
         bind(Path::new(VOLUME), &inside, false, sys::MOUNT_NOSUID | sys::MOUNT_NODEV)
             .map_err(Failure::step("the volume"))?;
@@ -79,7 +81,15 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<(), Fail
     // Both are mounted here now, the old one on top.
     umount2(".", MntFlags::MNT_DETACH).map_err(io::Error::from).map_err(Failure::step("letting the old root go"))?;
     chdir("/").map_err(io::Error::from).map_err(Failure::step("entering the root"))?;
-    sethostname("brine").map_err(io::Error::from).map_err(Failure::step("host name"))
+    sethostname("brine").map_err(io::Error::from).map_err(Failure::step("host name"))?;
+    Ok(cover)
+}
+
+/// A detached, read-only view of an empty directory.
+fn cover(empty: &Path) -> io::Result<OwnedFd> {
+    let cover = sys::open_tree(None, &text(empty)?, libc::OPEN_TREE_CLONE)?;
+    sys::mount_setattr(&cover, false, LOCKED)?;
+    Ok(cover)
 }
 
 /// `mount(2)` with paths of this module.

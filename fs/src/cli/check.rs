@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
+use brine_store::gc::GcOptions;
+use brine_store::usage::usage;
 use brine_store::volume::{NothingDirty, Volume, replace};
 use lexopt::{Arg, Parser};
 use serde::Serialize;
@@ -23,13 +25,13 @@ use crate::telemetry::{self, printable};
 const SHOWN_MAX: usize = 50;
 
 #[derive(Default)]
-struct Asked {
-    json: bool,
+pub(super) struct Asked {
+    pub(super) json: bool,
     repair: bool,
     path: Option<PathBuf>,
-    secret: SecretArgs,
-    state_dir: Option<PathBuf>,
-    paths: Vec<PathBuf>,
+    pub(super) secret: SecretArgs,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) paths: Vec<PathBuf>,
 }
 
 fn parse(mut parser: Parser, for_check: bool) -> Result<Asked, Failure> {
@@ -102,7 +104,7 @@ pub(super) fn run_replace(parser: Parser) -> Result<ExitCode, Failure> {
 }
 
 /// Heal and replace concern the whole volume.
-fn whole(target: Target, named: &Path) -> Result<Target, Failure> {
+pub(super) fn whole(target: Target, named: &Path) -> Result<Target, Failure> {
     match &target {
         Target::Mounted(Live { inside: Some(_), mountpoint, .. }) => Err(Failure::usage(format!(
             "{} lies in the volume mounted at {}; name the mountpoint",
@@ -114,7 +116,7 @@ fn whole(target: Target, named: &Path) -> Result<Target, Failure> {
 }
 
 /// A path inside the volume: as given, below the mountpoint, or what the target's own name already says.
-fn inside(target: &Target, path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
+pub(super) fn inside(target: &Target, path: Option<&Path>) -> Result<Option<PathBuf>, Failure> {
     let (mountpoint, named) = match target {
         Target::Mounted(live) => (live.mountpoint.as_deref(), live.inside.as_deref()),
         Target::Unmounted(_) => (None, None),
@@ -130,7 +132,7 @@ fn inside(target: &Target, path: Option<&Path>) -> Result<Option<PathBuf>, Failu
     }
 }
 
-fn perform(target: &Target, request: &Request, asked: &Asked) -> Result<Value, Failure> {
+pub(super) fn perform(target: &Target, request: &Request, asked: &Asked) -> Result<Value, Failure> {
     let mut meter = Meter::new(asked.json);
     let outcome = match target {
         Target::Mounted(live) => live.ask_long(request, |step| meter.step(step)),
@@ -159,7 +161,13 @@ fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgr
     harden();
     telemetry::log_to_terminal();
     let unlock = asked.secret.unlock(&offline.name())?.into_unlock();
-    let read_only = matches!(request, Request::Check { repair: false, .. });
+    let read_only = matches!(
+        request,
+        Request::Check { repair: false, .. }
+            | Request::Gc { dry_run: true }
+            | Request::Usage { .. }
+            | Request::Retention { set: None }
+    );
     let volume = Volume::open(open_options(offline.sources.clone(), unlock, asked.state_dir.clone(), read_only))?;
     volume.warnings().iter().for_each(|warning| output::warn(warning));
     let outcome = work(&volume, request, progress);
@@ -179,6 +187,20 @@ fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Va
             replace(volume, old, new)?;
             json(&heal(volume, progress)?)
         }
+        Request::Gc { dry_run } => {
+            let step = |phase: &str, done, total| {
+                progress.progress(done, total, phase);
+                true
+            };
+            json(&volume.gc(&NothingDirty, GcOptions { dry_run: *dry_run }, &step)?)
+        }
+        Request::Retention { set } => {
+            if let Some(rules) = set {
+                volume.set_retention_rules(rules)?;
+            }
+            json(&volume.retention_rules()?)
+        }
+        Request::Usage { path } => json(&usage(volume, path.as_deref())?),
         _ => json(&heal(volume, progress)?),
     }
 }

@@ -102,6 +102,41 @@ OLD_DIR is a directory of the volume that is missing or failed, by the path it h
   --json             the report as JSON on standard output, progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
+pub(super) const GC: &str = "\
+Space is given back in the background by itself; this does it now and to the end: blocks that no file, former state or
+snapshot refers to are freed, segments that are mostly dead rewritten, empty ones deleted. The volume can be used
+meanwhile. Exit code 0 if nothing stood in the way, 8 otherwise.
+
+  --dry-run          tell what could be given back, change nothing
+  --json             the report as JSON on standard output, progress as JSON lines on standard error
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const RETENTION: &str = "\
+A former state is kept while a rule keeps it, or a snapshot, or somebody who reads it. With less than a tenth of the
+space free, and beyond the budget, the oldest go first whatever the rules say. The newest state always stays.
+
+  set: what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
+  --all TIME         keep every state for so long (10m)
+  --minutely TIME    then the last of each minute (1h)
+  --hourly TIME      then the last of each hour (1d)
+  --daily TIME, --weekly TIME, --monthly TIME
+                     then the last of each day, week, 30 days (0)
+  --last N           the newest N states, whatever their age (0)
+  --budget PERCENT   of the usable space that history may take (20)
+  --snapshots hourly|daily|weekly|monthly=N
+                     make a snapshot every so often, keep the last N; N 0 ends that
+  --default          begin with the defaults, given in brackets above
+  --json             the rules as JSON
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const USAGE: &str = "\
+Of each entry of a directory (the root, or PATH): sizes of its files, what they take sealed, and what removing it would
+give back, in that order. Of the volume: history, snapshots, redundancy, what can be given back.
+
+  PATH               from the root of the volume or of the file system
+  --json             fields are listed in docs/CLI.md
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
 pub(super) const SYNC: &str = "Returns when everything written so far, by anybody, would survive a power cut.";
 
 pub(super) const SNAPSHOT: &str = "\
@@ -194,7 +229,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace") {
+    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention") {
         output::say(SECRETS);
     }
 }

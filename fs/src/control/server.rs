@@ -215,7 +215,12 @@ fn obey(stream: &UnixStream, shared: &Shared, request: &Request, asker: Asker) -
         Request::Exec { request } => shared.service.exec(request, asker),
         Request::Status => shared.service.status(),
         Request::Sync => shared.service.sync(),
-        Request::Check { .. } | Request::Heal | Request::Replace { .. } => shared.service.work(request, &step),
+        Request::Check { .. }
+        | Request::Heal
+        | Request::Replace { .. }
+        | Request::Gc { .. }
+        | Request::Usage { .. }
+        | Request::Retention { .. } => shared.service.work(request, &step),
         Request::Versions { .. } => shared.service.family(request, &step),
         Request::Umount { lazy } => {
             shared.service.umount(*lazy)?;

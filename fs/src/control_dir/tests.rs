@@ -7,7 +7,7 @@ use super::*;
 use crate::errno::{Errno, Outcome};
 use crate::vfs::Caller;
 
-const CALLER: Caller = Caller { uid: 0, gid: 0 };
+const CALLER: Caller = Caller { uid: 0, gid: 0, pid: 0, umask: 0 };
 
 /// A file `launcher` with some content.
 struct Program(Arc<[u8]>);

@@ -93,14 +93,20 @@ impl CodeNodes {
         Arc::new(Self { vfs: Arc::downgrade(vfs), nodes: Mutex::default(), numbers: Mutex::default(), since_ns })
     }
 
-    /// The node of a function version that `pin` keeps as it is; `attr` are the function's attributes.
-    pub fn node(self: &Arc<Self>, pin: &Arc<Pin>, attr: &Attr) -> Arc<CodePin> {
+    /// The node of a function version that `pin` keeps as it is; `attr` are the function's attributes. Whether it never
+    /// was before is told with it.
+    pub fn node(self: &Arc<Self>, pin: &Arc<Pin>, attr: &Attr) -> (Arc<CodePin>, bool) {
         let function = (attr.ino, attr.version);
         let mut nodes = self.nodes.lock();
         if let Some(pin) = nodes.get(&function).and_then(|node| node.pin.upgrade()) {
-            return pin;
+            return (pin, false);
         }
-        let (number, name) = self.numbers.lock().of(function);
+        let (number, name, new) = {
+            let mut numbers = self.numbers.lock();
+            let last = numbers.next;
+            let (number, name) = numbers.of(function);
+            (number, name, number > last)
+        };
         let code = CodePin { pin: Arc::clone(pin), code: Arc::downgrade(self), function, name: name.clone() };
         let code = Arc::new(code);
         let shown = Attr {
@@ -111,7 +117,7 @@ impl CodeNodes {
             ..*attr
         };
         nodes.insert(function, Node { attr: shown, name, pin: Arc::downgrade(&code) });
-        code
+        (code, new)
     }
 
     fn find<T>(&self, wanted: impl Fn(&Node) -> bool, take: impl FnOnce(&Node) -> Option<T>) -> Option<T> {

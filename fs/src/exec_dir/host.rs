@@ -2,8 +2,11 @@
 //! exists for the run. The exec crate asks here and does the rest.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,6 +32,9 @@ use super::policy::FunctionPolicy;
 use super::record::RunRow;
 use super::runs::Runs;
 use crate::vfs::Vfs;
+
+/// Bytes of a program read ahead of its first run at most.
+const BROUGHT_IN_MAX: u64 = 64 << 20;
 
 /// A run that was asked for and has not ended.
 struct Active {
@@ -178,7 +184,10 @@ impl RunHost {
         if let (0, Some(uid)) = (who.uid, policy.uid) {
             identity = Identity { uid, gid: uid, groups: Vec::new() };
         }
-        let code = self.code.node(&function.pin, &function.attr);
+        let (code, new) = self.code.node(&function.pin, &function.attr);
+        if new {
+            self.bring_in(&code);
+        }
         let program = View {
             source: Path::new(".brine/code").join(code.name()),
             ino: None,
@@ -201,6 +210,16 @@ impl RunHost {
         plan.nice = request.nice.max(0);
         plan.ignored_signals = request.ignored_signals;
         Ok((plan, RunGrants { inputs: grants.inputs, withheld: grants.withheld, code }))
+    }
+
+    /// Read a new code node once, so that its pages, and the kernel's knowledge of it, belong to the daemon: what a run
+    /// touches first is charged to its control group, and thrown out with it (X14). What fails here, the run will say.
+    fn bring_in(&self, code: &CodePin) {
+        let mut read = File::options();
+        read.read(true).custom_flags(libc::O_NOFOLLOW);
+        if let Ok(file) = read.open(self.mountpoint.join(".brine/code").join(code.name())) {
+            let _ = io::copy(&mut file.take(BROUGHT_IN_MAX), &mut io::sink());
+        }
     }
 
     /// A run is over: its record, and the function is let go of. That comes before the launcher hears, so that who waited

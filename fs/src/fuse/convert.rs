@@ -6,7 +6,7 @@ use brine_store::volume::{Attr, FileKind, RenameFlags};
 use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 
 use super::TTL;
-use crate::control_dir::is_passing;
+use crate::control_dir::{Family, is_passing};
 use crate::vfs::Stamp;
 
 /// Longest name, bytes.
@@ -97,9 +97,11 @@ pub(super) fn attr_ttl(attr: &Attr) -> Duration {
     if attr.kind == FileKind::File && attr.perm & 0o6000 != 0 { Duration::ZERO } else { name_ttl(attr) }
 }
 
-/// How long the kernel may believe a name of this inode: names below `.brine` come and go without its knowing.
+/// How long the kernel may believe a name of this inode: names below `.brine` come and go without its knowing, but for
+/// the two directories on the way of every run, which are always there and never change.
 pub(super) fn name_ttl(attr: &Attr) -> Duration {
-    if is_passing(attr.ino) { Duration::ZERO } else { TTL }
+    let always = attr.ino == Family::Control.top() || attr.ino == Family::Code.top();
+    if is_passing(attr.ino) && !always { Duration::ZERO } else { TTL }
 }
 
 /// The answer to a lookup that the kernel may remember as "there is no such name": an entry with inode 0.

@@ -6,6 +6,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
+use brine_store::gc::GcOptions;
+use brine_store::usage::usage;
 use brine_store::volume::{Volume, replace};
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -78,6 +80,24 @@ impl VolumeService {
                 log::info!("{} takes the place of {}", new.display(), old.display());
                 to_json(&heal(&self.volume, progress)?)
             }
+            Request::Gc { dry_run } => {
+                let step = |phase: &str, done, total| {
+                    progress.progress(done, total, phase);
+                    !progress.cancelled()
+                };
+                to_json(&self.vfs.gc(GcOptions { dry_run: *dry_run }, &step)?)
+            }
+            Request::Retention { set } => {
+                if let Some(rules) = set {
+                    self.volume.set_retention_rules(rules)?;
+                    self.sync()?;
+                }
+                to_json(&self.volume.retention_rules()?)
+            }
+            Request::Usage { path } => {
+                self.sync()?;
+                to_json(&usage(&self.volume, path.as_deref())?)
+            }
             Request::Status
             | Request::Sync
             | Request::Exec { .. }
@@ -137,7 +157,7 @@ impl Service for VolumeService {
         let Some(_alone) = self.working.try_lock() else {
             return Err(Failure::new(
                 ExitCode::Busy,
-                "another check, heal or replace of this volume runs; wait for it",
+                "another long command (check, heal, replace, gc) of this volume runs; wait for it",
             ));
         };
         let steps = Steps { step, stop: &self.stop, hung_up: AtomicBool::new(false), last: Mutex::new(None) };

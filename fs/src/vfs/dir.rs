@@ -66,7 +66,9 @@ impl Vfs {
         self.check_makeable(parent, name)?;
         let (perm, gid) = self.inherit(caller, parent, kind, perm)?;
         let node = NewNode { kind, perm, uid: caller.uid, gid, rdev, target };
-        self.volume.create(parent, name, &node).map_err(|error| self.fail("create in", parent, &error))
+        self.volume
+            .create_masked(parent, name, &node, caller.umask)
+            .map_err(|error| self.fail("create in", parent, &error))
     }
 
     /// Refuse names that are not for users, and those below `.brine`.

@@ -1,8 +1,8 @@
 //! What the kernel asks of a filesystem, without the kernel: every operation is a method that takes values and returns
 //! values, so that all of it runs and is tested without a mount.
 //!
-//! The kernel checks permissions (`default_permissions`), the sticky bit, and keeps append offsets and locks. Done here:
-//! group inheritance, clearing of set-id bits, which operation sets which time, files without a name, deferred errors.
+//! The kernel checks permissions (`default_permissions`) and access control lists, the sticky bit, and keeps append
+//! offsets and locks. Done here: the umask, group inheritance, clearing of set-id bits, which operation sets which time, files without a name, deferred errors.
 //! Methods that may wait for a disk say so; the adapter does not call those on its event thread.
 //!
 //! Times: a write, truncate or fallocate sets mtime and ctime; chmod, chown, utimes, link, unlink, rename and xattr
@@ -11,6 +11,8 @@
 //! are not seen.
 
 mod attr;
+mod caller;
+mod copy;
 mod dir;
 mod exec;
 mod lookup;
@@ -34,6 +36,8 @@ use brine_store::volume::{Attr, Flusher, Volume};
 use brine_store::{Error, Result as StoreResult};
 
 pub use attr::{AttrChange, Stamp};
+pub use caller::Caller;
+pub use copy::FilePlace;
 pub use dir::DirItem;
 pub use open::{Handle, Opened};
 pub use read::{PendingRead, ReadBytes, ReadStart};
@@ -90,15 +94,6 @@ impl Default for VfsOptions {
             report: Arc::new(|line| eprintln!("brine: {line}")),
         }
     }
-}
-
-/// Who asks.
-#[derive(Clone, Copy, Debug)]
-pub struct Caller {
-    /// User id.
-    pub uid: u32,
-    /// Group id.
-    pub gid: u32,
 }
 
 /// Counts for `status`.

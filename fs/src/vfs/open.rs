@@ -8,7 +8,7 @@ use brine_store::volume::{Attr, FileKind};
 use parking_lot::Mutex;
 
 use super::{Caller, Vfs};
-use crate::control_dir::{Caching, is_control};
+use crate::control_dir::{Caching, Family, is_control};
 use crate::errno::{Errno, Outcome};
 use crate::exec_dir::FMODE_EXEC;
 use crate::handle::OpenFile;
@@ -37,10 +37,15 @@ fn writes(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0
 }
 
+/// Below `.brine` but opened without asking anybody: what every run opens.
+fn opens_at_once(ino: Ino) -> bool {
+    matches!(Family::of(ino), Some(Family::Launcher | Family::Code))
+}
+
 impl Vfs {
     /// Whether [`Self::open`] may have to wait for chunks being sealed.
     pub fn open_waits(&self, ino: Ino, flags: i32) -> bool {
-        is_control(ino)
+        is_control(ino) && !opens_at_once(ino)
             || flags & libc::O_TRUNC != 0 && self.inodes.file(ino).is_some_and(|node| node.is_sealing())
             || flags & FMODE_EXEC != 0 && self.inodes.file(ino).is_some_and(|node| !node.is_clean())
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use brine_store::gc::{GcOptions, GcReport};
 use brine_store::ids::Generation;
 use parking_lot::{Condvar, Mutex};
 
@@ -78,7 +79,8 @@ fn run(vfs: &Weak<Vfs>) {
 impl Vfs {
     /// Make everything accepted so far durable, if anything is new since the last commit. Waits for disks.
     fn commit(&self) -> Outcome<()> {
-        if !self.buffer.take_changed() {
+        // What goes on behind (retiring, gc, retention) changes the metadata, too.
+        if !self.buffer.take_changed() && !self.volume.has_changes() {
             return Ok(());
         }
         let outcome = self.volume.commit(&*self.buffer);
@@ -91,6 +93,14 @@ impl Vfs {
             (self.options.report)(&format!("commit: {error}"));
             errno
         })
+    }
+
+    /// Free what nothing refers to. Takes as long as it takes, with everybody else going on.
+    ///
+    /// # Errors
+    /// Those of [`brine_store::volume::Volume::gc`].
+    pub fn gc(&self, options: GcOptions, step: &dyn Fn(&str, u64, u64) -> bool) -> brine_store::Result<GcReport> {
+        self.volume.gc(&*self.buffer, options, step)
     }
 
     /// Make everything accepted so far durable, and wait for it: for callers without an event thread.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Vfs;
+use super::{Caller, Vfs};
 use crate::errno::{Errno, Outcome};
 
 /// Whether a write can be accepted at once.
@@ -47,13 +47,16 @@ impl Vfs {
     ///
     /// Preallocation checks that there is space now, and promises nothing for later: a block's size is known only when
     /// its content is, and equal content takes no space at all.
-    pub fn allocate(&self, handle: u64, offset: u64, len: u64, mode: i32) -> Outcome<()> {
+    pub fn allocate(&self, caller: Caller, handle: u64, offset: u64, len: u64, mode: i32) -> Outcome<()> {
         let file = self.file(handle)?;
         self.deferred_error(&file)?;
         self.check_writable()?;
         let end = offset.checked_add(len).filter(|end| *end <= i64::MAX as u64).ok_or(Errno(libc::EFBIG))?;
         let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
         let (node, now_ns) = (&file.node, self.now_ns());
+        if caller.uid != 0 {
+            self.buffer.drop_set_id_bits(node, now_ns).map_err(|error| self.fail("fallocate of", node.ino, &error))?;
+        }
         let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
             0 => self.volume.reserve(len).and_then(|reservation| {
                 drop(reservation);

@@ -230,6 +230,18 @@ impl<R> FileBuffer<R> {
             && self.sealing.range(chunks).next().is_none()
     }
 
+    /// The first of `chunks` of which something is here.
+    pub fn first_touched(&self, chunks: Range<u64>) -> Option<u64> {
+        let dirty = self.dirty.range(chunks.clone()).next().map(|(chunk, _)| *chunk);
+        let sealing = self.sealing.range(chunks).next().map(|(chunk, _)| *chunk);
+        [dirty, sealing].into_iter().flatten().min()
+    }
+
+    /// The store was given content up to `end` without passing here.
+    pub fn stored_up_to(&mut self, end: u64) {
+        self.stored_end = self.stored_end.max(end);
+    }
+
     /// Give the file a new size. Nothing at or past the new end may be being sealed; the store must drop its chunks
     /// past the new end itself.
     pub fn truncate(&mut self, size: u64, reservation: Option<R>) {

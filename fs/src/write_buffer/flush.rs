@@ -349,6 +349,7 @@ impl WriteBuffer {
     /// Seal a run of full chunks of a file that is being streamed to.
     pub(super) fn seal_run(&self, node: &Arc<FileNode>, first: u64, count: u64) {
         let _finish = MustFinish;
+        self.volume.bound_unsynced();
         let _gate = self.volume.gate();
         let taken = match node.state.lock().as_mut() {
             Some(dirty) => dirty.buffer.begin_seal(first..first + count, true),

@@ -62,6 +62,7 @@ impl Member {
                 *member.space.lock() = Some((Instant::now(), space.clone()));
             }
             member.space_asked.store(false, Ordering::Release);
+            drop((member, backing));
             let _ = sender.send(space);
         });
         if asked.is_err() {
@@ -85,11 +86,14 @@ impl Member {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.read_at(id, offset, buf)
     }
 
-    /// Start writing a range to the device. Best effort.
+    /// Start writing a range to the device. Best effort, on one of the member's threads: it may wait for the device.
     pub fn start_writeback(self: &Arc<Self>, id: SegmentId, offset: u64, len: u64) {
-        if let Ok(backing) = self.writable() {
-            backing.start_writeback(id, offset, len);
-        }
+        let member = Arc::downgrade(self);
+        let _ = self.submit_commit(move || {
+            if let Some(Ok(backing)) = member.upgrade().map(|member| member.writable()) {
+                backing.start_writeback(id, offset, len);
+            }
+        });
     }
 
     /// A segment takes no more appends: give back what is preallocated past its end. Best effort.
@@ -99,6 +103,21 @@ impl Member {
         {
             log::warn!("{}: segment {id}: {error}", self.path().display());
         }
+    }
+
+    /// Free the whole filesystem blocks of a range of a segment's file.
+    pub fn punch_segment(self: &Arc<Self>, id: SegmentId, offset: u64, len: u64) -> io::Result<()> {
+        self.writable()?.punch(id, offset, len)
+    }
+
+    /// Remove a segment's file.
+    pub fn remove_segment(self: &Arc<Self>, id: SegmentId) -> io::Result<()> {
+        self.writable()?.remove_segment(id)
+    }
+
+    /// Bytes of the device that a segment's file takes.
+    pub fn allocated(self: &Arc<Self>, id: SegmentId) -> io::Result<u64> {
+        self.readable().ok_or(io::ErrorKind::NotFound)?.0.allocated(id)
     }
 
     /// All segments with the lengths of their files, by number.
@@ -176,8 +195,10 @@ impl BackingSet {
             let _ = member.submit_commit(move || {
                 let running = target.begin(CallKind::Probe);
                 let listed = backing.list_files(dir);
-                drop(running);
-                let _ = sender.send((target.id, listed.ok()));
+                drop((running, backing));
+                let id = target.id;
+                drop(target);
+                let _ = sender.send((id, listed.ok()));
             });
         };
         asked.by_ref().take(need).for_each(&ask);

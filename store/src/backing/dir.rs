@@ -328,6 +328,12 @@ impl Backing for DirBacking {
         }
     }
 
+    fn allocated(&self, id: SegmentId) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        // The unit of st_blocks is 512 bytes, whatever the filesystem's block is.
+        Ok(self.segment(id, false)?.file.metadata()?.blocks() * 512)
+    }
+
     fn remove_segment(&self, id: SegmentId) -> io::Result<()> {
         let dir = open_dir(&self.dir, &format!("{SEGMENTS}/{:02x}", id.0 as u8))?;
         unlinkat(&dir, segment_file_name(id).as_str(), UnlinkatFlags::NoRemoveDir)?;

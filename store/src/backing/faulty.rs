@@ -421,6 +421,10 @@ impl Backing for FaultyBacking {
         self.act(Call::Punch, Some(id), || self.inner.punch(id, offset, len))
     }
 
+    fn allocated(&self, id: SegmentId) -> io::Result<u64> {
+        self.inner.allocated(id)
+    }
+
     fn remove_segment(&self, id: SegmentId) -> io::Result<()> {
         self.act(Call::RemoveSegment, Some(id), || {
             self.inner.remove_segment(id)?;

@@ -448,6 +448,10 @@ impl Backing for MemBacking {
         Ok(())
     }
 
+    fn allocated(&self, id: SegmentId) -> io::Result<u64> {
+        Ok(self.powered()?.file(id)?.blocks.len() as u64 * BLOCK)
+    }
+
     fn remove_segment(&self, id: SegmentId) -> io::Result<()> {
         let mut disk = self.powered()?;
         disk.file(id)?;

@@ -279,6 +279,11 @@ impl Member {
         Running { member: self.clone(), token, kind, since }
     }
 
+    /// How long a write or sync may take before the member is sick.
+    pub fn patience(&self) -> Duration {
+        self.sick_after(CallKind::Write).max(self.sick_after(CallKind::Sync))
+    }
+
     fn sick_after(&self, kind: CallKind) -> Duration {
         let usual = match kind {
             CallKind::Read => self.counters.read_latency.p99(),

@@ -34,7 +34,7 @@ pub use faulty::{Call, Fault, FaultyBacking, Gate, Rule};
 pub use mem::MemBacking;
 pub use member::{Health, Limits, Member};
 pub use read::{Hedge, ReadFault, ReadOutcome, ReadPlan, ShardRead};
-pub use set::{BackingSet, ShardWrite, SyncResult};
+pub use set::{BackingSet, ShardWrite, SharedBytes, SyncResult, Wait};
 pub use space::{Space, is_network_fs};
 pub use stats::MemberStats;
 
@@ -113,6 +113,9 @@ pub trait Backing: Send + Sync {
     /// Free the whole filesystem blocks inside the range; it reads as zeros there. `Unsupported` if the filesystem
     /// cannot. The length of the file does not change.
     fn punch(&self, id: SegmentId, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Bytes of the device that the segment's file takes, holes not counted.
+    fn allocated(&self, id: SegmentId) -> io::Result<u64>;
 
     /// Remove the segment's file. Not synced: a power cut may bring it back, which its never reused id makes harmless.
     fn remove_segment(&self, id: SegmentId) -> io::Result<()>;

@@ -1,6 +1,7 @@
 //! The backing set: all members of a volume, in superblock order, and what is done on several at once.
 
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -20,8 +21,35 @@ pub struct BackingSet {
 /// Outcome of the sync of one segment file.
 pub type SyncResult = (MemberId, SegmentId, io::Result<()>);
 
-/// One record to write. The buffers are shared, not copied: they go to another thread, and the caller may need them
-/// again if this member fails.
+/// Bytes shared, not copied: they go to another thread, and the caller may need them again if a member fails.
+#[derive(Clone, Debug)]
+pub struct SharedBytes {
+    buffer: Arc<Vec<u8>>,
+    range: Range<usize>,
+}
+
+impl SharedBytes {
+    /// A part of a buffer.
+    pub fn part(buffer: &Arc<Vec<u8>>, range: Range<usize>) -> Self {
+        debug_assert!(range.end <= buffer.len());
+        Self { buffer: buffer.clone(), range }
+    }
+}
+
+impl From<Vec<u8>> for SharedBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { range: 0..bytes.len(), buffer: Arc::new(bytes) }
+    }
+}
+
+impl std::ops::Deref for SharedBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.buffer[self.range.clone()]
+    }
+}
+
+/// One record to write.
 #[derive(Clone, Debug)]
 pub struct ShardWrite {
     /// Where to.
@@ -31,7 +59,25 @@ pub struct ShardWrite {
     /// Offset in the segment's file, bytes.
     pub offset: u64,
     /// What to write, one after the other.
-    pub bufs: Vec<Arc<Vec<u8>>>,
+    pub bufs: Vec<SharedBytes>,
+}
+
+/// How long calls on several members are waited for.
+pub struct Wait<'w> {
+    /// So long all of them are.
+    pub patience: Duration,
+    /// After that only until what succeeded is enough to go on without the others: which calls did so far.
+    pub enough: &'w (dyn Fn(&[bool]) -> bool + Sync),
+    /// In the end nobody is. A disk that is merely busy must not look like one that is gone, where there are too few
+    /// others to do without it.
+    pub limit: Duration,
+}
+
+impl Wait<'_> {
+    /// All are waited for, for so long.
+    pub fn all(patience: Duration) -> Wait<'static> {
+        Wait { patience, enough: &|_| true, limit: patience }
+    }
 }
 
 impl BackingSet {
@@ -93,9 +139,9 @@ impl BackingSet {
         write(self.known(member)?, segment, offset, bufs)
     }
 
-    /// Write records in parallel on the members' threads. One that takes longer than `patience` is `TimedOut`, and
+    /// Write records in parallel on the members' threads. One that takes longer than is waited for is `TimedOut`, and
     /// its member sick; it may still be written later. The results are in the order of `writes`.
-    pub fn write_shards(&self, writes: &[ShardWrite], patience: Duration) -> Vec<io::Result<()>> {
+    pub fn write_shards(&self, writes: &[ShardWrite], wait: &Wait<'_>) -> Vec<io::Result<()>> {
         let calls = writes.iter().map(|one| {
             let (segment, offset, bufs) = (one.segment, one.offset, one.bufs.clone());
             (one.member, move |member: &Arc<Member>| {
@@ -103,14 +149,54 @@ impl BackingSet {
                 write(member, segment, offset, &slices)
             })
         });
-        self.run_all(calls, patience)
+        self.run_all(calls, wait)
     }
 
-    /// Sync segment files in parallel. One that takes longer than `patience` is `TimedOut`, and its member sick. A
+    /// Make the file of a new segment with its header in each of these members, durably, in parallel on their threads.
+    pub fn create_segments(
+        &self,
+        headers: Vec<(MemberId, Vec<u8>)>,
+        segment: SegmentId,
+        capacity: u64,
+        wait: &Wait<'_>,
+    ) -> Vec<io::Result<()>> {
+        let calls = headers.into_iter().map(|(id, header)| {
+            (id, move |member: &Arc<Member>| {
+                let backing = member.writable()?;
+                // It syncs the directory.
+                let running = member.begin(CallKind::Sync);
+                let created = backing.create_segment(segment, capacity);
+                drop(running);
+                created?;
+                write(member, segment, 0, &[IoSlice::new(&header)])?;
+                sync(member, segment)
+            })
+        });
+        self.run_all(calls, wait)
+    }
+
+    /// Replace a small file in each of these members, durably, in parallel on their threads.
+    pub fn write_files(
+        &self,
+        files: Vec<(MemberId, Vec<u8>)>,
+        name: &'static str,
+        wait: &Wait<'_>,
+    ) -> Vec<io::Result<()>> {
+        let calls = files.into_iter().map(|(id, bytes)| {
+            (id, move |member: &Arc<Member>| {
+                let backing = member.writable()?;
+                let _running = member.begin(CallKind::Sync);
+                backing.write_file(name, &bytes)
+            })
+        });
+        self.run_all(calls, wait)
+    }
+
+    /// Sync segment files in parallel. One that takes longer than is waited for is `TimedOut`, and its member sick. A
     /// member that is not healthy is not asked. The results are in the order of `files`.
-    pub fn sync_all(&self, files: &[(MemberId, SegmentId)], patience: Duration) -> Vec<SyncResult> {
+    pub fn sync_all(&self, files: &[(MemberId, SegmentId)], wait: &Wait<'_>) -> Vec<SyncResult> {
         let calls = files.iter().map(|&(id, segment)| (id, move |member: &Arc<Member>| sync(member, segment)));
-        let results = self.run_all(calls, patience);
+        let results = self.run_all(calls, wait);
         let outcome = |(&(id, segment), result): (&(MemberId, SegmentId), io::Result<()>)| {
             if let (Err(err), Some(member)) = (&result, self.get(&id))
                 && err.kind() == io::ErrorKind::TimedOut
@@ -127,12 +213,12 @@ impl BackingSet {
         self.get(id).ok_or_else(unknown)
     }
 
-    /// Run a call on each member's threads and collect the results, in order, for at most `patience`.
-    fn run_all<F>(&self, calls: impl Iterator<Item = (MemberId, F)>, patience: Duration) -> Vec<io::Result<()>>
+    /// Run a call on each member's threads and collect the results, in order, as long as `wait` says.
+    fn run_all<F>(&self, calls: impl Iterator<Item = (MemberId, F)>, wait: &Wait<'_>) -> Vec<io::Result<()>>
     where
         F: FnOnce(&Arc<Member>) -> io::Result<()> + Send + 'static,
     {
-        let deadline = Instant::now() + patience;
+        let begun = Instant::now();
         let given_up = Arc::new(AtomicBool::new(false));
         let (sender, receiver) = unbounded();
         let mut asked = Vec::new();
@@ -151,18 +237,32 @@ impl BackingSet {
                 let _ = member.submit_commit(move || {
                     // What nobody waits for any more is not begun: a commit has treated it as failed.
                     if !given_up.load(Ordering::Acquire) {
-                        reply.send(call(&target));
+                        let result = call(&target);
+                        // Whoever is told may be about to close the volume, and to open it again.
+                        drop(target);
+                        reply.send(result);
                     }
                 });
             }
             asked.push(member);
         }
         let mut results: Vec<Option<io::Result<()>>> = asked.iter().map(|_| None).collect();
+        let mut good = vec![false; results.len()];
         let mut left = results.len();
         while left > 0 {
-            let Ok((index, result)) = receiver.recv_deadline(deadline) else { break };
-            results[index] = Some(result);
-            left -= 1;
+            let late = begun.elapsed() >= wait.patience;
+            if late && (wait.enough)(&good) {
+                break;
+            }
+            match receiver.recv_deadline(begun + if late { wait.limit } else { wait.patience }) {
+                Ok((index, result)) => {
+                    good[index] = result.is_ok();
+                    results[index] = Some(result);
+                    left -= 1;
+                }
+                Err(_) if late => break,
+                Err(_) => {}
+            }
         }
         given_up.store(true, Ordering::Release);
         let waited = |(result, member): (Option<io::Result<()>>, Option<Arc<Member>>)| {
@@ -170,7 +270,10 @@ impl BackingSet {
                 if let Some(member) = member {
                     member.mark_sick();
                 }
-                Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", patience.as_millis())))
+                Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!("no answer within {} ms", begun.elapsed().as_millis()),
+                ))
             })
         };
         results.into_iter().zip(asked).map(waited).collect()

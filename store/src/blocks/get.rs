@@ -29,6 +29,7 @@ impl Blocks {
     /// The plaintexts of these blocks, from the cache or the backing directories. `ino` names the file in what is
     /// logged of damage. Errors of single blocks do not hide the others.
     pub fn get(&self, keys: &[BlockKey], ino: Option<Ino>) -> Result<Vec<Result<Arc<Chunk>>>> {
+        let _pin = self.pins.enter();
         let ids: Vec<BlockId> = keys.iter().map(Sealer::block_id).collect();
         let mut found: Vec<Option<Result<Arc<Chunk>>>> = ids.iter().map(|id| self.cache.get(id).map(Ok)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|&i| found[i].is_none()).collect();

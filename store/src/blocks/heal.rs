@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::io::IoSlice;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Blocks;
+use crate::backing::{Member, Wait};
 use crate::error::{Error, Result};
 use crate::ids::{Generation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
 use crate::shard::{CommitHeader, RECORD_ALIGN, RecordHeader, SegmentHeader};
@@ -85,10 +87,36 @@ impl Blocks {
         Ok(health)
     }
 
+    /// Bring directories up to date that missed syncs and can be written again. What they have is read anew from the
+    /// device: memory may pretend that a write was kept which failed (R9).
+    pub fn catch_up(&self, identity: Identity) -> Result<()> {
+        for (segment, slots) in self.segments.lacking_segments() {
+            let Ok(info) = self.segment_info(segment) else { continue };
+            let members = info.slots.iter().enumerate().filter(|(slot, _)| slots >> slot & 1 == 1);
+            let back: Vec<(usize, &Arc<Member>)> = members
+                .filter_map(|(slot, id)| Some((slot, self.set.get(id.as_ref()?)?)))
+                .filter(|(_, member)| member.can_write() && member.reset_segment(segment).is_ok())
+                .collect();
+            if back.is_empty() {
+                continue;
+            }
+            let mut unsynced: BTreeSet<_> = back.iter().map(|(_, member)| (member.id, segment)).collect();
+            let mut lost = 0;
+            for (place, _) in self.stripes.records(segment, 0, &info) {
+                let health = self.heal_stripe(place, Some(identity), &mut unsynced)?;
+                lost += u64::from(health.lost);
+            }
+            self.sync_healed(&mut unsynced)?;
+            self.segments.caught_up(segment, back.iter().fold(0, |mask, (slot, _)| mask | 1 << slot));
+            log::info!("segment {segment}: {} directories caught up, {lost} stripes without enough shards", back.len());
+        }
+        Ok(())
+    }
+
     /// Sync what healing wrote.
     pub fn sync_healed(&self, unsynced: &mut BTreeSet<(MemberId, SegmentId)>) -> Result<()> {
         let files: Vec<(MemberId, SegmentId)> = std::mem::take(unsynced).into_iter().collect();
-        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+        for (member, segment, outcome) in self.set.sync_all(&files, &Wait::all(SYNC_PATIENCE)) {
             if let Err(source) = outcome {
                 let operation = format!("sync segment {segment}");
                 self.set.report_write_error(&member, &operation, &source);

@@ -1,9 +1,7 @@
 //! Appending what is no file data: commit records and the blocks of checkpoint images.
 
-use std::io::IoSlice;
-
 use super::Blocks;
-use super::put::ZEROES;
+use crate::backing::SharedBytes;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, SegmentId, ShardIndex};
 use crate::meta::rows::SegmentRow;
@@ -51,7 +49,7 @@ impl Blocks {
         let written = self.write_stripes(&mut stripes, commit.generation);
         let [stripe] = stripes;
         let ack_set = stripe.commit.map_or(0, |commit| commit.ack_set);
-        self.give_back(stripe.shards);
+        self.give_back_shared(stripe.shards);
         let (extent, opened) = written?;
         Ok((extent, opened, ack_set))
     }
@@ -60,6 +58,7 @@ impl Blocks {
         let len = record_len(RecordHeader::header_len(0, RecordKind::CommitCopy), message.len());
         let tag = stripe_tag([message]);
         let checksum = payload_checksum(message);
+        let shared = SharedBytes::from(message.to_vec());
         let mut written = 0;
         let (extent, opened) = self.append_run(len, commit.generation, |extent| {
             let slots = self.segments.slots_for_copies(&extent.segment).ok_or_else(|| Error::TooFewMembers {
@@ -67,7 +66,7 @@ impl Blocks {
                 needed: self.segments.min_ack(),
             })?;
             written = slots;
-            (0..extent.segment.slots.len()).filter(|slot| slots >> slot & 1 == 1).try_for_each(|slot| {
+            let copies = (0..extent.segment.slots.len()).filter(|slot| slots >> slot & 1 == 1).map(|slot| {
                 let header = RecordHeader {
                     kind: RecordKind::CommitCopy,
                     volume: self.volume,
@@ -85,9 +84,9 @@ impl Blocks {
                 }
                 .encode(&self.header_mac);
                 let padding = len as usize - header.len() - message.len();
-                let parts = [IoSlice::new(&header), IoSlice::new(message), IoSlice::new(&ZEROES[..padding])];
-                self.segments.write(extent, slot, &parts)
-            })
+                (slot, vec![header.into(), shared.clone(), SharedBytes::part(&self.zeroes, 0..padding)])
+            });
+            self.segments.write(extent, copies.collect())
         })?;
         self.segments.appended_copies(&extent, len, written);
         Ok((extent, opened, written))
@@ -105,7 +104,7 @@ impl Blocks {
         let written = self.write_stripes(&mut stripes, generation);
         let [stripe] = stripes;
         let at = stripe.at;
-        self.give_back(stripe.shards);
+        self.give_back_shared(stripe.shards);
         let (extent, opened) = written?;
         self.unrecorded.lock().extend(opened);
         Ok(Location { segment: extent.segment.id, stripe: extent.offset + at, offset: 0, len })

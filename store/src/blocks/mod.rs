@@ -10,7 +10,9 @@ mod get;
 mod heal;
 mod log;
 mod pack;
+mod pins;
 mod put;
+mod relocate;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,6 +25,7 @@ pub use damage::{Damage, DamageEvent, DamageFigures};
 pub(crate) use get::place_of;
 pub use heal::{Identity, StripeHealth};
 pub use log::AppendedCommit;
+pub use pins::{Pin, Pins};
 pub(crate) use put::close_segment;
 pub use put::{Put, Stored};
 
@@ -34,6 +37,7 @@ use crate::meta::Meta;
 use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
 use crate::segment::Segments;
+use crate::shard::RECORD_ALIGN;
 use crate::stripes::{SegmentInfo, Stripes};
 
 /// One chunk's plaintext, read or about to be.
@@ -96,7 +100,10 @@ pub struct Blocks {
     cache: Cache,
     damage: Damage,
     figures: BlockFigures,
+    pins: Pins,
     arenas: Mutex<Vec<Vec<u8>>>,
+    /// What records are padded with.
+    zeroes: Arc<Vec<u8>>,
 }
 
 impl std::fmt::Debug for Blocks {
@@ -147,7 +154,9 @@ impl Blocks {
             cache: Cache::new(config.cache_bytes),
             damage: Damage::default(),
             figures: BlockFigures::default(),
+            pins: Pins::default(),
             arenas: Mutex::default(),
+            zeroes: Arc::new(vec![0; RECORD_ALIGN as usize]),
         }
     }
 
@@ -164,6 +173,11 @@ impl Blocks {
     /// What was found damaged.
     pub fn damage(&self) -> &Damage {
         &self.damage
+    }
+
+    /// Who uses blocks right now.
+    pub fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     /// Whole stripes.
@@ -210,6 +224,13 @@ impl Blocks {
         let mut arenas = self.arenas.lock();
         if arenas.len() < ARENAS_KEPT {
             arenas.push(arena);
+        }
+    }
+
+    /// As [`Self::give_back`], unless a directory that does not answer still has it.
+    fn give_back_shared(&self, arena: Arc<Vec<u8>>) {
+        if let Some(arena) = Arc::into_inner(arena) {
+            self.give_back(arena);
         }
     }
 

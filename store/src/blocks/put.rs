@@ -1,19 +1,18 @@
 //! Storing chunks: digest, key, known? else seal, pack, code, append, and the rows, in that order.
 
 use std::collections::HashMap;
-use std::io::IoSlice;
+use std::sync::Arc;
 
 use super::pack::{self, Plan};
 use super::{Blocks, Chunk};
+use crate::backing::SharedBytes;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
 use crate::segment::Extent;
-use crate::shard::{
-    BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
-};
+use crate::shard::{BlockEntry, CommitHeader, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag};
 use crate::stripes::SegmentInfo;
 
 /// A chunk to store.
@@ -81,7 +80,25 @@ impl Blocks {
                 Candidate { digest, key, id: Sealer::block_id(&key) }
             })
             .collect();
+        let _pin = self.pins.enter();
         let claims = self.claim(candidates.iter().map(|c| c.id));
+        let mut rows = Some(rows);
+        loop {
+            if let Some(done) = self.try_put(puts, &candidates, &claims, &mut rows)? {
+                return Ok(done);
+            }
+        }
+    }
+
+    /// One attempt at [`Self::put`]. `None`: a block that was to be shared has been condemned meanwhile; what was
+    /// appended is there for the next attempt, which stores that block anew.
+    fn try_put<R>(
+        &self,
+        puts: &[Put<'_>],
+        candidates: &[Candidate],
+        claims: &Claims<'_>,
+        rows: &mut Option<impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>>,
+    ) -> Result<Option<R>> {
         let known = self
             .meta
             .with(|txn| claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>())?;
@@ -103,11 +120,8 @@ impl Blocks {
             }
             stored.push(Stored { key: candidate.key, id: candidate.id, duplicate });
         }
-        Self::count(&self.figures.dedup_hits, puts.len() - fresh.len());
-        Self::count(&self.figures.dedup_misses, fresh.len());
-
         let generation = Generation(self.meta.committed().0 + 1);
-        let (new_blocks, new_segment) = self.append(puts, &candidates, &fresh, generation)?;
+        let (new_blocks, new_segment) = self.append(puts, candidates, &fresh, generation)?;
         let outcome = self.meta.with(|txn| {
             if let Some(segment) = &new_segment {
                 txn.put_segment(segment)?;
@@ -119,10 +133,23 @@ impl Blocks {
                 }
                 self.damage.found(&row.id);
             }
-            rows(txn, &stored)
+            for shared in stored.iter().filter(|stored| stored.duplicate) {
+                if txn.find_duplicate(&shared.id)?.is_none() {
+                    return Ok(None);
+                }
+            }
+            rows.take().map(|rows| rows(txn, &stored)).transpose()
         });
-        drop(claims);
-        outcome
+        // A segment that was opened takes the next records, whatever became of these.
+        if outcome.is_err() {
+            self.unrecorded.lock().extend(new_segment);
+        }
+        let outcome = outcome?;
+        if outcome.is_some() {
+            Self::count(&self.figures.dedup_hits, puts.len() - fresh.len());
+            Self::count(&self.figures.dedup_misses, fresh.len());
+        }
+        Ok(outcome)
     }
 
     /// Put the rows of segments that were opened or closed outside any operation.
@@ -184,7 +211,7 @@ impl Blocks {
             (rows, segment)
         });
         for stripe in laid_out {
-            self.give_back(stripe.shards);
+            self.give_back_shared(stripe.shards);
         }
         result
     }
@@ -253,7 +280,7 @@ impl Blocks {
         Stripe {
             kind,
             commit: None,
-            shards,
+            shards: Arc::new(shards),
             shard_len,
             message_len,
             tag: stripe_tag(pieces.iter().map(|&(_, _, bytes)| bytes)),
@@ -284,7 +311,9 @@ impl Blocks {
                     commit.ack_set = self.segments.healthy(&extent.segment);
                 }
             }
-            (0..self.geometry.total()).try_for_each(|slot| self.write_slot(extent, slot, stripes))
+            let occupied = extent.segment.occupied();
+            let slots = (0..self.geometry.total()).filter(|slot| occupied >> slot & 1 == 1);
+            self.segments.write(extent, slots.map(|slot| (slot, self.slot_bytes(extent, slot, stripes))).collect())
         })?;
         self.segments.appended(&appended.0, total);
         Ok(appended)
@@ -325,21 +354,17 @@ impl Blocks {
         Err(last_error.unwrap_or(Error::NoSpace))
     }
 
-    fn write_slot(&self, extent: &Extent, slot: usize, stripes: &[Stripe]) -> Result<()> {
-        if extent.segment.slots[slot].is_none() {
-            return Ok(());
-        }
-        let headers: Vec<Vec<u8>> =
-            stripes.iter().map(|stripe| self.header(extent, slot, stripe).encode(&self.header_mac)).collect();
+    /// What a slot's file holds of a run of stripes.
+    fn slot_bytes(&self, extent: &Extent, slot: usize, stripes: &[Stripe]) -> Vec<SharedBytes> {
         let mut parts = Vec::with_capacity(3 * stripes.len());
-        for (stripe, header) in stripes.iter().zip(&headers) {
-            let shard = &stripe.shards[slot * stripe.shard_len..(slot + 1) * stripe.shard_len];
-            let padding = stripe.record_len as usize - header.len() - shard.len();
-            parts.push(IoSlice::new(header));
-            parts.push(IoSlice::new(shard));
-            parts.push(IoSlice::new(&ZEROES[..padding]));
+        for stripe in stripes {
+            let header = self.header(extent, slot, stripe).encode(&self.header_mac);
+            let padding = stripe.record_len as usize - header.len() - stripe.shard_len;
+            parts.push(header.into());
+            parts.push(SharedBytes::part(&stripe.shards, slot * stripe.shard_len..(slot + 1) * stripe.shard_len));
+            parts.push(SharedBytes::part(&self.zeroes, 0..padding));
         }
-        self.segments.write(extent, slot, &parts)
+        parts
     }
 
     fn header(&self, extent: &Extent, slot: usize, stripe: &Stripe) -> RecordHeader {
@@ -366,22 +391,20 @@ impl Blocks {
     }
 }
 
-pub(super) static ZEROES: [u8; RECORD_ALIGN as usize] = [0; RECORD_ALIGN as usize];
-
 /// A stripe about to be written.
 pub(super) struct Stripe {
     kind: RecordKind,
     pub(super) commit: Option<CommitHeader>,
     /// k data shards, then m parity shards.
-    pub(super) shards: Vec<u8>,
+    pub(super) shards: Arc<Vec<u8>>,
     shard_len: usize,
     message_len: usize,
     tag: [u8; 32],
     checksums: Vec<[u8; 32]>,
-    entries: Vec<BlockEntry>,
+    pub(super) entries: Vec<BlockEntry>,
     /// Index of each entry among the fresh blocks.
-    indices: Vec<usize>,
-    record_len: u64,
+    pub(super) indices: Vec<usize>,
+    pub(super) record_len: u64,
     /// Offset in the run.
     pub(super) at: u64,
 }

@@ -268,3 +268,79 @@ fn nothing_follows_a_generation_that_could_not_be_synced() {
     assert!(matches!(fixture.commit(), Err(Error::NotDurable { generation: Generation(2), .. })));
     assert_eq!(fixture.log.durable(), Generation(1));
 }
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !condition() {
+        assert!(std::time::Instant::now() < deadline, "waited in vain: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_directory_that_hangs_while_it_is_written_holds_up_nobody_for_ever() {
+    let fixture = Fixture::new("hang-write", (4, 2));
+    fixture.store(1);
+    fixture.create("a");
+    fixture.commit().unwrap();
+    let gate = crate::backing::Gate::new();
+    fixture.faulty[1].add(Rule::new(Call::WriteAt, Fault::Hang(gate.clone())));
+    fixture.store(2);
+    fixture.create("b");
+    fixture.commit().unwrap();
+    let hanging = MemberId([2; 16]);
+    let last = SegmentId(fixture.blocks.segments().next_id().0 - 1);
+    assert!(last > SegmentId(1));
+    assert!(!fixture.blocks.segment_info(last).unwrap().slots.contains(&Some(hanging)));
+    assert_eq!(fixture.records(last).len(), 1);
+    assert!(fixture.noted.0.lock().is_empty(), "what is answered lies in all slots of its segment");
+    gate.open();
+    fixture.faulty[1].clear();
+    let member = fixture.blocks.segments().set().get(&hanging).unwrap().clone();
+    wait_until("the directory answers again", || member.is_healthy());
+    // It takes part at once, not only when the open segment is full.
+    fixture.blocks.segments().widen();
+    fixture.store(3);
+    let next = SegmentId(fixture.blocks.segments().next_id().0 - 1);
+    assert!(fixture.blocks.segment_info(next).unwrap().slots.contains(&Some(hanging)));
+}
+
+#[test]
+fn a_directory_that_hangs_in_a_sync_is_left_behind_and_caught_up_later() {
+    let fixture = Fixture::new("hang-sync", (4, 2));
+    fixture.store(1);
+    fixture.create("a");
+    let gate = crate::backing::Gate::new();
+    fixture.faulty[2].add(Rule::new(Call::SyncSegment, Fault::Hang(gate.clone())));
+    fixture.commit().unwrap();
+    assert_eq!(fixture.noted.0.lock().len(), 1, "answered with fewer than the ack set");
+    assert_eq!(fixture.blocks.segments().lacking(SegmentId(1)).count_ones(), 1);
+    let identity = crate::blocks::Identity { volume: VOLUME, term: Term(1) };
+    fixture.blocks.catch_up(identity).unwrap();
+    assert_eq!(fixture.blocks.segments().lacking(SegmentId(1)).count_ones(), 1, "it does not answer yet");
+    gate.open();
+    fixture.faulty[2].clear();
+    let member = fixture.blocks.segments().set().get(&MemberId([3; 16])).unwrap().clone();
+    wait_until("the directory answers again", || member.is_healthy());
+    fixture.blocks.catch_up(identity).unwrap();
+    assert!(fixture.blocks.segments().lacking_segments().is_empty());
+}
+
+#[test]
+fn what_a_failed_sync_dropped_is_written_again_when_the_directory_is_back() {
+    let fixture = Fixture::new("drop-sync", (4, 2));
+    fixture.store(1);
+    fixture.create("a");
+    fixture.faulty[4].add(Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO }).times(1));
+    fixture.commit().unwrap();
+    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
+    let bad = |fixture: &Fixture| -> usize {
+        let records = fixture.blocks.stripes().records(SegmentId(1), 0, &info);
+        records.iter().map(|(place, _)| fixture.blocks.stripes().survey(*place, &info).bad.len()).sum()
+    };
+    assert!(bad(&fixture) > 0);
+    assert!(fixture.blocks.segments().set().restore(&MemberId([5; 16]), None));
+    fixture.blocks.catch_up(crate::blocks::Identity { volume: VOLUME, term: Term(1) }).unwrap();
+    assert_eq!(bad(&fixture), 0);
+    assert!(fixture.blocks.segments().lacking_segments().is_empty());
+}

@@ -26,6 +26,8 @@ const STATE: &str = "SELECT refs, state, sealed_len, plain_len FROM blocks WHERE
 const OF_STRIPE: &str = concat!("SELECT ", columns!(), " FROM blocks WHERE segment = ?1 AND offset = ?2");
 const OF_SEGMENT: &str =
     concat!("SELECT ", columns!(), " FROM blocks WHERE segment = ?1 AND offset >= ?2 ORDER BY offset LIMIT ?3");
+const LIVE_STRIPES: &str = "SELECT offset, max(record_len) FROM blocks \
+    WHERE segment = ?1 AND offset >= ?2 AND state <> 2 GROUP BY offset ORDER BY offset LIMIT ?3";
 const OF_DIGEST: &str = concat!("SELECT ", columns!(), " FROM blocks WHERE digest = ?1");
 const DEAD: &str = concat!(
     "SELECT ",
@@ -255,17 +257,17 @@ impl Txn<'_> {
     }
 
     /// A block was appended to a segment. References, state and generations of the row are set here. A row that is
-    /// there already (two writers stored one chunk) stays, and false is returned: what was appended is dead.
+    /// there already (two writers stored one chunk) stays, and false is returned: what was appended is dead. The row
+    /// of a condemned block gives way: no row tells of its old place any more, and gc frees what no row tells of.
     ///
     /// # Errors
-    /// [`Error::Refused`] if a block with this id is condemned.
+    /// [`Error::Database`].
     pub fn put_block(&mut self, row: &BlockRow) -> Result<bool> {
         let core = &mut *self.core;
-        match counted(&core.conn, &row.id).at(&core.path)?.map(|block| block.state) {
+        match counted(&core.conn, &row.id).at(&core.path)? {
             None => {}
-            Some(BlockState::Condemned) => {
-                let id = row.id;
-                return Err(Error::Refused(format!("block {id} is being freed; store its chunk when it is gone")));
+            Some(old) if old.state == BlockState::Condemned => {
+                core.count_block(false, false, old.sealed_len, old.plain_len);
             }
             Some(_) => return Ok(false),
         }
@@ -327,6 +329,20 @@ impl Txn<'_> {
         self.core.blocks(OF_SEGMENT, &[&int(segment.0), &int(offset), &(max as i64)])
     }
 
+    /// Up to `max` stripes of a segment, from `offset` on, in which a block is not condemned: offset and length of their
+    /// records, bytes.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn live_stripes(&mut self, segment: SegmentId, offset: u64, max: usize) -> Result<Vec<(u64, u64)>> {
+        let core = &*self.core;
+        let mut statement = core.conn.prepare_cached(LIVE_STRIPES).at(&core.path)?;
+        let rows = statement
+            .query_map([int(segment.0), int(offset), max as i64], |row| Ok((number(row, 0)?, number(row, 1)?)))
+            .at(&core.path)?;
+        rows.collect::<rusqlite::Result<_>>().at(&core.path)
+    }
+
     /// Blocks with this content under whatever salt. For heal and audit only: the write path looks up by id (R1).
     ///
     /// # Errors
@@ -356,6 +372,13 @@ impl Txn<'_> {
             }
             _ => Ok(false),
         }
+    }
+
+    /// Make a block's count wrong, as a defect would.
+    #[cfg(test)]
+    pub(crate) fn break_references(&mut self, id: &BlockId) -> Result<()> {
+        let state_since = self.generation();
+        self.core.apply(RowChange::SetRefs { id: *id, refs: 0, state: BlockState::Zero, state_since }).map(|_| ())
     }
 
     /// Forget a condemned block; when its bytes may go is the caller's to know (R18).

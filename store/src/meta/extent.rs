@@ -16,12 +16,13 @@ use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino};
 /// Default of [`super::txn::Core::cut_at_once`]: deleting as many takes about half a millisecond.
 pub(super) const CUT_AT_ONCE: usize = 256;
 /// Above every sequence number.
-const ANY_SEQUENCE: u64 = i64::MAX as u64;
+pub(super) const ANY_SEQUENCE: u64 = i64::MAX as u64;
 
 const GET: &str = "SELECT key, sequence, since FROM extents WHERE data = ?1 AND chunk = ?2";
 const RANGE: &str = "SELECT chunk, key, sequence, since FROM extents \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4 ORDER BY chunk LIMIT ?5";
-const PUT: &str = "INSERT OR REPLACE INTO extents (data, chunk, key, sequence, since) VALUES (?1, ?2, ?3, ?4, ?5)";
+pub(super) const PUT: &str =
+    "INSERT OR REPLACE INTO extents (data, chunk, key, sequence, since) VALUES (?1, ?2, ?3, ?4, ?5)";
 const KEEP: &str = "INSERT INTO extents_past (data, chunk, key, sequence, since, until) \
     SELECT data, chunk, key, sequence, since, ?5 FROM extents \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4 AND since < ?5";
@@ -240,7 +241,7 @@ impl Txn<'_> {
     }
 
     /// The reference that an extent held moves to its former row if that is kept, else it is given back.
-    fn release(&mut self, key: &BlockKey, since: Generation, until: Generation) {
+    pub(super) fn release(&mut self, key: &BlockKey, since: Generation, until: Generation) {
         if !(self.core.history && since < until) {
             let id = block_of(self.core, key);
             self.core.refs.push((id, -1));

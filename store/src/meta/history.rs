@@ -101,16 +101,36 @@ struct Candidate {
     block: Option<BlockKey>,
 }
 
+/// What to read of each table: the key, and of extents the block.
+const COLUMNS: [&str; 5] = [
+    "since, until, ino, version FROM inodes_past",
+    "since, until, parent, hash, name FROM dentries_past",
+    "since, until, data, chunk, key FROM extents_past",
+    "since, until, ino, name FROM xattrs_past",
+    "since, until, data, chunk, sequence FROM patches_past",
+];
+
 fn candidates(conn: &Connection, table: usize, from: Generation, to: Generation) -> rusqlite::Result<Vec<Candidate>> {
-    let sql = [
-        "SELECT since, until, ino, version FROM inodes_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, parent, hash, name FROM dentries_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, data, chunk, key FROM extents_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, ino, name FROM xattrs_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, data, chunk, sequence FROM patches_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-    ][table];
+    let sql = format!("SELECT {} WHERE until > ?1 AND until <= ?2 ORDER BY until", COLUMNS[table]);
+    read_candidates(conn, table, &sql, &[int(from.0), int(to.0)])
+}
+
+/// Rows that began after `after` and ended with `until` at the latest.
+fn between(
+    conn: &Connection,
+    table: usize,
+    after: Generation,
+    until: Generation,
+    max: usize,
+) -> rusqlite::Result<Vec<Candidate>> {
+    let sql =
+        format!("SELECT {} WHERE until > ?1 AND until <= ?2 AND since > ?1 ORDER BY until LIMIT ?3", COLUMNS[table]);
+    read_candidates(conn, table, &sql, &[int(after.0), int(until.0), max as i64])
+}
+
+fn read_candidates(conn: &Connection, table: usize, sql: &str, values: &[i64]) -> rusqlite::Result<Vec<Candidate>> {
     let mut statement = conn.prepare_cached(sql)?;
-    let mut rows = statement.query([int(from.0), int(to.0)])?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
         let (since, until) = (Generation(number(row, 0)?), Generation(number(row, 1)?));
@@ -159,7 +179,7 @@ impl Txn<'_> {
     /// [`Error::Database`].
     pub fn forget_history(&mut self, from: Generation, to: Generation, pinned: &[Generation]) -> Result<usize> {
         let mut forgotten = 0;
-        for table in 0..5 {
+        for table in 0..COLUMNS.len() {
             for candidate in candidates(&self.core.conn, table, from, to).at(&self.core.path)? {
                 let first = pinned.partition_point(|generation| *generation < candidate.since);
                 if pinned.get(first).is_some_and(|generation| *generation < candidate.until) {
@@ -171,6 +191,31 @@ impl Txn<'_> {
                 }
                 self.core.apply(RowChange::DelPast(candidate.key))?;
                 forgotten += 1;
+            }
+        }
+        Ok(forgotten)
+    }
+
+    /// Forget up to `max` former rows that were true only between `after` and `until`, both exclusive: that began after
+    /// the one and ended with the other at the latest. Generations in between must not be readable any more. Returns how
+    /// many were forgotten; none: nothing is left.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn forget_gap(&mut self, after: Generation, until: Generation, max: usize) -> Result<usize> {
+        let mut forgotten = 0;
+        for table in 0..COLUMNS.len() {
+            let found = between(&self.core.conn, table, after, until, max - forgotten).at(&self.core.path)?;
+            for candidate in found {
+                if let Some(key) = &candidate.block {
+                    let id = block_of(self.core, key);
+                    self.core.refs.push((id, -1));
+                }
+                self.core.apply(RowChange::DelPast(candidate.key))?;
+                forgotten += 1;
+            }
+            if forgotten >= max {
+                break;
             }
         }
         Ok(forgotten)
@@ -198,10 +243,12 @@ impl Txn<'_> {
     /// What a name stood for at the end of a committed generation.
     ///
     /// # Errors
-    /// [`Error::Database`].
-    pub fn lookup_at(&mut self, parent: Ino, name: &[u8], generation: Generation) -> Result<Option<(Ino, FileKind)>> {
+    /// [`Error::NotFound`].
+    pub fn lookup_at(&mut self, parent: Ino, name: &[u8], generation: Generation) -> Result<Attr> {
         let core = &*self.core;
-        past::lookup_at(&core.conn, &core.names, parent, name, generation).at(&core.path)
+        let found = past::lookup_at(&core.conn, &core.names, parent, name, generation).at(&core.path)?;
+        let (ino, _) = found.ok_or(Error::NotFound)?;
+        Ok(self.inode_at(ino, generation)?.ok_or(Error::NotFound)?.attr())
     }
 
     /// Extended attributes of an inode as of the end of a committed generation, sorted by name.

@@ -298,6 +298,9 @@ impl Txn<'_> {
         if change.atime_ns.is_some() {
             self.core.atimes.remove(&ino.0);
         }
+        if let Some(perm) = change.perm {
+            self.acl_follows_mode(ino, perm)?;
+        }
         self.step(ino, |row| {
             if let Some(perm) = change.perm {
                 row.perm = perm & 0o7777;

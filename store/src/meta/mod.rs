@@ -7,6 +7,7 @@
 //!
 //! Knows nothing of shards, keys of blocks (it is handed the function that names a block) or FUSE.
 
+mod acl;
 mod block;
 mod cache;
 pub mod codec;
@@ -24,6 +25,7 @@ mod reader;
 pub mod rows;
 mod schema;
 mod segment;
+mod share;
 mod shelf;
 mod snapshot;
 mod sql;
@@ -458,7 +460,7 @@ fn wal_path(path: &Path) -> PathBuf {
 }
 
 impl Core {
-    fn has_changes(&self) -> bool {
+    pub(in crate::meta) fn has_changes(&self) -> bool {
         !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty()
     }
 

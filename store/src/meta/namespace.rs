@@ -135,13 +135,22 @@ impl Txn<'_> {
         self.directory(ino).map(|row| row.parent)
     }
 
-    /// Make an inode and its name.
+    /// [`Self::create_masked`] without a mask.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn create(&mut self, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
+        self.create_masked(parent, name, node, 0)
+    }
+
+    /// Make an inode and its name. It inherits the directory's default access control list; without one, the bits of
+    /// `umask` are taken from its permissions.
     ///
     /// # Errors
     /// [`Error::Exists`], [`Error::NotFound`] (the directory was removed), [`Error::NotADirectory`],
     /// [`Error::NameTooLong`], [`Error::TooManyLinks`], [`Error::InvalidArgument`] (a target where none belongs, or
     /// none, or longer than [`TARGET_MAX`]).
-    pub fn create(&mut self, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
+    pub fn create_masked(&mut self, parent: Ino, name: &[u8], node: &NewNode<'_>, umask: u16) -> Result<Attr> {
         check_name(name)?;
         match (node.kind, node.target) {
             (FileKind::Symlink, Some(target)) if target.len() > TARGET_MAX => return Err(Error::NameTooLong),
@@ -165,10 +174,16 @@ impl Txn<'_> {
             }
         }
         let chunk_bits = directory.chunk_bits;
-        let inherited = directory.flags & INODE_IN_EXEC;
+        let in_exec = directory.flags & INODE_IN_EXEC;
+        let inherited = self.inherit_acl(parent, node.kind, node.perm, umask)?;
+        node.perm = inherited.perm;
         let mut row = self.new_row(&node, parent, chunk_bits);
-        row.flags |= if is_directory && is_exec_place(parent, name) { INODE_IN_EXEC } else { inherited };
+        row.flags |= if inherited.attributes.is_empty() { 0 } else { INODE_HAS_XATTRS };
+        row.flags |= if is_directory && is_exec_place(parent, name) { INODE_IN_EXEC } else { in_exec };
         let attr = self.insert_inode(row);
+        for (name, value) in &inherited.attributes {
+            self.put_xattr(attr.ino, name, value)?;
+        }
         self.add_name(parent, name, attr.ino, node.kind)?;
         if too_many {
             return Err(Error::TooManyLinks);

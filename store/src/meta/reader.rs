@@ -3,6 +3,7 @@
 //! A [`Reader`] holds one read transaction from when it was made; the log of the database cannot start anew while it
 //! lives, so it is not to be kept for longer than its work.
 
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 
 use rusqlite::{Connection, Row, params};
@@ -12,7 +13,7 @@ use super::schema::SHELVES;
 use super::sql::{At, blob, enumerated, int, number};
 use super::{Meta, block, dentry, digest, extent, inode, outbox, patch, segment};
 use crate::error::{Error, Result};
-use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO};
+use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO, SegmentId};
 
 /// Entries and rows fetched at a time.
 const PAGE: usize = 1024;
@@ -186,6 +187,69 @@ impl Reader {
     /// [`Error::Database`].
     pub fn segments(&self) -> Result<Vec<SegmentRow>> {
         segment::all(&self.conn).at(&self.path)
+    }
+
+    /// The block that a key names.
+    pub fn block_id(&self, key: &BlockKey) -> BlockId {
+        (self.block_id)(key)
+    }
+
+    /// Blocks that only former states name, and those of them that are named in a snapshot.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn only_in_history(&self) -> Result<(HashSet<BlockId>, HashSet<BlockId>)> {
+        let (mut past, mut pinned) = (HashSet::new(), HashSet::new());
+        let sql = "SELECT key, EXISTS (SELECT 1 FROM snapshots \
+            WHERE generation >= extents_past.since AND generation < extents_past.until) FROM extents_past";
+        let mut statement = self.conn.prepare(sql).at(&self.path)?;
+        let mut rows = statement.query([]).at(&self.path)?;
+        while let Some(row) = rows.next().at(&self.path)? {
+            let id = self.block_id(&BlockKey(row.get(0).at(&self.path)?));
+            past.insert(id);
+            if row.get(1).at(&self.path)? {
+                pinned.insert(id);
+            }
+        }
+        if past.is_empty() {
+            return Ok((past, pinned));
+        }
+        let mut statement = self.conn.prepare("SELECT key FROM extents").at(&self.path)?;
+        let mut rows = statement.query([]).at(&self.path)?;
+        while let Some(row) = rows.next().at(&self.path)? {
+            let id = self.block_id(&BlockKey(row.get(0).at(&self.path)?));
+            past.remove(&id);
+            pinned.remove(&id);
+        }
+        Ok((past, pinned))
+    }
+
+    /// Sum of the sealed lengths of these blocks.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn sealed_bytes(&self, blocks: &HashSet<BlockId>) -> Result<u64> {
+        let mut sum = 0;
+        for id in blocks {
+            sum += block::get(&self.conn, id).at(&self.path)?.map_or(0, |row| u64::from(row.sealed_len));
+        }
+        Ok(sum)
+    }
+
+    /// Bytes of each segment's files, in one slot, that stripes take in which a block is not condemned (`referenced`:
+    /// in which a block is referenced). Segments without such stripes are not listed.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn live_bytes(&self, referenced: bool) -> Result<HashMap<SegmentId, u64>> {
+        let condition = if referenced { "state = 0" } else { "state <> 2" };
+        let sql = &format!(
+            "SELECT segment, sum(len) FROM (SELECT segment, offset, max(record_len) AS len FROM blocks \
+             WHERE {condition} GROUP BY segment, offset) GROUP BY segment"
+        );
+        let mut statement = self.conn.prepare_cached(sql).at(&self.path)?;
+        let rows = statement.query_map([], |row| Ok((SegmentId(number(row, 0)?), number(row, 1)?))).at(&self.path)?;
+        rows.collect::<rusqlite::Result<_>>().at(&self.path)
     }
 
     /// Every non-local row as the change that puts it: the image of a checkpoint, sorted table by table. A blank

@@ -26,6 +26,11 @@ pub const CHUNK_BITS: std::ops::RangeInclusive<u8> = 12..=20;
 /// Smallest directory-listing cookie of an entry; those below are the adapter's ("." and "..").
 pub const COOKIE_MIN: u64 = 16;
 
+/// The extended attribute that holds an inode's access control list, in the kernel's layout.
+pub const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+/// The extended attribute that holds the list new inodes of a directory inherit.
+pub const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+
 /// Kind of an inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum FileKind {
@@ -107,7 +112,7 @@ pub struct Attr {
 pub struct NewNode<'a> {
     /// Kind.
     pub kind: FileKind,
-    /// Permission bits, umask already applied.
+    /// Permission bits. The umask is applied already, or given to [`super::Txn::create_masked`].
     pub perm: u16,
     /// Owner.
     pub uid: u32,

@@ -179,6 +179,55 @@ impl Txn<'_> {
         all(&self.core.conn).at(&self.core.path)
     }
 
+    /// Up to `max` generations that are readable by their time, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn generation_rows(&mut self, max: usize) -> Result<Vec<GenerationRow>> {
+        let core = &*self.core;
+        let sql = "SELECT generation, time FROM generations ORDER BY generation LIMIT ?1";
+        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+        let rows = statement
+            .query_map([max as i64], |row| {
+                Ok(GenerationRow { generation: Generation(number(row, 0)?), time_ns: row.get(1)? })
+            })
+            .at(&core.path)?;
+        rows.collect::<rusqlite::Result<_>>().at(&core.path)
+    }
+
+    /// True if extents wait to be retired, or former ones are kept: blocks may become unreferenced.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn has_loose_ends(&mut self) -> Result<bool> {
+        let core = &*self.core;
+        let sql = "SELECT EXISTS (SELECT 1 FROM cuts) OR EXISTS (SELECT 1 FROM extents_past)";
+        core.conn.prepare_cached(sql).and_then(|mut it| it.query_row([], |row| row.get(0))).at(&core.path)
+    }
+
+    /// True if a committed generation can be read: it has its row, or a snapshot names it.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn is_kept(&mut self, generation: Generation) -> Result<bool> {
+        let core = &*self.core;
+        let sql = "SELECT EXISTS (SELECT 1 FROM generations WHERE generation = ?1) \
+            OR EXISTS (SELECT 1 FROM snapshots WHERE generation = ?1)";
+        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+        statement.query_row([int(generation.0)], |row| row.get(0)).at(&core.path)
+    }
+
+    /// A generation is readable no longer. Its rows are forgotten in the same operation, or by [`Txn::forget_gap`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for the newest.
+    pub fn forget_generation(&mut self, generation: Generation) -> Result<()> {
+        if generation >= self.core.committed {
+            return Err(Error::Refused(format!("generation {generation} is the newest; it is never given up")));
+        }
+        self.core.apply(RowChange::DelGeneration(generation)).map(|_| ())
+    }
+
     /// The last generation closed at or before a time that is still kept.
     ///
     /// # Errors

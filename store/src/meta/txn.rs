@@ -315,6 +315,11 @@ impl<'m> Txn<'m> {
         self.core.generation()
     }
 
+    /// The generation that what is seen now is, or becomes, part of: the open one if anything changed in it.
+    pub fn settled_in(&self) -> Generation {
+        if self.core.has_changes() { self.core.generation() } else { self.core.committed }
+    }
+
     /// Counters as of now; those of blocks as of the last folding.
     pub fn counters(&self) -> Counters {
         self.core.counters

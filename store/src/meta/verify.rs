@@ -103,6 +103,16 @@ impl Reader {
         Ok(findings)
     }
 
+    /// The references of every block against the extents, current and kept, that name it; what does not agree.
+    ///
+    /// # Errors
+    /// [`crate::Error::Database`].
+    pub fn verify_references(&self) -> Result<Vec<String>> {
+        let mut findings = Vec::new();
+        self.check_refs(&mut findings)?;
+        Ok(findings)
+    }
+
     fn check_rule(&self, text: &str, sql: &str, findings: &mut Vec<String>) -> Result<()> {
         let mut statement = self.conn.prepare(sql).at(&self.path)?;
         let width = statement.column_count();

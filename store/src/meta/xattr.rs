@@ -106,14 +106,20 @@ impl Txn<'_> {
         if !exists && listed + name.len() + 1 > XATTR_SIZE_MAX {
             return Err(Error::XattrTooBig);
         }
-        let since = self.generation();
-        self.core.apply(RowChange::PutXattr(XattrRow { ino, name: name.into(), value: value.into(), since }))?;
+        self.put_xattr(ino, name, value)?;
         let now = self.now_ns();
         self.step(ino, |row| {
             row.flags |= INODE_HAS_XATTRS;
             row.ctime_ns = now;
         })
         .map(|_| ())
+    }
+
+    /// The row of an attribute that was checked; no change of the inode.
+    pub(super) fn put_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) -> Result<()> {
+        let since = self.generation();
+        let row = XattrRow { ino, name: name.into(), value: value.into(), since };
+        self.core.apply(RowChange::PutXattr(row)).map(|_| ())
     }
 
     /// Remove an extended attribute.

@@ -25,6 +25,8 @@ impl Volume {
     /// Stored bytes of whole chunks, from the cache or the backing directories. `None`: a hole. A chunk may be shorter
     /// than the chunk length; the rest reads as zero.
     pub fn read_chunks(&self, attr: &Attr, chunks: &[ChunkNo]) -> Result<Vec<Option<Arc<Chunk>>>> {
+        // From the extents to the shards: what they name is not freed meanwhile.
+        let _pin = self.blocks.pins().enter();
         match self.place(attr, chunks)? {
             Place::Inline(bytes) => Ok(inline_chunks(&bytes, chunks)),
             Place::Extents(keys, patches) => {
@@ -187,6 +189,12 @@ impl Volume {
     /// Make whole chunks holes.
     pub fn punch(&self, ino: Ino, first: ChunkNo, count: u64) -> Result<()> {
         self.change(|txn| txn.punch(ino, first, count))
+    }
+
+    /// Chunks `from..from + count` of `source` become those at `to` of `target` too, holes as holes. Nothing is read or
+    /// stored; time is in proportion to the count. Not a change of version: [`Self::set_file`] is.
+    pub fn share_extents(&self, source: Ino, from: ChunkNo, target: Ino, to: ChunkNo, count: u64) -> Result<()> {
+        self.change(|txn| txn.share_extents((source, from), (target, to), count))
     }
 
     /// The first offset at or after `from` that holds data, in what is stored.

@@ -18,10 +18,11 @@ const CHUNK_ROWS_DUE: u32 = 24;
 const BYTES_MAX: u64 = 32 << 20;
 /// A chunk that got no patch for so long is folded.
 const IDLE: Duration = Duration::from_secs(5);
-/// Chunks folded in one call to the store, so that small ones share stripes.
+/// Chunks and bytes folded in one call to the store, so that small ones share stripes and nobody is held up for long.
 const BATCH: usize = 32;
+const BATCH_BYTES: usize = 1 << 20;
 /// Batches in one round of housekeeping.
-const BATCHES_MAX: usize = 16;
+const BATCHES_MAX: usize = 64;
 
 impl Volume {
     /// Whether a small write of `len` bytes to a chunk may be kept as a patch.
@@ -63,10 +64,14 @@ impl Volume {
 
     /// Fold the patches of chunks into blocks. Returns of how many that was done; others were written to meanwhile.
     fn fold(&self, chunks: &[(DataId, ChunkNo)]) -> Result<usize> {
-        let _held = self.gate();
         let mut folds: Vec<(Fold, Vec<u8>)> = Vec::new();
         let mut owners = Vec::new();
+        let mut bytes = 0;
+        // Without the gate: reading may wait for a disk. What changes meanwhile is not folded.
         for (data, chunk) in chunks {
+            if bytes >= BATCH_BYTES {
+                break;
+            }
             let next = ChunkNo(chunk.0 + 1);
             let found = self.meta.with(|txn| {
                 let Some(over) = txn.chunk_patches(*data, *chunk) else { return Ok(None) };
@@ -89,6 +94,7 @@ impl Volume {
                 None => Vec::new(),
             };
             lay(&mut content, &patches);
+            bytes += content.len();
             owners.push(uid);
             folds.push((fold, content));
         }
@@ -104,6 +110,7 @@ impl Volume {
             })
             .collect();
         let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();
+        let _held = self.gate();
         let folded = self.blocks.put(&puts, |txn, stored| {
             let mut folded = 0;
             for ((fold, _), put) in folds.iter().zip(&stored_by) {

@@ -1,8 +1,11 @@
 //! When a checkpoint is due, and publishing it.
 
+use std::collections::BTreeSet;
+
 use super::Volume;
 use crate::checkpoint;
 use crate::error::Result;
+use crate::ids::SegmentId;
 use crate::record::ImageEntry;
 use crate::recover::Reader;
 use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
@@ -14,10 +17,12 @@ const SEGMENTS_MAX: u64 = 8;
 
 /// The image written last, whose blocks the next one need not write again.
 #[derive(Debug, Default)]
-pub(super) struct LastImage {
+pub(crate) struct LastImage {
     entries: Option<Vec<ImageEntry>>,
     /// Number of the next segment when it was written.
     next_segment: u64,
+    /// Segments that gc wants empty: parts of images that lie in them are written anew.
+    pub(super) leaving: BTreeSet<SegmentId>,
 }
 
 impl Volume {
@@ -51,11 +56,10 @@ impl Volume {
             // An image that cannot be read is no reason not to write a new one.
             last.entries = pointer.and_then(|pointer| reader.image_index(&pointer).ok()).map(|index| index.entries);
         }
-        let before = last.entries.take().unwrap_or_default();
+        let mut before = last.entries.take().unwrap_or_default();
+        before.retain(|entry| !last.leaving.contains(&entry.location.segment));
         let written = checkpoint::write(&self.blocks, &self.sealer, self.id, &state, head, &before)?;
         drop(state);
-        last.entries = Some(written.entries);
-        last.next_segment = self.blocks.segments().next_id().0;
         let pointer = CheckpointPointer {
             generation: head.generation,
             chain: head.chain,
@@ -68,6 +72,9 @@ impl Volume {
             superblock.checkpoints.truncate(CHECKPOINTS_MAX);
             superblock.generation = superblock.generation.max(head.generation);
         })?;
+        // Not before it is published: what nothing names, gc frees.
+        last.entries = Some(written.entries);
+        last.next_segment = self.blocks.segments().next_id().0;
         self.log.checkpointed(log_bytes);
         log::debug!(
             "checkpoint of generation {}: {} bytes written, {} kept",

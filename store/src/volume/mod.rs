@@ -14,18 +14,20 @@ mod open;
 mod past;
 mod prefetch;
 mod probe;
+mod reclaim;
 mod replace;
 mod restore;
 mod space;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod versions;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,8 +38,8 @@ pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
 pub use crate::meta::rows::{
-    Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX, NewNode, RenameFlags,
-    SetAttr, Unlinked,
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
+    NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
 pub use crate::meta::{NameSpan, PastReader};
@@ -50,6 +52,7 @@ pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Destination, Done, Restored};
 pub use space::Reservation;
@@ -62,10 +65,12 @@ use crate::commit::{Commit, Parts};
 use crate::commit_log::{AckOverrides, CommitLog};
 use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
+use crate::gc::Gc;
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
+use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, Superblock};
 use prefetch::Prefetcher;
@@ -101,8 +106,17 @@ pub struct Volume {
     prefetcher: Prefetcher,
     commit: Commit,
     log: CommitLog,
-    pins: past::Pins,
     last_image: Mutex<image::LastImage>,
+    /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
+    floor: Mutex<Option<Generation>>,
+    gc: Mutex<Gc>,
+    /// Writers that wait for space.
+    hungry: AtomicUsize,
+    retention: Mutex<Retention>,
+    /// Former states that are being read, and by how many.
+    pinned: Mutex<BTreeMap<Generation, usize>>,
+    /// Held by what looks at every stripe, and by gc while it frees any.
+    maintenance: Mutex<()>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -157,6 +171,10 @@ impl Volume {
         self.chunk_bits
     }
 
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
     /// The clock times of changes come from.
     pub fn clock(&self) -> &Arc<dyn Clock> {
         &self.clock
@@ -174,6 +192,11 @@ impl Volume {
         crate::blocks::Identity { volume: self.id, term: self.term }
     }
 
+    /// True if a commit would close a generation.
+    pub fn has_changes(&self) -> bool {
+        self.meta.has_changes()
+    }
+
     fn writable(&self) -> Result<()> {
         match &*self.read_only.lock() {
             None => Ok(()),
@@ -182,7 +205,7 @@ impl Volume {
     }
 
     /// One operation that changes the metadata.
-    fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+    pub(crate) fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
         self.writable()?;
         self.meta.with(operation)
     }
@@ -200,6 +223,11 @@ impl Volume {
     /// Make a file, directory, symbolic link or special file.
     pub fn create(&self, parent: Ino, name: &[u8], node: &NewNode<'_>) -> Result<Attr> {
         self.change(|txn| txn.create(parent, name, node))
+    }
+
+    /// [`Self::create`], the bits of `umask` taken from the permissions unless a default access control list rules.
+    pub fn create_masked(&self, parent: Ino, name: &[u8], node: &NewNode<'_>, umask: u16) -> Result<Attr> {
+        self.change(|txn| txn.create_masked(parent, name, node, umask))
     }
 
     /// Another name for a file.
@@ -302,6 +330,11 @@ impl Volume {
         self.change(|txn| txn.remove_xattr(ino, name))
     }
 
+    /// Set ([`ACL_ACCESS`], [`ACL_DEFAULT`]) or, without entries, remove an access control list: one change.
+    pub fn set_acl(&self, ino: Ino, name: &[u8], list: &[u8], clear_set_gid: bool) -> Result<()> {
+        self.change(|txn| txn.set_acl(ino, name, list, clear_set_gid))
+    }
+
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
     pub fn release_orphan(&self, ino: Ino) -> Result<()> {
         self.change(|txn| txn.release_orphan(ino))
@@ -316,6 +349,17 @@ impl Volume {
     /// Hold off commits while a change is made.
     pub fn gate(&self) -> GateGuard<'_> {
         self.commit.gate()
+    }
+
+    /// To be called now and then by who appends much, without the gate: syncs what was appended if it is a lot, so that
+    /// no commit has to wait for more.
+    pub fn bound_unsynced(&self) {
+        if self.blocks.segments().unsynced_bytes() > UNSYNCED_MAX
+            && let Err(error) = self.blocks.segments().sync()
+        {
+            // Still due, so the next commit fails by it.
+            log::error!("syncing the directories: {error}");
+        }
     }
 
     /// Make everything accepted so far durable.
@@ -378,7 +422,17 @@ impl Volume {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
         superblock.sequence += 1;
+        // Until it is known how many members have it, nothing counts as published.
+        *self.floor.lock() = None;
         let outcome = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence);
+        if let Ok(written) = outcome
+            && written > self.geometry.parity()
+        {
+            *self.floor.lock() = match &superblock.checkpoints[..] {
+                [_, older] => Some(older.generation),
+                _ => None,
+            };
+        }
         self.fenced().map_or(outcome.map(|_| ()), Err)
     }
 }
@@ -405,6 +459,9 @@ struct Housekeeper {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: JoinHandle<()>,
 }
+
+/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
+const UNSYNCED_MAX: u64 = 16 << 20;
 
 /// Pause between rounds of housekeeping.
 const ROUND: Duration = Duration::from_millis(500);
@@ -441,6 +498,11 @@ impl Housekeeper {
         Ok(Self { stop, thread })
     }
 
+    /// Begin the next round now.
+    fn wake(&self) {
+        self.stop.1.notify_all();
+    }
+
     fn stop(self) {
         *self.stop.0.lock() = true;
         self.stop.1.notify_all();
@@ -465,11 +527,18 @@ impl Volume {
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
-        while {
-            let _held = self.gate();
-            self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))?
-        } {}
-        self.heal_queued()
+        self.blocks.segments().widen();
+        self.blocks.catch_up(self.identity())?;
+        while self.retire_some()? {}
+        self.heal_queued()?;
+        self.retention_round()?;
+        self.gc_round()
+    }
+
+    /// Delete some of the extents that were cut off. True: there may be more.
+    fn retire_some(&self) -> Result<bool> {
+        let _held = self.gate();
+        self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))
     }
 
     /// Write the shards anew that readers found missing or wrong, where their directories can take them.

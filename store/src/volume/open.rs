@@ -1,11 +1,12 @@
 //! Opening a volume: unlock, find the members, take the locks, trust or refuse the database.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -13,17 +14,18 @@ use parking_lot::Mutex;
 use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
 use super::space::Space;
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
-use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories};
+use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories, Wait};
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
 use crate::commit_log::{CommitLog, Head, standing_of};
 use crate::error::{Error, Result};
 use crate::fence::{self, Claimant, FenceWatch};
+use crate::gc::Gc;
 use crate::ids::{MemberId, SegmentId, VolumeId};
 use crate::keyslot::{SlotError, Unlock};
 use crate::lock::LocalLock;
-use crate::meta::rows::SegmentState;
+use crate::meta::rows::{SegmentRow, SegmentState};
 use crate::meta::{DATABASE_FILE, Meta, Setup};
 use crate::recover::{self, Reader, Recovered};
 use crate::seal::{Codec, Sealer, VolumeKeys};
@@ -79,6 +81,8 @@ impl std::fmt::Debug for ReportFn {
 
 /// Segments that may be closed in one generation: they hold 2 GiB of data at the least.
 const CLOSED_TOGETHER_MAX: u64 = 64;
+/// How long one directory may take to write a superblock while others do.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the sync of what was left may take in one directory.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -293,6 +297,7 @@ impl Volume {
             header_mac: *keys.header_mac(),
             volume: superblock.volume,
         };
+        let gc = Gc::new(meta.committed());
         let blocks = Arc::new(Blocks::new(segments, sealer.clone(), meta.clone(), config));
         let threads = std::thread::available_parallelism().map_or(2, usize::from).min(4);
         let prefetcher = Prefetcher::new(blocks.clone(), threads)
@@ -313,8 +318,13 @@ impl Volume {
             prefetcher,
             commit: Commit::default(),
             log,
-            pins: Default::default(),
             last_image: Mutex::default(),
+            floor: Mutex::default(),
+            gc: Mutex::new(gc),
+            hungry: AtomicUsize::new(0),
+            retention: Mutex::default(),
+            pinned: Mutex::default(),
+            maintenance: Mutex::default(),
             clock,
             keys,
             superblock: Mutex::new(superblock),
@@ -337,6 +347,7 @@ impl Volume {
     /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
     fn begin(self: &Arc<Self>) -> Result<()> {
         self.sync_what_was_left()?;
+        self.adopt_segments()?;
         self.meta.with(|txn| {
             let open: Vec<_> = txn.segments()?.into_iter().filter(|row| row.state == SegmentState::Open).collect();
             for row in open {
@@ -392,6 +403,36 @@ fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec<String>) -
 }
 
 impl Volume {
+    /// Segments that have files but no row get one: a writer was cut off after it opened them, or a directory was away
+    /// when they were deleted. gc then sees to them as to all others.
+    fn adopt_segments(&self) -> Result<()> {
+        let known: HashSet<SegmentId> = self.meta.with(|txn| txn.segments())?.iter().map(|row| row.id).collect();
+        let mut found: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        for member in self.set.members().iter().filter(|member| member.can_read()) {
+            for (id, len) in member.list_segments().unwrap_or_default() {
+                let longest = found.entry(id).or_default();
+                *longest = len.max(*longest);
+            }
+        }
+        for (id, tail) in found.into_iter().filter(|(id, _)| !known.contains(id)) {
+            // Without an authentic header in any file nothing was ever written there.
+            let Some(info) = self.blocks.stripes().segment_info(id) else { continue };
+            let row = SegmentRow {
+                id,
+                incarnation: info.incarnation,
+                data: info.geometry.data() as u8,
+                parity: info.geometry.parity() as u8,
+                slots: info.slots,
+                capacity: info.capacity.max(tail),
+                tail,
+                state: SegmentState::Closed,
+                since: self.meta.committed(),
+            };
+            self.meta.with(|txn| txn.put_segment(&row))?;
+        }
+        Ok(())
+    }
+
     /// What a killed writer appended last was read back from memory, perhaps, and stands on no disk: before anything is
     /// built on it, it is synced (R15): segments that are open, and those that may have been closed in its last
     /// generation. To sync a file that is synced already costs next to nothing.
@@ -406,7 +447,7 @@ impl Volume {
             let listed = member.list_segments().unwrap_or_default();
             files.extend(listed.into_iter().filter(|(id, _)| !closed.contains(id)).map(|(id, _)| (member.id, id)));
         }
-        for (member, segment, outcome) in self.set.sync_all(&files, SYNC_PATIENCE) {
+        for (member, segment, outcome) in self.set.sync_all(&files, &Wait::all(SYNC_PATIENCE)) {
             if let Err(error) = outcome {
                 self.set.report_write_error(&member, &format!("sync segment {segment}"), &error);
             }
@@ -577,17 +618,25 @@ pub(super) fn write_to_members(
     keys: &VolumeKeys,
     fence: &FenceWatch,
 ) -> Result<usize> {
+    // The copies alternate, so one of them is always whole.
+    let name = Superblock::file_of(superblock.sequence);
+    let files = set
+        .healthy()
+        .map(|member| {
+            // A former writer must not replace what the new one wrote.
+            fence.check_member(member)?;
+            let own = Superblock { member: member.id, ..superblock.clone() };
+            Ok((member.id, own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let members: Vec<_> = files.iter().map(|(member, _)| *member).collect();
+    let enough = |done: &[bool]| done.iter().any(|done| *done);
+    let wait = Wait { patience: WRITE_PATIENCE, enough: &enough, limit: SYNC_PATIENCE };
     let mut written = 0;
-    for member in set.members().iter().filter(|member| member.can_write()) {
-        // A former writer must not replace what the new one wrote.
-        fence.check_member(member)?;
-        let own = Superblock { member: member.id, ..superblock.clone() };
-        let bytes = own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?;
-        // The copies alternate, so one of them is always whole.
-        let name = Superblock::file_of(superblock.sequence);
-        match member.write_file(name, &bytes) {
+    for (member, result) in members.iter().zip(set.write_files(files, name, &wait)) {
+        match result {
             Ok(()) => written += 1,
-            Err(error) => set.report_write_error(&member.id, "writing the superblock", &error),
+            Err(error) => set.report_write_error(member, "writing the superblock", &error),
         }
     }
     if written == 0 {

@@ -3,46 +3,30 @@
 //! Promises: everything read of a [`View`] is as it was when its generation closed, whatever goes on meanwhile; while a
 //! view lives its generation is not forgotten.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
-use super::Volume;
 use super::data::{inline_chunks, lay_over};
+use super::{GenerationPin, Volume};
 use crate::blocks::Chunk;
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, Generation, Ino};
+use crate::meta::PastReader;
 use crate::meta::rows::{Attr, DirEntry, FileKind, GenerationRow, InodeRow, SnapshotRow};
-use crate::meta::{PastReader, Txn};
 
 /// Extents looked at in one step when searching for data or holes.
 const SEEK_CHUNKS: u64 = 4096;
-
-/// Generations that views read, with the number of views.
-pub(super) type Pins = Mutex<BTreeMap<Generation, usize>>;
 
 /// The tree of one past generation.
 pub struct View {
     volume: Arc<Volume>,
     generation: GenerationRow,
+    _pin: GenerationPin,
 }
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("View").field("generation", &self.generation).finish_non_exhaustive()
-    }
-}
-
-impl Drop for View {
-    fn drop(&mut self) {
-        let mut pins = self.volume.pins.lock();
-        if let Some(count) = pins.get_mut(&self.generation.generation) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&self.generation.generation);
-            }
-        }
     }
 }
 
@@ -52,30 +36,12 @@ impl Volume {
     /// # Errors
     /// [`Error::NotFound`] if that generation is not kept, or is not closed yet.
     pub fn view(self: &Arc<Self>, generation: Generation) -> Result<View> {
-        // Within an operation, so that nothing is forgotten between the look and the pin.
-        self.meta.with(|txn| {
-            let closed = generation <= self.meta_committed(txn);
-            let row = txn.kept_generation(generation)?.filter(|_| closed).ok_or(Error::NotFound)?;
-            *self.pins.lock().entry(generation).or_default() += 1;
-            Ok(View { volume: Arc::clone(self), generation: row })
-        })
-    }
-
-    fn meta_committed(&self, txn: &Txn<'_>) -> Generation {
-        Generation(txn.generation().0 - 1)
-    }
-
-    /// Generations that must not be forgotten: of snapshots, and those that somebody reads. To be asked for in the
-    /// operation that forgets.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn pinned_generations(&self, txn: &mut Txn<'_>) -> Result<Vec<Generation>> {
-        let mut pinned: Vec<Generation> = txn.snapshots()?.iter().map(|row| row.generation).collect();
-        pinned.extend(self.pins.lock().keys());
-        pinned.sort_unstable();
-        pinned.dedup();
-        Ok(pinned)
+        if generation > self.committed() {
+            return Err(Error::NotFound);
+        }
+        let pin = self.pin(generation)?;
+        let row = self.past(|past| past.generation(generation))?.ok_or(Error::NotFound)?;
+        Ok(View { volume: Arc::clone(self), generation: row, _pin: pin })
     }
 
     /// Look at committed states of any generation: histories of names and inodes.

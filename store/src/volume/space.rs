@@ -26,6 +26,9 @@ const OVERHEAD_FIXED: u64 = 1024;
 /// What headers, padding and alignment add to a stripe at worst, as a share of the data (1/16), and per request, bytes.
 const OVERHEAD_SHARE: u64 = 16;
 
+/// With less than this part of the usable space free, it is tight.
+const TIGHT_SHARE: u64 = 10;
+
 /// Figures of the backing directories, raw, bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct RawSpace {
@@ -97,6 +100,17 @@ impl Space {
         }
     }
 
+    /// True if [`Self::reserve`] would grant `bytes` now.
+    pub fn fits(&self, bytes: u64) -> bool {
+        let wanted = bytes + bytes / OVERHEAD_SHARE + OVERHEAD_FIXED;
+        self.promised.load(Ordering::Acquire).saturating_add(wanted) <= self.usable_free()
+    }
+
+    /// Space was given back: what was measured before does not count.
+    pub fn freed(&self) {
+        self.sample.lock().taken = None;
+    }
+
     /// Tell that `bytes` of plaintext were appended since the last sample.
     pub fn wrote(&self, bytes: u64) {
         self.sample.lock().written += bytes + bytes / OVERHEAD_SHARE;
@@ -106,6 +120,12 @@ impl Space {
         let mut sample = self.sample.lock();
         self.refresh(&mut sample);
         sample.raw.usable_free.saturating_sub(sample.written)
+    }
+
+    /// True if nine tenths of what fits is used, counting what is promised.
+    pub fn is_tight(&self) -> bool {
+        let raw = self.raw();
+        raw.usable_free.saturating_sub(self.promised.load(Ordering::Acquire)) < raw.usable_total / TIGHT_SHARE
     }
 
     /// Figures not older than half a second.

@@ -1,11 +1,14 @@
 //! What a volume says about itself. Fields are documented in docs/CLI.md and only ever added to.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::{DomainPolicy, Volume};
-use crate::backing::Health;
+use crate::backing::{Health, Member};
 use crate::blocks::{CacheFigures, DamageFigures};
 use crate::error::Result;
+use crate::ids::SegmentId;
 use crate::seal::Codec;
 
 /// Figures for statfs(2), in bytes where not said otherwise.
@@ -53,8 +56,13 @@ pub struct VolumeStatus {
     pub health_reason: Vec<String>,
     /// Shards of a stripe.
     pub geometry: GeometryStatus,
-    /// Directories that can still be lost without losing a byte that is fully stored.
+    /// Directories that can still be lost without losing a byte of what was acknowledged.
     pub tolerated_losses: usize,
+    /// Slots of a stripe that must be synced before a commit is acknowledged, as the directories are now.
+    pub min_ack: usize,
+    /// Segments whose last records are not on all their directories, because a sync failed or was not waited for. They
+    /// are caught up when the directories can be written again.
+    pub behind: Vec<BehindStatus>,
     /// The backing directories.
     pub directories: Vec<DirectoryStatus>,
     /// Space, bytes.
@@ -98,6 +106,15 @@ pub struct TakenOverStatus {
     pub host: String,
     /// Its state directory; empty if its fence cannot be read.
     pub state_dir: String,
+}
+
+/// A segment that some directories hold in part.
+#[derive(Clone, Debug, Serialize)]
+pub struct BehindStatus {
+    /// Number of the segment.
+    pub segment: u64,
+    /// Paths of the directories that lack something of it.
+    pub directories: Vec<String>,
 }
 
 /// k and m.
@@ -214,8 +231,10 @@ impl Volume {
     pub fn stat_fs(&self) -> Result<StatFs> {
         const BLOCK: u64 = 4096;
         let raw = self.space.raw();
-        let files = self.meta.counters().inodes;
-        let free = raw.usable_free / BLOCK;
+        let figures = self.meta.counters();
+        let files = figures.inodes;
+        // Dead blocks are freed before anyone is told that there is no space.
+        let free = raw.usable_free.saturating_add(figures.dead_bytes).min(raw.usable_total) / BLOCK;
         Ok(StatFs {
             block_size: BLOCK as u32,
             blocks: raw.usable_total / BLOCK,
@@ -251,7 +270,9 @@ impl Volume {
             health,
             health_reason,
             geometry: GeometryStatus { data: self.geometry.data(), parity: self.geometry.parity() },
-            tolerated_losses: self.geometry.parity().saturating_sub(absent),
+            tolerated_losses: self.geometry.parity().saturating_sub(absent.max(self.lost_slots())),
+            min_ack: self.blocks.segments().min_ack(),
+            behind: self.behind(),
             directories,
             space: SpaceStatus {
                 logical_bytes: figures.logical_bytes,
@@ -301,6 +322,35 @@ impl Volume {
         })
     }
 
+    /// Members of the slots of a segment that lack something of it.
+    fn lacking_members(&self, segment: SegmentId, slots: u64) -> Vec<Arc<Member>> {
+        let Ok(info) = self.blocks.segment_info(segment) else { return Vec::new() };
+        let members = info.slots.iter().enumerate().filter(|(slot, _)| slots >> slot & 1 == 1);
+        members.filter_map(|(_, id)| self.set.get(id.as_ref()?).cloned()).collect()
+    }
+
+    fn behind(&self) -> Vec<BehindStatus> {
+        let segments = self.blocks.segments().lacking_segments().into_iter();
+        let paths = |segment, slots| {
+            let members = self.lacking_members(segment, slots);
+            members.iter().map(|member| member.path().display().to_string()).collect()
+        };
+        segments
+            .map(|(segment, slots)| BehindStatus { segment: segment.0, directories: paths(segment, slots) })
+            .collect()
+    }
+
+    /// The most directories that any segment lacks: those that are not there, and those that are behind.
+    fn lost_slots(&self) -> usize {
+        let segments = self.blocks.segments().lacking_segments().into_iter();
+        let lost = |segment, slots| {
+            let behind = self.lacking_members(segment, slots);
+            let absent = self.set.members().iter().filter(|member| !member.can_read());
+            behind.iter().filter(|member| member.can_read()).count() + absent.count()
+        };
+        segments.map(|(segment, slots)| lost(segment, slots)).max().unwrap_or(0)
+    }
+
     fn damage_status(&self, figures: &DamageFigures) -> DamageStatus {
         let recent = self
             .blocks
@@ -346,6 +396,10 @@ impl Volume {
                 damage.shards_bad - damage.shards_repaired,
                 damage.shards_bad
             ));
+        }
+        let behind = self.blocks.segments().lacking_segments().len();
+        if behind > 0 {
+            reasons.push(format!("{behind} segments are not complete in all their directories; they are caught up"));
         }
         let m = self.geometry.parity();
         let failure = self.is_read_only().filter(|_| !self.asked_read_only);

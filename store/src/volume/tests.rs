@@ -10,7 +10,7 @@ use crate::ids::{ChunkNo, ROOT_INO};
 mod history;
 mod takeover;
 
-struct Silent;
+pub(crate) struct Silent;
 
 impl CheckProgress for Silent {
     fn progress(&self, _done: u64, _total: u64, _phase: &str) {}
@@ -20,10 +20,10 @@ impl CheckProgress for Silent {
 }
 
 /// A scratch directory that goes with the test.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub(crate) PathBuf);
 
 impl Scratch {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let base = std::env::temp_dir().join(format!("brine-volume-{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&base);
         std::fs::create_dir_all(&base).unwrap();
@@ -40,7 +40,7 @@ impl Scratch {
             .collect()
     }
 
-    fn format(&self, count: usize, copies: u16) -> Formatted {
+    pub(crate) fn format(&self, count: usize, copies: u16) -> Formatted {
         format(&FormatOptions {
             directories: self.members(count),
             geometry: None,
@@ -57,7 +57,7 @@ impl Scratch {
         .unwrap()
     }
 
-    fn options(&self) -> OpenOptions {
+    pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions {
             sources: vec![self.0.join("d0"), self.0.join("d1"), self.0.join("d2"), self.0.join("d3")],
             unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"open sesame".to_vec())),
@@ -79,11 +79,26 @@ impl Scratch {
     /// A volume of fewer directories.
     fn open_of(&self, count: usize) -> Arc<Volume> {
         let sources = (0..count).map(|n| self.0.join(format!("d{n}"))).collect();
-        Volume::open(OpenOptions { sources, ..self.options() }).unwrap()
+        self.open_with(OpenOptions { sources, ..self.options() })
     }
 
-    fn open(&self) -> Arc<Volume> {
-        Volume::open(self.options()).unwrap()
+    pub(crate) fn open(&self) -> Arc<Volume> {
+        self.open_with(self.options())
+    }
+
+    /// A volume that was dropped as by a kill lets go of its directories when the last of its threads is done.
+    fn open_with(&self, options: OpenOptions) -> Arc<Volume> {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        loop {
+            let again =
+                OpenOptions { cache_bytes: options.cache_bytes, sources: options.sources.clone(), ..self.options() };
+            match Volume::open(again) {
+                Err(Error::InUse(_)) if std::time::Instant::now() < deadline => {
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                }
+                other => return other.unwrap(),
+            }
+        }
     }
 }
 
@@ -93,7 +108,7 @@ impl Drop for Scratch {
     }
 }
 
-fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut out = vec![0; len];
     blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut out);
     out
@@ -103,12 +118,12 @@ fn new_file() -> NewNode<'static> {
     NewNode { kind: FileKind::File, perm: 0o644, uid: 0, gid: 0, rdev: 0, target: None }
 }
 
-fn write(volume: &Volume, name: &str, bytes: &[u8]) -> Attr {
+pub(crate) fn write(volume: &Volume, name: &str, bytes: &[u8]) -> Attr {
     let attr = volume.create(ROOT_INO, name.as_bytes(), &new_file()).unwrap();
     put(volume, &attr, bytes)
 }
 
-fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
+pub(crate) fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
     let chunks: Vec<(ChunkNo, &[u8])> =
         bytes.chunks(1 << attr.chunk_bits).enumerate().map(|(n, chunk)| (ChunkNo(n as u64), chunk)).collect();
     volume.write_chunks(attr.ino, &chunks).unwrap();
@@ -117,7 +132,7 @@ fn put(volume: &Volume, attr: &Attr, bytes: &[u8]) -> Attr {
     volume.set_file(attr.ino, &change).unwrap()
 }
 
-fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
+pub(crate) fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
     let attr = volume.lookup(ROOT_INO, name.as_bytes())?;
     let len = 1usize << attr.chunk_bits;
     let chunks: Vec<ChunkNo> = (0..attr.size.div_ceil(len as u64)).map(ChunkNo).collect();
@@ -130,7 +145,7 @@ fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-fn segment_files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn segment_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for fan_out in std::fs::read_dir(dir.join("segments")).unwrap() {
         for file in std::fs::read_dir(fan_out.unwrap().path()).unwrap() {
@@ -234,7 +249,7 @@ fn any_two_of_six_directories_may_go_while_the_volume_is_open() {
     for (first, second) in [(0, 1), (2, 5), (3, 4), (4, 5)] {
         let scratch = Scratch::new(&format!("lose{first}{second}"));
         scratch.format(6, 1);
-        let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+        let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
         write(&volume, "large", &content);
         for (n, bytes) in small.iter().enumerate() {
             write(&volume, &format!("s{n}"), bytes);
@@ -251,11 +266,10 @@ fn any_two_of_six_directories_may_go_while_the_volume_is_open() {
         volume.commit(&NothingDirty).unwrap();
         assert_eq!(read(&volume, "after").unwrap(), &content[..300_000]);
         volume.close(&NothingDirty).unwrap();
-        let volume = Volume::open(OpenOptions {
+        let volume = scratch.open_with(OpenOptions {
             sources: vec![scratch.0.join(if first == 0 { "d2" } else { "d0" })],
             ..scratch.options()
-        })
-        .unwrap();
+        });
         assert_eq!(read(&volume, "large").unwrap(), content);
         assert_eq!(read(&volume, "after").unwrap(), &content[..300_000]);
         assert_eq!(volume.status().unwrap().health, "critical");
@@ -267,7 +281,7 @@ fn any_two_of_six_directories_may_go_while_the_volume_is_open() {
 fn damaged_shards_are_read_around_counted_and_healed() {
     let scratch = Scratch::new("damage");
     scratch.format(6, 1);
-    let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+    let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
     let content = noise(6, 2_000_000);
     write(&volume, "large", &content);
     volume.commit(&NothingDirty).unwrap();
@@ -298,7 +312,7 @@ fn damaged_shards_are_read_around_counted_and_healed() {
 fn beyond_parity_only_the_files_concerned_fail() {
     let scratch = Scratch::new("beyond");
     scratch.format(6, 1);
-    let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+    let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
     let (first, second) = (noise(7, 400_000), noise(8, 400_000));
     write(&volume, "first", &first);
     volume.commit(&NothingDirty).unwrap();
@@ -325,7 +339,7 @@ fn beyond_parity_only_the_files_concerned_fail() {
 fn a_lost_directory_is_replaced_and_healed() {
     let scratch = Scratch::new("replace");
     scratch.format(6, 1);
-    let volume = Volume::open(OpenOptions { cache_bytes: 0, ..scratch.options() }).unwrap();
+    let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
     let content = noise(9, 3_000_000);
     write(&volume, "large", &content);
     volume.commit(&NothingDirty).unwrap();

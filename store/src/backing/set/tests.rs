@@ -228,7 +228,7 @@ fn a_member_that_hangs_falls_sick_is_asked_last_and_recovers() {
     // A member that is sick is written to no more, at once and not after a wait.
     let err = fixture.set.write_record(&id(0), SEGMENT, 0, &[IoSlice::new(b"x")]).unwrap_err();
     assert_eq!(err.kind(), io::ErrorKind::TimedOut);
-    let results = fixture.set.sync_all(&[(id(0), SEGMENT)], Duration::from_secs(20));
+    let results = fixture.set.sync_all(&[(id(0), SEGMENT)], &Wait::all(Duration::from_secs(20)));
     assert_eq!(results[0].2.as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut);
 
     // The call that hung returns too late to count, but the probe after it does not.
@@ -256,7 +256,7 @@ fn a_sick_member_occupies_its_own_threads_only_and_the_rest_is_refused() {
     // What was queued for readers long gone is not read any more.
     gate.open();
     fixture.faulty[0].clear();
-    let results = fixture.set.sync_all(&[(id(0), SEGMENT)], Duration::from_secs(20));
+    let results = fixture.set.sync_all(&[(id(0), SEGMENT)], &Wait::all(Duration::from_secs(20)));
     results[0].2.as_ref().unwrap();
     assert_eq!(fixture.faulty[0].count(Call::ReadAt), 2);
 }
@@ -303,7 +303,7 @@ fn syncs_run_in_parallel_and_one_that_hangs_is_given_up() {
     let gates: Vec<Gate> = (0..3).map(|number| fixture.hang(number, Call::SyncSegment)).collect();
     let files: Vec<_> = (0..3).map(|number| (id(number), SEGMENT)).collect();
     std::thread::scope(|scope| {
-        let syncing = scope.spawn(|| fixture.set.sync_all(&files, Duration::from_secs(20)));
+        let syncing = scope.spawn(|| fixture.set.sync_all(&files, &Wait::all(Duration::from_secs(20))));
         gates.iter().for_each(|gate| gate.wait_for(1));
         gates.iter().for_each(Gate::open);
         let results = syncing.join().unwrap();
@@ -313,7 +313,7 @@ fn syncs_run_in_parallel_and_one_that_hangs_is_given_up() {
     fixture.faulty.iter().for_each(|faulty| faulty.clear());
     let gate = fixture.hang(1, Call::SyncSegment);
     fixture.faulty[2].add(Rule::new(Call::SyncSegment, Fault::Errno(libc::EIO)));
-    let results = fixture.set.sync_all(&files, Duration::from_millis(100));
+    let results = fixture.set.sync_all(&files, &Wait::all(Duration::from_millis(100)));
     let kinds: Vec<_> = results.iter().map(|(.., result)| result.as_ref().err().map(io::Error::kind)).collect();
     assert_eq!(kinds[..2], [None, Some(io::ErrorKind::TimedOut)]);
     assert_eq!(results[2].2.as_ref().unwrap_err().raw_os_error(), Some(libc::EIO));
@@ -329,11 +329,11 @@ fn writes_in_parallel_leave_a_hanging_directory_behind() {
     let fixture = Fixture::new(3, limits());
     let gate = fixture.hang(2, Call::WriteAt);
     fixture.faulty[1].add(Rule::new(Call::WriteAt, Fault::Errno(libc::ENOSPC)));
-    let bufs = vec![Arc::new(vec![8; 10]), Arc::new(vec![9; 10])];
+    let bufs = vec![vec![8; 10].into(), vec![9; 10].into()];
     let writes: Vec<_> = (0..4)
         .map(|number| ShardWrite { member: id(number), segment: SEGMENT, offset: 8192, bufs: bufs.clone() })
         .collect();
-    let results = fixture.set.write_shards(&writes, Duration::from_millis(100));
+    let results = fixture.set.write_shards(&writes, &Wait::all(Duration::from_millis(100)));
     results[0].as_ref().unwrap();
     assert_eq!(results[1].as_ref().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
     assert_eq!(results[2].as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut);
@@ -342,4 +342,21 @@ fn writes_in_parallel_leave_a_hanging_directory_behind() {
     assert_eq!(fixture.faulty[0].read_at(SEGMENT, 8192, &mut buf).unwrap(), 20);
     assert_eq!(buf[..], [[8; 10], [9; 10]].concat());
     gate.open();
+}
+
+#[test]
+fn whoever_is_late_is_waited_for_while_there_are_too_few_others() {
+    let fixture = Fixture::new(3, calm());
+    let gates: Vec<Gate> = (1..3).map(|number| fixture.hang(number, Call::SyncSegment)).collect();
+    let files: Vec<_> = (0..3).map(|number| (id(number), SEGMENT)).collect();
+    let enough = |good: &[bool]| good.iter().filter(|good| **good).count() >= 2;
+    let wait = Wait { patience: Duration::ZERO, enough: &enough, limit: Duration::from_secs(100) };
+    std::thread::scope(|scope| {
+        let syncing = scope.spawn(|| fixture.set.sync_all(&files, &wait));
+        gates.iter().for_each(|gate| gate.wait_for(1));
+        gates[0].open();
+        let done: Vec<bool> = syncing.join().unwrap().iter().map(|(.., result)| result.is_ok()).collect();
+        assert_eq!(done, [true, true, false], "two are enough, one alone is not");
+    });
+    gates[1].open();
 }

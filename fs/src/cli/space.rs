@@ -1,0 +1,130 @@
+//! `brine gc`, `brine usage`: what takes space, and giving it back.
+
+use lexopt::{Arg, Parser};
+use serde_json::Value;
+
+use super::args;
+use super::check::{Asked, inside, perform, whole};
+use super::output::{self, bytes, grouped, plural};
+use super::target::resolve;
+use crate::control::Request;
+use crate::exit_code::{ExitCode, Failure};
+use crate::telemetry::printable;
+
+/// Entries of a directory shown to people; `--json` has them all.
+const SHOWN_MAX: usize = 40;
+
+/// Common options; `own` takes the others.
+fn parse(mut parser: Parser, mut own: impl FnMut(&str) -> bool) -> Result<Asked, Failure> {
+    let mut asked = Asked::default();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => asked.json = true,
+            Arg::Long("state-dir") => asked.state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
+            Arg::Long(name) => {
+                let name = name.to_owned();
+                if !own(&name) && !asked.secret.take(&name, &mut parser)? {
+                    return Err(Failure::usage(format!("unknown option --{name}")));
+                }
+            }
+            other => args::positional(other, &mut asked.paths)?,
+        }
+    }
+    Ok(asked)
+}
+
+/// `brine gc VOLUME`.
+pub(super) fn run_gc(parser: Parser) -> Result<ExitCode, Failure> {
+    let mut dry_run = false;
+    let mut asked = parse(parser, |name| {
+        let own = name == "dry-run";
+        dry_run |= own;
+        own
+    })?;
+    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    let target = whole(resolve(&named)?, &named)?;
+    let report = perform(&target, &Request::Gc { dry_run }, &asked)?;
+    if asked.json {
+        output::say_json(&report);
+    } else {
+        show_gc(&report);
+    }
+    let sound = report["problems"].as_array().is_none_or(Vec::is_empty);
+    Ok(if sound { ExitCode::Success } else { ExitCode::Damaged })
+}
+
+fn show_gc(report: &Value) {
+    let figure = |key: &str| report[key].as_u64().unwrap_or_default();
+    if report["dry_run"] == true {
+        output::say(&format!("about {} could be given back in the directories", bytes(figure("reclaimable_bytes"))));
+    } else {
+        output::say(&format!(
+            "{} given back in the directories; about {} left for later",
+            bytes(figure("freed_bytes")),
+            bytes(figure("reclaimable_bytes"))
+        ));
+        output::say(&format!(
+            "  {} freed, {} deleted, {} rewritten ({} moved)",
+            plural(figure("blocks_freed"), "block", "blocks"),
+            plural(figure("segments_deleted"), "segment", "segments"),
+            grouped(figure("segments_rewritten")),
+            bytes(figure("bytes_moved")),
+        ));
+    }
+    for problem in report["problems"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        output::say(&format!("  ! {}", printable(problem)));
+    }
+}
+
+/// `brine usage [PATH] VOLUME`.
+pub(super) fn run_usage(parser: Parser) -> Result<ExitCode, Failure> {
+    let mut asked = parse(parser, |_| false)?;
+    let path = (asked.paths.len() == 2).then(|| asked.paths.remove(0));
+    let [named] = args::exactly(std::mem::take(&mut asked.paths), "[PATH] and one SOURCE or MOUNTPOINT")?;
+    let target = resolve(&named)?;
+    let path = inside(&target, path.as_deref())?;
+    let report = perform(&target, &Request::Usage { path }, &asked)?;
+    if asked.json {
+        output::say_json(&report);
+    } else {
+        show_usage(&report);
+    }
+    Ok(ExitCode::Success)
+}
+
+fn show_usage(report: &Value) {
+    let row = |entry: &Value, name: &str| {
+        let column = |key: &str| bytes(entry[key].as_u64().unwrap_or_default());
+        let slash = if entry["kind"] == "directory" { "/" } else { "" };
+        output::say(&format!(
+            "{:>12} {:>12} {:>12}  {}{slash}",
+            column("logical_bytes"),
+            column("stored_bytes"),
+            column("exclusive_bytes"),
+            printable(name)
+        ));
+    };
+    output::say(&format!("{:>12} {:>12} {:>12}", "size", "stored", "its own"));
+    let entries = report["entries"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for entry in entries.iter().take(SHOWN_MAX) {
+        row(entry, entry["name"].as_str().unwrap_or_default());
+    }
+    if entries.len() > SHOWN_MAX {
+        output::say(&format!("  ... and {} more; --json lists them", grouped((entries.len() - SHOWN_MAX) as u64)));
+    }
+    let path = report["path"].as_str().unwrap_or_default();
+    row(&report["total"], path.strip_suffix('/').unwrap_or(path));
+    let figure = |key: &str| bytes(report[key].as_u64().unwrap_or_default());
+    output::say(&format!(
+        "\nvolume: {} stored, of it {} only in history ({} pinned by snapshots); parity adds {}",
+        figure("stored_bytes"),
+        figure("history_bytes"),
+        figure("snapshot_bytes"),
+        figure("redundancy_bytes")
+    ));
+    output::say(&format!(
+        "        {} taken in the directories, of it about {} can be given back",
+        figure("raw_bytes"),
+        figure("reclaimable_bytes")
+    ));
+}

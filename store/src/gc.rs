@@ -1,0 +1,363 @@
+//! Space given back: blocks that nothing names are condemned, ranges of segments that hold nothing alive are punched,
+//! segments that are mostly dead are rewritten, empty ones deleted (R17, R18).
+//!
+//! What is dead stays dead: nothing comes to life again in a closed segment once it is condemned or no row tells of
+//! it. So gc goes in two steps. It plans (what of a segment is dead, and as of which generation), and frees what was
+//! planned once both kept checkpoints are past that generation and published in m+1 superblocks: no state that any
+//! recovery could lead to needs it then. Plans live in memory only; after a kill they are made anew, and whatever was
+//! done twice changes nothing.
+//!
+//! Promises: nothing is freed that a durable state needs; an error while finding out what is alive stops deletion, not
+//! the volume. Knows segments and rows, not files.
+
+#[cfg(test)]
+mod model;
+mod plan;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::ids::{Generation, MemberId, SegmentId};
+use crate::meta::rows::BlockState;
+use crate::volume::Volume;
+
+pub(crate) use plan::Images;
+use plan::Plan;
+
+/// Blocks condemned or forgotten in one operation, so that no writer waits long.
+const BATCH: usize = 1000;
+/// How long a reader or writer that began before may take to finish. Else gc waits for the next round.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Sealed bytes moved in one operation.
+const MOVE_BATCH: u64 = 2 << 20;
+/// Background: the least pause between two collections.
+const PAUSE_MIN: Duration = Duration::from_secs(5);
+/// Background: however little there is to free, it is looked for after so long.
+const PAUSE_MAX: Duration = Duration::from_secs(40);
+/// Background: a collection begins early when so many sealed bytes are dead.
+const DEAD_BYTES_MIN: u64 = 16 << 20;
+/// Background: pause after a collection, in multiples of the time its checkpoints took.
+const REST: u32 = 10;
+/// Background: time spent freeing in one round of housekeeping.
+const ROUND: Duration = Duration::from_millis(150);
+
+/// On request, and when space is tight: the open segment is closed when so much of each of its files is dead, bytes.
+const OPEN_DEAD_MIN: u64 = 64 << 10;
+/// The same in the background.
+const OPEN_DEAD_BACKGROUND: u64 = 4 << 20;
+
+/// How a collection is to be done.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GcOptions {
+    /// Find out what could be freed, and free nothing.
+    pub dry_run: bool,
+}
+
+/// What a collection did. Fields are documented in docs/CLI.md and only ever added to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct GcReport {
+    /// Blocks that were found unreferenced and condemned.
+    pub blocks_condemned: u64,
+    /// Rows of condemned blocks that were forgotten.
+    pub blocks_freed: u64,
+    /// Sealed bytes copied out of segments that were mostly dead.
+    pub bytes_moved: u64,
+    /// Segments that were emptied by that.
+    pub segments_rewritten: u64,
+    /// Segments whose files were removed.
+    pub segments_deleted: u64,
+    /// Bytes given back on the devices of all directories.
+    pub freed_bytes: u64,
+    /// Bytes on all devices that hold nothing alive and are not freed yet.
+    pub reclaimable_bytes: u64,
+    /// Why deletion was stopped, or what could not be freed.
+    pub problems: Vec<String>,
+    /// Nothing was changed.
+    pub dry_run: bool,
+}
+
+/// How far the collection in the background is.
+#[derive(Clone, Copy, Debug)]
+enum Phase {
+    /// Nothing to do before then.
+    Resting { until: Instant, since: Instant },
+    /// Unreferenced blocks are being condemned.
+    Condemning,
+    /// Waiting until both checkpoints are past this generation.
+    Waiting { past: Generation, asked: Option<Generation> },
+    /// Freeing what was planned.
+    Freeing,
+}
+
+/// What gc remembers of an open volume.
+#[derive(Debug)]
+pub(crate) struct Gc {
+    plans: BTreeMap<SegmentId, Plan>,
+    images: Option<Images>,
+    /// Members whose filesystem cannot punch holes.
+    no_punch: BTreeSet<MemberId>,
+    /// Something is wrong with the metadata: nothing is freed any more while the volume is open.
+    stopped: Option<String>,
+    phase: Phase,
+    /// Blocks unreferenced since then or longer may be condemned: a duplicate had time to revive them.
+    grace: Generation,
+    /// What the checkpoints of the running collection took.
+    checkpoints_took: Duration,
+    audited: bool,
+    /// Steps until one fails as if the process were killed there.
+    #[cfg(test)]
+    pub(crate) killed_after: Option<u64>,
+}
+
+impl Gc {
+    /// Of a volume just opened in the state of `committed`.
+    pub fn new(committed: Generation) -> Self {
+        let now = Instant::now();
+        Self {
+            plans: BTreeMap::new(),
+            images: None,
+            no_punch: BTreeSet::new(),
+            stopped: None,
+            phase: Phase::Resting { until: now + PAUSE_MIN, since: now },
+            grace: committed,
+            checkpoints_took: Duration::ZERO,
+            audited: false,
+            #[cfg(test)]
+            killed_after: None,
+        }
+    }
+
+    /// A place where a kill is tried by the tests: between any two steps that leave something behind.
+    fn step_done(&mut self) -> Result<()> {
+        #[cfg(test)]
+        if let Some(left) = &mut self.killed_after {
+            if *left == 0 {
+                return Err(crate::Error::Refused("killed here".into()));
+            }
+            *left -= 1;
+        }
+        Ok(())
+    }
+
+    /// Why nothing is freed any more.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    fn stop(&mut self, reason: String, report: &mut GcReport) {
+        log::error!("gc is stopped: {reason}");
+        report.problems.push(reason.clone());
+        self.plans.clear();
+        self.stopped = Some(reason);
+    }
+
+    /// Check by marking that every block has as many references as it says, once while the volume is open.
+    fn audit(&mut self, volume: &Volume, report: &mut GcReport) -> Result<()> {
+        if self.audited || self.stopped.is_some() {
+            return Ok(());
+        }
+        let findings = volume.meta().reader()?.verify_references()?;
+        self.audited = true;
+        if !findings.is_empty() {
+            let first = findings.join("; ");
+            self.stop(format!("references do not add up ({first}); run `brine check`"), report);
+        }
+        Ok(())
+    }
+
+    /// Condemn up to `max` blocks that have been unreferenced since `since` or longer. Returns how many.
+    fn condemn(&mut self, volume: &Volume, since: Generation, max: usize, report: &mut GcReport) -> Result<usize> {
+        let mut done = 0;
+        while done < max {
+            let _held = volume.gate();
+            let (found, condemned) = volume.meta().with(|txn| {
+                let dead = txn.dead_blocks(BlockState::Zero, since, BATCH)?;
+                let mut condemned = 0;
+                for block in &dead {
+                    condemned += u64::from(txn.condemn_block(&block.id)?);
+                }
+                Ok((dead.len(), condemned))
+            })?;
+            report.blocks_condemned += condemned;
+            self.step_done()?;
+            done += found;
+            if found < BATCH || condemned == 0 {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// Forget the rows of blocks condemned in a generation that both checkpoints are past: what no row tells of is as
+    /// dead as what is condemned.
+    fn forget(&mut self, volume: &Volume, floor: Generation, report: &mut GcReport) -> Result<()> {
+        loop {
+            let _held = volume.gate();
+            let forgotten = volume.meta().with(|txn| {
+                let dead = txn.dead_blocks(BlockState::Condemned, floor, BATCH)?;
+                for block in &dead {
+                    txn.free_block(&block.id)?;
+                }
+                Ok(dead.len())
+            })?;
+            report.blocks_freed += forgotten as u64;
+            self.step_done()?;
+            if forgotten < BATCH {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One collection, from beginning to end. `commit` closes a generation and makes it durable.
+    pub fn collect(
+        &mut self,
+        volume: &Volume,
+        options: GcOptions,
+        commit: &dyn Fn() -> Result<Generation>,
+        step: &dyn Fn(&str, u64, u64) -> bool,
+    ) -> Result<GcReport> {
+        let mut report = GcReport { dry_run: options.dry_run, ..GcReport::default() };
+        if options.dry_run {
+            report.reclaimable_bytes = volume.reclaimable()?;
+            return Ok(report);
+        }
+        commit()?;
+        step("references", 0, 0);
+        self.audit(volume, &mut report)?;
+        // What is rewritten in one pass is freed in the next, and so is the log of this one.
+        for pass in 0..PASSES_MAX {
+            if self.stopped.is_some() {
+                break;
+            }
+            self.condemn(volume, volume.meta().committed(), usize::MAX, &mut report)?;
+            volume.close_wasteful_segment(OPEN_DEAD_MIN)?;
+            commit()?;
+            let moved = self.rewrite_all(volume, u64::MAX, &mut report)?;
+            let planned = self.plan_all(volume, true, &mut report)?;
+            if planned == 0 && moved == 0 && pass > 0 {
+                break;
+            }
+            let past = self.plans.values().map(|plan| plan.noted).max().unwrap_or(volume.meta().committed());
+            for _ in 0..CHECKPOINTS_TRIED {
+                if volume.floor().is_some_and(|floor| floor >= past) {
+                    break;
+                }
+                step("checkpoint", 0, 0);
+                volume.note_collection()?;
+                commit()?;
+                self.step_done()?;
+                volume.checkpoint()?;
+                self.step_done()?;
+            }
+            let total = self.plans.len() as u64;
+            while !self.plans.is_empty() {
+                let done = total - self.plans.len() as u64;
+                if !step("freeing", done, total) || !self.sweep(volume, ROUND, &mut report)? {
+                    break;
+                }
+            }
+            if let Some(floor) = volume.floor()
+                && self.stopped.is_none()
+            {
+                self.forget(volume, floor, &mut report)?;
+            }
+            commit()?;
+        }
+        self.plans.clear();
+        report.reclaimable_bytes = volume.reclaimable()?;
+        if let Some(reason) = &self.stopped
+            && !report.problems.contains(reason)
+        {
+            report.problems.push(reason.clone());
+        }
+        Ok(report)
+    }
+
+    /// A little of a collection, from the housekeeper. Generations are closed by whoever else closes them.
+    /// `pressed`: space is tight; `hungry`: writers wait for it.
+    pub fn round(&mut self, volume: &Volume, pressed: bool, hungry: bool) -> Result<()> {
+        let pressed = pressed || hungry;
+        if self.stopped.is_some() {
+            return Ok(());
+        }
+        let mut report = GcReport::default();
+        match self.phase {
+            Phase::Resting { until, since } => {
+                let now = Instant::now();
+                let worth = pressed || volume.meta().counters().dead_bytes >= DEAD_BYTES_MIN;
+                if (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
+                    self.audit(volume, &mut report)?;
+                    self.checkpoints_took = Duration::ZERO;
+                    self.phase = Phase::Condemning;
+                }
+            }
+            Phase::Condemning => {
+                // Who waits for space now does not wait for duplicates that might come.
+                let since = if hungry { volume.meta().committed() } else { self.grace };
+                if self.condemn(volume, since, 20 * BATCH, &mut report)? >= 20 * BATCH {
+                    return Ok(());
+                }
+                self.grace = volume.meta().committed();
+                volume.close_wasteful_segment(if pressed { OPEN_DEAD_MIN } else { OPEN_DEAD_BACKGROUND })?;
+                let moved = self.rewrite_all(volume, 16 << 20, &mut report)?;
+                let planned = self.plan_all(volume, pressed, &mut report)?;
+                let past = self.plans.values().map(|plan| plan.noted).max();
+                self.phase = match past {
+                    Some(past) => Phase::Waiting { past, asked: None },
+                    None => Self::rest(Duration::ZERO),
+                };
+                log::debug!("gc: {planned} bytes to free, {moved} moved");
+            }
+            Phase::Waiting { past, asked } => {
+                if volume.floor().is_some_and(|floor| floor >= past) {
+                    self.phase = Phase::Freeing;
+                    return Ok(());
+                }
+                let committed = volume.meta().committed();
+                let newest = volume.newest_checkpoint();
+                if committed >= past && newest.is_none_or(|newest| newest < committed) {
+                    let began = Instant::now();
+                    volume.checkpoint()?;
+                    self.checkpoints_took += began.elapsed();
+                } else if asked != Some(committed) {
+                    // A generation closes only if something changed.
+                    volume.note_collection()?;
+                    self.phase = Phase::Waiting { past, asked: Some(committed) };
+                }
+            }
+            Phase::Freeing => {
+                let going = self.sweep(volume, ROUND, &mut report)?;
+                if self.plans.is_empty() || !going {
+                    if let Some(floor) = volume.floor()
+                        && self.stopped.is_none()
+                    {
+                        self.forget(volume, floor, &mut report)?;
+                    }
+                    self.plans.clear();
+                    volume.space_was_freed();
+                    self.phase = Self::rest(self.checkpoints_took * REST);
+                }
+            }
+        }
+        if report != GcReport::default() {
+            log::debug!("gc: {report:?}");
+        }
+        Ok(())
+    }
+
+    fn rest(at_least: Duration) -> Phase {
+        let now = Instant::now();
+        Phase::Resting { until: now + at_least.max(PAUSE_MIN), since: now }
+    }
+}
+
+/// Passes of one collection at most.
+const PASSES_MAX: usize = 4;
+/// Checkpoints asked for at most, until both are past what was planned.
+const CHECKPOINTS_TRIED: usize = 4;

@@ -1,0 +1,99 @@
+//! Suites that tell a filesystem that behaves from one that does not, on brine and on a disk of this machine.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::command::run_for;
+use crate::environment::{temp_dir, tool};
+use crate::{Builder, TestVolume, conformance};
+
+/// A suite of this kind takes seconds on a quiet machine.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+/// What pjdfstest cannot ask of brine: the C library has no answer to pathconf(_PC_LINK_MAX) for any FUSE filesystem.
+const NOT_ASKED: &[&str] = &["link::link_count_max"];
+
+fn mounted(name: &str) -> TestVolume {
+    Builder::new(name).directories(3).geometry(2, 1).option("allow_other,suid,dev").lifetime(PATIENCE * 2).mount()
+}
+
+/// A directory of this machine, removed when dropped.
+struct Here(PathBuf);
+
+impl Here {
+    fn new(name: &str) -> Self {
+        Self(temp_dir(name))
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        // Only temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Our own checks, on both.
+pub fn conformance() -> String {
+    let volume = mounted("conformance");
+    let here = Here::new("conformance-here");
+    let (brine, disk) = (conformance::run(volume.mnt(), ""), conformance::run(&here.0, ""));
+    assert!(disk.failures.is_empty(), "checks that fail on a disk are wrong:\n{}", disk.failures.join("\n"));
+    assert!(brine.failures.is_empty(), "{} checks, of which fail:\n{}", brine.checks, brine.failures.join("\n"));
+    assert_eq!(brine.checks, disk.checks, "not the same checks");
+    assert!(brine.checks >= 1000, "only {} checks", brine.checks);
+    volume.expect_clean();
+    format!("checks {}, failures brine {}, disk {}", brine.checks, brine.failures.len(), disk.failures.len())
+}
+
+/// The cases of pjdfstest that were skipped, and how many passed. Panics if one failed.
+fn pjdfstest_in(directory: &Path) -> (BTreeSet<String>, usize) {
+    let config = temp_dir("pjc");
+    let file = config.join("config.toml");
+    let text = "[features]\nposix_fallocate = {}\nrename_ctime = {}\nutime_now = {}\nutimensat = {}\n\
+         [settings]\nnaptime = 0.02\nallow_remount = false\n\
+         [dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]]\n";
+    fs::write(&file, text).expect("write the configuration");
+    let mut command = Command::new(tool("pjdfstest"));
+    command.arg("-c").arg(&file).arg("-p").arg(directory);
+    // A second filesystem, for what must not cross.
+    command.arg("-s").arg("/dev/shm");
+    let finished = run_for(&mut command, PATIENCE);
+    let _ = fs::remove_dir_all(&config);
+    let finished = finished.expect_success();
+    let of = |word: &str| -> BTreeSet<String> {
+        let cases = finished.stdout.lines().filter(|line| line.contains("::") && line.trim_end().ends_with(word));
+        cases.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
+    };
+    assert!(finished.stdout.contains("Summary: 0 failed"), "{}", finished.stdout);
+    (of("skipped"), of("ok").len())
+}
+
+/// pjdfstest, all of it, on both. Short names: paths of sockets have 107 bytes at most.
+pub fn pjdfstest() -> String {
+    let volume = mounted("pj");
+    let here = Here::new("pj");
+    let (skipped, passed) = pjdfstest_in(volume.mnt());
+    let (skipped_here, passed_here) = pjdfstest_in(&here.0);
+    let more: Vec<&String> =
+        skipped.difference(&skipped_here).filter(|name| !NOT_ASKED.contains(&name.as_str())).collect();
+    assert!(more.is_empty(), "skipped on brine and not on a disk: {more:?}");
+    assert!(passed >= 380, "only {passed} cases passed");
+    volume.expect_clean();
+    let (count, count_here) = (skipped.len(), skipped_here.len());
+    format!("brine {passed} passed, {count} skipped; disk {passed_here} passed, {count_here} skipped; none failed")
+}
+
+/// fsx: `operations` random ones on one file, their results known.
+pub fn fsx(operations: u64) -> String {
+    let volume = mounted("fsx");
+    let seed = crate::seed("fsx");
+    let mut command = Command::new(tool("fsx"));
+    command.arg("-N").arg(operations.to_string()).arg("-S").arg((seed & 0x7fff_ffff).to_string());
+    run_for(command.arg(volume.path("fsx")), PATIENCE * 4).expect_success();
+    volume.expect_clean();
+    format!("{operations} operations, seed {seed}")
+}
