@@ -40,7 +40,17 @@ impl Scratch {
             .collect()
     }
 
+    /// A volume without history: what is deleted is gone.
     pub(crate) fn format(&self, count: usize, copies: u16) -> Formatted {
+        self.format_as(count, copies, false)
+    }
+
+    /// A volume as they are made for users.
+    pub(crate) fn format_kept(&self, count: usize) -> Formatted {
+        self.format_as(count, 1, true)
+    }
+
+    fn format_as(&self, count: usize, copies: u16, history: bool) -> Formatted {
         format(&FormatOptions {
             directories: self.members(count),
             geometry: None,
@@ -50,7 +60,7 @@ impl Scratch {
             domain: DomainPolicy::Volume,
             codec: Codec::None,
             chunk_bits: 17,
-            history: true,
+            history,
             label: "test".into(),
             kdf: KdfCost::Fast,
         })

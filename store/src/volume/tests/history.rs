@@ -258,7 +258,7 @@ fn every_kept_generation_reads_as_the_model_remembers_it() {
     for seed in [3, 4] {
         println!("seed {seed}");
         let scratch = Scratch::new(&format!("history-{seed}"));
-        scratch.format(3, 1);
+        scratch.format_kept(3);
         let mut random = Random(seed);
         let mut model = Model { now: Tree::new(), committed: Tree::new(), kept: Vec::new() };
         let mut volume = scratch.open_of(3);
@@ -308,7 +308,7 @@ fn conditional_increments_lose_none_and_double_none() {
     const THREADS: u64 = 4;
     const EACH: u64 = 25;
     let scratch = Scratch::new("increments");
-    scratch.format(3, 1);
+    scratch.format_kept(3);
     let volume = scratch.open_of(3);
     for keep in [false, true] {
         let ino = write(&volume, if keep { "kept" } else { "plain" }, b"").ino;
@@ -363,7 +363,7 @@ fn conditional_increments_lose_none_and_double_none() {
 #[test]
 fn former_states_are_held_by_the_schema() {
     let scratch = Scratch::new("schema");
-    scratch.format(3, 1);
+    scratch.format_kept(3);
     let volume = scratch.open_of(3);
     let attr = write(&volume, "file", &noise(1, 3 * CHUNK));
     volume.create_snapshot(b"first").unwrap();
