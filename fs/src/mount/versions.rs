@@ -147,7 +147,7 @@ impl VolumeService {
         let now_ns = SystemClock.now_ns();
         match Moment::parse(at, now_ns) {
             Moment::Time(time_ns) if time_ns > now_ns => {
-                Err(Failure::new(ExitCode::NotFound, format!("{} is still to come", timestamp_ns(time_ns))))
+                Err(Failure::new(ExitCode::NotFound, format!("{at} is still to come")))
             }
             Moment::Time(time_ns) => self.volume().generation_at(time_ns).map_err(|error| match error {
                 Error::NotFound => self.nothing_from(time_ns),

@@ -1,8 +1,17 @@
 //! History, snapshots and what is restored from them.
 
+use std::time::Duration;
+
+use brine_tests::scenario::versions;
+
 use crate::Point;
 
 /// Every point, cheap ones first.
 pub fn points() -> Vec<Point> {
-    vec![]
+    vec![
+        ("versions have no gaps", || versions::versions_have_no_gaps(4, 500)),
+        ("a tree is rewound and back", || versions::rewinds_a_whole_tree(20_000)),
+        ("a snapshot takes less than 50 ms", || versions::snapshot_is_instant(100_000, Duration::from_millis(50))),
+        ("dead names cost a listing nothing", || versions::dead_names_cost_a_listing_nothing(1_000_000, 20)),
+    ]
 }
