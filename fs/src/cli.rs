@@ -4,12 +4,14 @@ mod args;
 mod check;
 mod doctor;
 mod exec;
+mod follow;
 mod format;
 mod help;
 mod image;
 mod mount;
 mod output;
 mod prompt;
+mod rebuild;
 mod retention;
 mod secret;
 mod show;
@@ -91,6 +93,20 @@ const COMMANDS: &[Command] = &[
         run: check::run_replace,
     },
     Command {
+        name: "rebuild",
+        arguments: "SOURCE",
+        summary: "make the metadata database anew from the backing directories",
+        details: help::REBUILD,
+        run: rebuild::run,
+    },
+    Command {
+        name: "follow",
+        arguments: "--state-dir DIR SOURCE",
+        summary: "keep a second metadata database, which can take over",
+        details: help::FOLLOW,
+        run: follow::run,
+    },
+    Command {
         name: "gc",
         arguments: "[--dry-run] [--json] SOURCE|MOUNTPOINT",
         summary: "give back the space of what nothing refers to, now",
@@ -110,6 +126,13 @@ const COMMANDS: &[Command] = &[
         summary: "what takes the space: files, history, redundancy, and what can be given back",
         details: help::USAGE,
         run: space::run_usage,
+    },
+    Command {
+        name: "salt",
+        arguments: "show|rotate|reseal [--json] SOURCE|MOUNTPOINT",
+        summary: "salt epochs: which blocks are of, a new one, sealing old ones anew",
+        details: help::SALT,
+        run: space::run_salt,
     },
     Command {
         name: "sync",
@@ -298,7 +321,7 @@ mod tests {
         assert!(dispatch_words(&["frobnicate"]).unwrap_err().message().contains("`brine help`"));
         let failure = dispatch_words(&["umount", "--frobnicate"]).unwrap_err();
         assert!(failure.message().contains("--frobnicate") && failure.message().contains("`brine help umount`"));
-        for command in ["format", "mount", "umount", "check", "heal", "replace", "sync"] {
+        for command in ["format", "mount", "umount", "check", "heal", "replace", "rebuild", "follow", "sync"] {
             let failure = dispatch_words(&[command]).unwrap_err();
             assert_eq!(failure.code(), ExitCode::Usage, "{command}: {failure}");
         }

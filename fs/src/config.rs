@@ -59,6 +59,8 @@ pub struct MountOptions {
     pub use_member: Vec<PathBuf>,
     /// Take the volume from whoever has it.
     pub take_over: bool,
+    /// Go on from an older state where what was acknowledged is gone.
+    pub accept_rollback: bool,
     /// FUSE event threads.
     pub threads: usize,
     /// Log file, if not `daemon.log` in the state directory.
@@ -92,6 +94,7 @@ impl Default for MountOptions {
             codec: None,
             use_member: Vec::new(),
             take_over: false,
+            accept_rollback: false,
             threads: 1,
             log: None,
             supervise: true,
@@ -141,6 +144,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("compress", Effect::Word(|o, word| codec(word).map(|c| o.codec = Some(c)).ok_or(CODECS))),
     ("use_member", Effect::Path(|o, path| o.use_member.push(path))),
     ("take_over", Effect::Flag(|o| o.take_over = true)),
+    ("accept_rollback", Effect::Flag(|o| o.accept_rollback = true)),
     ("threads", Effect::Word(threads)),
     ("log", Effect::Path(|o, path| o.log = Some(path))),
     ("supervise", Effect::Flag(|o| o.supervise = true)),

@@ -70,6 +70,11 @@ pub enum Request {
         /// Other rules; none: only tell what they are.
         set: Option<Rules>,
     },
+    /// Salt epochs.
+    Salt {
+        /// What of them.
+        ask: SaltRequest,
+    },
     /// What takes the space.
     Usage {
         /// Of what is at and below this path inside the volume.
@@ -90,6 +95,18 @@ pub enum Request {
         /// What.
         ask: VersionsRequest,
     },
+}
+
+/// What can be asked about salt epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaltRequest {
+    /// Which there are.
+    Show,
+    /// Begin a new one.
+    Rotate,
+    /// Seal what is of earlier ones anew.
+    Reseal,
 }
 
 /// One line of an answer.

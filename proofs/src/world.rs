@@ -185,6 +185,7 @@ impl World {
             use_member: Vec::new(),
             report: None,
             take_over: false,
+            accept_rollback: false,
         };
         Volume::open_in(options, &places)
     }

@@ -186,17 +186,19 @@ impl Commit {
             blocks.settle_segments(txn)?;
             log.note_durable(txn)
         })?;
-        let mut appended = None;
+        let (mut appended, mut syncing) = (None, None);
         let closed = meta.commit_with(|closed| {
             let (record, notes) = log.append(blocks, closed)?;
             appended = Some(record);
+            // The directories are at it while the rows are committed.
+            syncing = blocks.segments().try_begin_sync();
             Ok(notes)
         })?;
         if let Some(record) = &appended {
             log.advance(record);
         }
         drop(held_off);
-        blocks.segments().sync()?;
+        syncing.unwrap_or_else(|| blocks.segments().begin_sync()).wait()?;
         if let Some(record) = &appended {
             // Answered only if nobody took the volume over before it was synced (R16).
             fence.check()?;

@@ -7,6 +7,8 @@ pub mod crash;
 pub mod damage;
 /// Equal content, stored once.
 pub mod dedup;
+/// Functions in sandboxes, by the thousand.
+pub mod functions;
 /// Many files, and random operations on few.
 pub mod load;
 /// Directories that are gone, and the state directory.
@@ -15,6 +17,8 @@ pub mod loss;
 pub mod posix;
 /// Programs people use, on the mount.
 pub mod programs;
+/// Space given back.
+pub mod reclaim;
 /// What must be refused.
 pub mod refusals;
 /// What must not be seen.

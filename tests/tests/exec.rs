@@ -388,3 +388,44 @@ fn what_a_killed_daemon_left_is_recorded_as_lost() {
     assert_eq!(log(&volume)[0]["cause"], "lost");
     volume.umount();
 }
+
+#[test]
+fn functions_invoke_the_functions_they_may_and_no_others() {
+    let mut volume = small("exec-nested");
+    let inner = function(&volume, "inner", "echo \"inner $1\"; cat \"$2\" 2>/dev/null; exit 5");
+    let other = function(&volume, "other", "echo other");
+    let (data, more) = (volume.path("data"), volume.path("more"));
+    fs::write(&data, "data\n").expect("write");
+    fs::write(&more, "more\n").expect("write");
+    let body = format!(
+        "{0} a {1}; echo code $?; {0} b {2}; {3} 2>/dev/null || echo none",
+        inner.display(),
+        data.display(),
+        more.display(),
+        other.display()
+    );
+    let outer = function(&volume, "outer", &body);
+    let argument = data.display().to_string();
+    let alone = call(&outer, &[&argument]).expect_success();
+    assert!(alone.stdout.contains("code 127\n") && !alone.stdout.contains("inner"), "nothing by default: {alone}");
+    policy(&outer, &["--call", "inner"]);
+    let finished = call(&outer, &[&argument]).expect_success();
+    // The second file is not the outer run's, so it is not the inner one's.
+    assert_eq!(finished.stdout, "inner a\ndata\ncode 5\ninner b\nnone\n", "{finished}");
+    let records = log(&volume);
+    let outermost = records.iter().find(|record| record["function"] == "/exec/outer").expect("a record");
+    let nested: Vec<&Value> = records.iter().filter(|record| record["parent"] == outermost["id"]).collect();
+    assert_eq!(nested.len(), 2, "{records:?}");
+    assert!(nested.iter().all(|record| record["function"] == "/exec/inner"));
+
+    // Two that invoke each other come to an end.
+    let (ping, pong) = (volume.path("exec/ping"), volume.path("exec/pong"));
+    function(&volume, "ping", &format!("echo level; {}", pong.display()));
+    function(&volume, "pong", &format!("echo level; {}", ping.display()));
+    policy(&ping, &["--call", "pong", "--memory", "16M", "--scratch", "1M"]);
+    policy(&pong, &["--call", "ping", "--memory", "16M", "--scratch", "1M"]);
+    let deep = call(&ping, &[]).with_code(126);
+    assert_eq!(deep.stdout.lines().count(), 5, "{deep}");
+    assert!(deep.stderr.contains("levels deep"), "{deep}");
+    volume.umount();
+}

@@ -41,7 +41,7 @@ die. SOURCE is any backing directory, or several separated by colons.
   -f          stay in the foreground, without supervisor; Ctrl-C unmounts
   -r          the same as -o ro
   -v          say what was done
-  --take-over the same as -o take_over
+  --take-over, --accept-rollback  the same as -o take_over, -o accept_rollback
   --mount8    exit codes as mount(8) wants them
 
 Options:
@@ -59,6 +59,8 @@ Options:
   use_member=PATH       of two copies of one directory, the true one
   take_over             take the volume from a writer that is stuck, or on the other side of a broken network; that one
                         stops writing when it notices. With state=DIR if it runs on this host
+  accept_rollback       go on from an older state where acknowledged generations are gone, or two writers went apart;
+                        what came after it is given up. A mount that needs this says which generations
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor
@@ -102,6 +104,27 @@ OLD_DIR is a directory of the volume that is missing or failed, by the path it h
   --json             the report as JSON on standard output, progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
+pub(super) const REBUILD: &str = "\
+Makes the metadata database in the state directory anew, from the checkpoints and the commit log in the backing
+directories. Of a volume that is not mounted. The database that is there is kept aside. Mounting does the same by itself
+where the database is missing, damaged, of another history, or older than what the log goes back to.
+
+  --state-dir DIR    where to make it, if not where it was last
+  --accept-rollback  even if the database that is there holds more than the backing directories do
+  --json             the result as JSON on standard output, progress as JSON lines on standard error";
+
+pub(super) const FOLLOW: &str = "\
+Keeps a second metadata database up to date from the backing directories alone, beside the daemon that has the volume
+mounted (on this host or another). Nothing is written to the backing directories. To take over, end it and mount with its
+state directory:
+
+  brine mount -o take_over,state=DIR SOURCE MOUNTPOINT
+
+  --state-dir DIR    the second database's own directory; required
+  --once             end when everything that is durable now was applied
+  --interval SECONDS how long to wait between two looks (default 1)
+  --json             each step as a JSON line on standard output";
+
 pub(super) const GC: &str = "\
 Space is given back in the background by itself; this does it now and to the end: blocks that no file, former state or
 snapshot refers to are freed, segments that are mostly dead rewritten, empty ones deleted. The volume can be used
@@ -127,6 +150,17 @@ space free, and beyond the budget, the oldest go first whatever the rules say. T
                      make a snapshot every so often, keep the last N; N 0 ends that
   --default          begin with the defaults, given in brackets above
   --json             the rules as JSON
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const SALT: &str = "\
+Equal content is stored once within a salt epoch. In a new epoch nothing that is written shares a block, or shows by its
+block's name that it is equal, with what was written before. Old blocks stay readable; they go as files are rewritten.
+
+  show               the epoch of new blocks, and blocks in use by epoch
+  rotate             begin a new epoch
+  reseal             seal what files hold anew under the present epoch; they can be used meanwhile, former states keep
+                     the old blocks
+  --json             fields are listed in docs/CLI.md; progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
 pub(super) const USAGE: &str = "\
@@ -188,9 +222,10 @@ policy grants. Root and who mounted the volume see all runs, others their own.
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
+    --call FUNCTION    a function that runs may invoke
     --uid UID          whom runs of root are run as
     --best-effort on|off   start even where a limit cannot be enforced
-    --no-read, --no-write, --no-env   empty the list      --reset  no policy
+    --no-read, --no-write, --no-env, --no-call   empty the list      --reset  no policy
     --resume           the program was changed by another user and is fine
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on
@@ -229,7 +264,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention") {
+    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention" | "salt") {
         output::say(SECRETS);
     }
 }

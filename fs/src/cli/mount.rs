@@ -40,6 +40,7 @@ fn parse(mut parser: Parser) -> Result<Asked, Failure> {
             Arg::Short('w') | Arg::Long("rw" | "read-write") => asked.options.push("rw".into()),
             Arg::Short('v') | Arg::Long("verbose") => asked.verbose = true,
             Arg::Long("take-over") => asked.options.push("take_over".into()),
+            Arg::Long("accept-rollback") => asked.options.push("accept_rollback".into()),
             // Exit codes as mount(8) wants them: seen to in main.
             Arg::Long("mount8") => {}
             other => args::positional(other, &mut asked.paths)?,
@@ -76,7 +77,7 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     };
     if asked.foreground {
         let secret = first_secret(&options, &probe)?;
-        let meter = Mutex::new(Meter::counting());
+        let meter = Mutex::new(Meter::counting(false));
         let step = move |step: Progress| {
             if let Ok(mut meter) = meter.lock() {
                 meter.step(&step);
@@ -85,7 +86,7 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
         return run_foreground(plan(secret), step).map(|()| ExitCode::Success);
     }
     for attempt in 1.. {
-        let mut meter = Meter::counting();
+        let mut meter = Meter::counting(false);
         let launched = launch(&plan(first_secret(&options, &probe)?), options.supervise, |step| meter.step(step));
         meter.finish();
         match launched {

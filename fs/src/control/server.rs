@@ -220,7 +220,8 @@ fn obey(stream: &UnixStream, shared: &Shared, request: &Request, asker: Asker) -
         | Request::Replace { .. }
         | Request::Gc { .. }
         | Request::Usage { .. }
-        | Request::Retention { .. } => shared.service.work(request, &step),
+        | Request::Retention { .. }
+        | Request::Salt { .. } => shared.service.work(request, &step),
         Request::Versions { .. } => shared.service.family(request, &step),
         Request::Umount { lazy } => {
             shared.service.umount(*lazy)?;

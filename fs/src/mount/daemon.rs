@@ -201,6 +201,7 @@ fn open_options(plan: &Plan, options: &MountOptions, step: impl Fn(Progress) + S
         codec: options.codec,
         use_member: options.use_member.clone(),
         take_over: options.take_over,
+        accept_rollback: options.accept_rollback,
         report: Some(ReportFn(Box::new(report))),
     }
 }

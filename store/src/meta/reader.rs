@@ -224,6 +224,17 @@ impl Reader {
         Ok((past, pinned))
     }
 
+    /// Blocks in use by salt epoch, ascending: epoch, blocks, sealed bytes.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn epochs(&self) -> Result<Vec<(u32, u64, u64)>> {
+        let sql = "SELECT epoch, count(*), sum(sealed_len) FROM blocks WHERE state = 0 GROUP BY epoch ORDER BY epoch";
+        let mut statement = self.conn.prepare_cached(sql).at(&self.path)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, number(row, 1)?, number(row, 2)?))).at(&self.path)?;
+        rows.collect::<rusqlite::Result<_>>().at(&self.path)
+    }
+
     /// Sum of the sealed lengths of these blocks.
     ///
     /// # Errors

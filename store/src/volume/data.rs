@@ -163,7 +163,7 @@ impl Volume {
     }
 
     /// The salt of new blocks of an inode owned by `uid`.
-    pub(super) fn salt(&self, ino: Ino, uid: u32) -> Salt {
+    pub(crate) fn salt(&self, ino: Ino, uid: u32) -> Salt {
         let domain = match self.policy.domain {
             DomainPolicy::Volume => 0,
             DomainPolicy::Owner => u64::from(uid) + 1,
@@ -173,7 +173,7 @@ impl Volume {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let index = ((mixed ^ (mixed >> 31)) % u64::from(self.policy.copies)) as u16;
-        Salt { domain, epoch: self.policy.epoch, index }
+        Salt { domain, epoch: self.epoch(), index }
     }
 
     /// One change: new size, times and, for small files, content of a file whose dirty chunks were all written.

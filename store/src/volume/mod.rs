@@ -6,6 +6,8 @@
 mod conditional;
 mod data;
 mod differences;
+mod database;
+mod follow;
 mod fold;
 mod exec_rows;
 mod format;
@@ -14,6 +16,7 @@ mod open;
 mod past;
 mod prefetch;
 mod probe;
+mod rebuild;
 mod reclaim;
 mod replace;
 mod restore;
@@ -27,7 +30,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,10 +51,12 @@ pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
+pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Destination, Done, Restored};
@@ -96,6 +101,8 @@ pub struct Volume {
     term: Term,
     geometry: Geometry,
     policy: Policy,
+    /// Of new blocks; at first that of the policy.
+    epoch: AtomicU32,
     chunk_bits: u8,
     state_dir: PathBuf,
     set: Arc<BackingSet>,

@@ -91,6 +91,25 @@ impl Volume {
         gc.round(self, self.space.is_tight(), self.is_hungry())
     }
 
+    /// The salt epoch of new blocks.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Begin a new salt epoch: what is written from now on shares no salt with what was written before. Returns it.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::Refused`] after four thousand million of them.
+    pub fn rotate_epoch(&self) -> Result<u32> {
+        self.writable()?;
+        let next = self.superblock.lock().epoch.max(self.epoch()).checked_add(1);
+        let next = next.ok_or_else(|| Error::Refused("there are no more salt epochs".into()))?;
+        // A later mount must not go back to salts that are done with.
+        self.write_superblocks(|superblock| superblock.epoch = superblock.epoch.max(next))?;
+        self.epoch.fetch_max(next, Ordering::AcqRel);
+        Ok(next)
+    }
+
     /// True if [`Volume::reserve`] would grant `bytes` now.
     pub fn has_space(&self, bytes: u64) -> bool {
         self.space.fits(bytes)
@@ -99,6 +118,9 @@ impl Volume {
     /// Wait until there is space for `bytes`, for as long as gc may still make some and at most ten seconds. Not to be
     /// called by who holds anything that a commit waits for.
     pub fn wait_for_space(&self, bytes: u64) {
+        if self.has_space(bytes) || bytes > self.usable_total() {
+            return;
+        }
         let until = Instant::now() + SPACE_PATIENCE;
         self.hungry.fetch_add(1, Ordering::AcqRel);
         while !self.has_space(bytes) && Instant::now() < until && self.writable().is_ok() && self.may_free() {
@@ -234,7 +256,8 @@ impl Volume {
             return Ok(known);
         }
         let pointers = self.superblock.lock().checkpoints.clone();
-        let reader = Reader { stripes: self.blocks.stripes(), keys: &self.keys, sealer: &self.sealer, overrides: &[] };
+        let (stripes, keys, sealer) = (self.blocks.stripes(), &self.keys, &*self.sealer);
+        let reader = Reader { stripes, keys, sealer, overrides: &[], report: &|_, _, _| {} };
         let mut places = BTreeSet::new();
         for pointer in &pointers {
             places.extend(reader.image_places(pointer)?.into_iter().map(|place| (place.segment, place.stripe)));

@@ -303,7 +303,7 @@ impl Volume {
             versions: self.versions_status()?,
             commits: self.commit.count(),
             copies: self.policy.copies,
-            epoch: self.policy.epoch,
+            epoch: self.epoch(),
             domain: match self.policy.domain {
                 DomainPolicy::Volume => "volume",
                 DomainPolicy::Owner => "owner",
@@ -387,6 +387,9 @@ impl Volume {
                 format!("directory {} is {}{reason}", d.path, d.state)
             })
             .collect();
+        if let Some(reason) = self.gc_stopped() {
+            reasons.push(format!("space is not given back: {reason}"));
+        }
         if damage.blocks_lost > 0 {
             reasons.push(format!("{} blocks could not be read; `brine check` lists the files", damage.blocks_lost));
         }
