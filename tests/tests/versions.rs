@@ -336,7 +336,7 @@ fn a_restore_is_a_new_version() {
     refuse(&["restore", &file], 2, &["PATH@VERSION"]);
     refuse(&["restore", &format!("{file}@77")], 5, &["77"]);
     refuse(&["restore", &format!("{file}@first"), "--to", &copy], 3, &["copy", "exists"]);
-    refuse(&["restore", &format!("{file}@first"), "--to", "/tmp/x"], 3, &[]);
+    refuse(&["restore", &format!("{file}@first"), "--to", "/tmp/x"], 5, &["/tmp/x"]);
     refuse(&["restore", &format!("{file}@first"), "--to", &at(&volume, "none/x")], 5, &["directory"]);
     refuse(&["restore", &format!("{file}@first"), "--to", &at(&volume, ".brine-x")], 2, &[".brine"]);
     fs::remove_file(volume.path("file")).expect("rm");
