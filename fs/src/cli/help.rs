@@ -50,7 +50,11 @@ Options:
   state=DIR             the state directory, if it is not where it was last
   ro rw                 read-only; read-write (the default)
   allow_other           let other users in; permissions are checked by the kernel. Implies domain=owner unless given
-  noatime               do not note accesses
+  relatime noatime strictatime nodiratime
+                        when accesses are noted: as Linux does (default), never, at each read that reaches the daemon;
+                        not of directories
+  idle=TIME             unmount when nobody has used it for this long, such as 10m
+  remount               change ro, rw, suid, dev, exec, atime and their opposites of a volume mounted at MOUNTPOINT
   hedge=adaptive|all|off  ask parity when a disk is late (default), from the start, or only on errors
   min_ack=N             acknowledge only what is durable in N directories, even if some are missing
   cache=SIZE            memory for decoded blocks (default 256M)
