@@ -11,6 +11,8 @@ pub mod damage;
 pub mod dedup;
 /// Functions in sandboxes, by the thousand.
 pub mod functions;
+/// Kills of the daemon by the hundred.
+pub mod kills;
 /// Many files, and random operations on few.
 pub mod load;
 /// Directories that are gone, and the state directory.
