@@ -158,6 +158,8 @@ fn shells_make_xargs_find_and_other_programs_run_functions() {
     find.arg(volume.path("in")).args(["-type", "f", "-exec"]).arg(&name).args(["{}", "+"]);
     let found = run(&mut find).expect_success().stdout;
     assert_eq!(found.lines().count(), 5, "arguments that name files grant reading them: {found}");
+    let beside = run(Command::new(&name).args(["../in/1", "2"]).current_dir(volume.path("in"))).expect_success().stdout;
+    assert_eq!(beside, "1\n2\n", "by relative paths");
     fs::write(volume.root().join("Makefile"), format!("all:\n\t@{} 1 2 3\n", add.display())).expect("write");
     assert_eq!(
         run(Command::new(program("make")).arg("-C").arg(volume.root()).arg("-s")).expect_success().stdout,
@@ -427,5 +429,23 @@ fn functions_invoke_the_functions_they_may_and_no_others() {
     let deep = call(&ping, &[]).with_code(126);
     assert_eq!(deep.stdout.lines().count(), 5, "{deep}");
     assert!(deep.stderr.contains("levels deep"), "{deep}");
+    volume.umount();
+}
+
+#[test]
+fn a_spawner_that_is_killed_is_replaced() {
+    let mut volume = small("exec-spawner");
+    let f = function(&volume, "f", "echo ran");
+    for _ in 0..4 {
+        call(&f, &[]).expect_success();
+    }
+    let spawner = volume.status()["exec"]["spawner_pid"].as_i64().expect("a spawner") as i32;
+    let process = brine_tests::volume::Daemon::of(spawner).expect("it runs");
+    process.kill();
+    assert!(process.wait_gone(Duration::from_secs(20)));
+    // Its sandboxes die with it, those that wait for a run too.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(call(&f, &[]).expect_success().stdout, "ran\n");
+    assert_ne!(volume.status()["exec"]["spawner_pid"].as_i64(), Some(i64::from(spawner)));
     volume.umount();
 }
