@@ -29,3 +29,5 @@ pub mod refusals;
 pub mod secrets;
 /// Volumes without room.
 pub mod space;
+/// Past states.
+pub mod versions;
