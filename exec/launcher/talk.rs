@@ -10,6 +10,7 @@ const ACCEPTED: u16 = 2;
 const ENDED: u16 = 3;
 const STREAMS: u16 = 4;
 const SIGNAL: u16 = 5;
+const WINDOW: u16 = 6;
 const CALL: u16 = 7;
 /// The credential of a run (X12).
 const CREDENTIAL: usize = 3;
@@ -341,7 +342,7 @@ pub fn receive(daemon: i32) -> Received {
 }
 
 /// Give the init this program's standard descriptors.
-pub fn streams(init: i32) {
+pub fn streams(init: i32, relay: bool) {
     let open = (0..3).filter(|fd| sys::is_open(*fd));
     let present = open.clone().fold(0_u8, |bits, fd| bits | 1 << fd);
     let count = open.clone().count();
@@ -355,6 +356,10 @@ pub fn streams(init: i32) {
     let mut frame = [0; HEADER_LEN + 10];
     frame[..HEADER_LEN].copy_from_slice(&header(STREAMS, 10));
     frame[HEADER_LEN] = present;
+    if relay {
+        frame[HEADER_LEN + 1] = 1;
+        frame[HEADER_LEN + 2..].copy_from_slice(&sys::window());
+    }
     let mut part = Part { start: frame.as_mut_ptr(), len: frame.len() };
     let message = Message {
         name: 0,
@@ -375,5 +380,13 @@ pub fn signal(init: i32, signal: u8) {
     let mut out = Sender { socket: init, used: 0, failed: false };
     out.header(SIGNAL, 1);
     out.bytes(&[signal]);
+    out.flush();
+}
+
+/// The terminal has another size.
+pub fn window(init: i32) {
+    let mut out = Sender { socket: init, used: 0, failed: false };
+    out.header(WINDOW, 8);
+    out.bytes(&sys::window());
     out.flush();
 }

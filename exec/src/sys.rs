@@ -290,6 +290,14 @@ pub(crate) fn peer(socket: impl AsFd) -> io::Result<(i32, u32, u32, Vec<u32>)> {
     Ok((credentials.pid(), credentials.uid(), credentials.gid(), groups))
 }
 
+/// Window size of a terminal: rows, columns, pixels across and down.
+pub(crate) fn set_window(terminal: impl AsFd, size: [u16; 4]) -> io::Result<()> {
+    let size = libc::winsize { ws_row: size[0], ws_col: size[1], ws_xpixel: size[2], ws_ypixel: size[3] };
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives through the call.
+    check(c_long::from(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }))?;
+    Ok(())
+}
+
 /// Make a terminal the controlling one of this session leader.
 pub(crate) fn set_controlling(terminal: impl AsFd) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes an integer.

@@ -4,12 +4,14 @@ mod args;
 mod check;
 mod doctor;
 mod exec;
+mod follow;
 mod format;
 mod help;
 mod image;
 mod mount;
 mod output;
 mod prompt;
+mod rebuild;
 mod retention;
 mod secret;
 mod show;
@@ -87,6 +89,20 @@ const COMMANDS: &[Command] = &[
         summary: "give a lost directory's place to an empty one, and fill it",
         details: help::REPLACE,
         run: check::run_replace,
+    },
+    Command {
+        name: "rebuild",
+        arguments: "SOURCE",
+        summary: "make the metadata database anew from the backing directories",
+        details: help::REBUILD,
+        run: rebuild::run,
+    },
+    Command {
+        name: "follow",
+        arguments: "--state-dir DIR SOURCE",
+        summary: "keep a second metadata database, which can take over",
+        details: help::FOLLOW,
+        run: follow::run,
     },
     Command {
         name: "gc",
@@ -261,7 +277,7 @@ mod tests {
         assert!(dispatch_words(&["frobnicate"]).unwrap_err().message().contains("`brine help`"));
         let failure = dispatch_words(&["umount", "--frobnicate"]).unwrap_err();
         assert!(failure.message().contains("--frobnicate") && failure.message().contains("`brine help umount`"));
-        for command in ["format", "mount", "umount", "check", "heal", "replace", "sync"] {
+        for command in ["format", "mount", "umount", "check", "heal", "replace", "rebuild", "follow", "sync"] {
             let failure = dispatch_words(&[command]).unwrap_err();
             assert_eq!(failure.code(), ExitCode::Usage, "{command}: {failure}");
         }

@@ -184,6 +184,7 @@ impl World {
             use_member: Vec::new(),
             report: None,
             take_over: false,
+            accept_rollback: false,
         };
         Volume::open_in(options, &places)
     }
@@ -219,6 +220,7 @@ pub fn filesystem(volume: Arc<Volume>, commit_interval: Duration) -> io::Result<
         seal_threads: 2,
         readahead_bytes: 0,
         atime: Atime::Off,
+        dir_atime: true,
         report: Arc::new(move |line| teller.lock().push(line.to_owned())),
     };
     Ok((Vfs::new(volume, options)?, told))

@@ -1,6 +1,8 @@
 //! Longer stories, told by the suites in short and by `accept` in full. Each panics at the first thing that is wrong
 //! and returns a sentence of what it saw.
 
+/// Applications that find fault with a filesystem.
+pub mod applications;
 /// Kills of the daemon, and power cuts of the disks, under load.
 pub mod crash;
 /// Wrong and slow bytes.

@@ -158,6 +158,8 @@ fn shells_make_xargs_find_and_other_programs_run_functions() {
     find.arg(volume.path("in")).args(["-type", "f", "-exec"]).arg(&name).args(["{}", "+"]);
     let found = run(&mut find).expect_success().stdout;
     assert_eq!(found.lines().count(), 5, "arguments that name files grant reading them: {found}");
+    let beside = run(Command::new(&name).args(["../in/1", "2"]).current_dir(volume.path("in"))).expect_success().stdout;
+    assert_eq!(beside, "1\n2\n", "by relative paths");
     fs::write(volume.root().join("Makefile"), format!("all:\n\t@{} 1 2 3\n", add.display())).expect("write");
     assert_eq!(
         run(Command::new(program("make")).arg("-C").arg(volume.root()).arg("-s")).expect_success().stdout,

@@ -49,7 +49,7 @@ fn common(rules: &Rules, writable_root: bool) -> io::Result<()> {
     let root_access = if writable_root { landlock::LOOK | landlock::CHANGE } else { landlock::LOOK };
     rules.below(open("/")?, root_access)?;
     rules.below(open("/tmp")?, landlock::LOOK | landlock::CHANGE)?;
-    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
+    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"] {
         rules.file(open(device)?, landlock::DEVICE)?;
     }
     rules.below(open("/dev/pts")?, landlock::DEVICE | landlock::LOOK)

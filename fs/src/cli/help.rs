@@ -40,7 +40,7 @@ die. SOURCE is any backing directory, or several separated by colons.
   -f          stay in the foreground, without supervisor; Ctrl-C unmounts
   -r          the same as -o ro
   -v          say what was done
-  --take-over the same as -o take_over
+  --take-over, --accept-rollback  the same as -o take_over, -o accept_rollback
   --mount8    exit codes as mount(8) wants them
 
 Options:
@@ -49,7 +49,11 @@ Options:
   state=DIR             the state directory, if it is not where it was last
   ro rw                 read-only; read-write (the default)
   allow_other           let other users in; permissions are checked by the kernel. Implies domain=owner unless given
-  noatime               do not note accesses
+  relatime noatime strictatime nodiratime
+                        when accesses are noted: as Linux does (default), never, at each read that reaches the daemon;
+                        not of directories
+  idle=TIME             unmount when nobody has used it for this long, such as 10m
+  remount               change ro, rw, suid, dev, exec, atime and their opposites of a volume mounted at MOUNTPOINT
   hedge=adaptive|all|off  ask parity when a disk is late (default), from the start, or only on errors
   min_ack=N             acknowledge only what is durable in N directories, even if some are missing
   cache=SIZE            memory for decoded blocks (default 256M)
@@ -58,6 +62,8 @@ Options:
   use_member=PATH       of two copies of one directory, the true one
   take_over             take the volume from a writer that is stuck, or on the other side of a broken network; that one
                         stops writing when it notices. With state=DIR if it runs on this host
+  accept_rollback       go on from an older state where acknowledged generations are gone, or two writers went apart;
+                        what came after it is given up. A mount that needs this says which generations
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor
@@ -100,6 +106,27 @@ OLD_DIR is a directory of the volume that is missing or failed, by the path it h
 
   --json             the report as JSON on standard output, progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const REBUILD: &str = "\
+Makes the metadata database in the state directory anew, from the checkpoints and the commit log in the backing
+directories. Of a volume that is not mounted. The database that is there is kept aside. Mounting does the same by itself
+where the database is missing, damaged, of another history, or older than what the log goes back to.
+
+  --state-dir DIR    where to make it, if not where it was last
+  --accept-rollback  even if the database that is there holds more than the backing directories do
+  --json             the result as JSON on standard output, progress as JSON lines on standard error";
+
+pub(super) const FOLLOW: &str = "\
+Keeps a second metadata database up to date from the backing directories alone, beside the daemon that has the volume
+mounted (on this host or another). Nothing is written to the backing directories. To take over, end it and mount with its
+state directory:
+
+  brine mount -o take_over,state=DIR SOURCE MOUNTPOINT
+
+  --state-dir DIR    the second database's own directory; required
+  --once             end when everything that is durable now was applied
+  --interval SECONDS how long to wait between two looks (default 1)
+  --json             each step as a JSON line on standard output";
 
 pub(super) const GC: &str = "\
 Space is given back in the background by itself; this does it now and to the end: blocks that no file, former state or

@@ -54,19 +54,18 @@ pub struct Scout<'a> {
 }
 
 impl Scout<'_> {
-    /// `path` as it is from the root of the volume, if it lies in it. Only the text is looked at; `..` is none of ours.
+    /// `path`, named from `directory`, as it is from the root of the volume, if it lies in it. Only the text is looked at:
+    /// no links are followed later, so `..` means what it says.
     pub fn inside(&self, directory: &Path, path: &Path) -> Option<PathBuf> {
-        let absolute = directory.join(path);
-        let rest = absolute.strip_prefix(self.mountpoint).ok()?;
-        let mut inside = PathBuf::new();
-        for part in rest.components() {
+        let mut absolute = PathBuf::from("/");
+        for part in directory.join(path).components() {
             match part {
-                Component::Normal(name) => inside.push(name),
-                Component::CurDir => {}
-                _ => return None,
+                Component::Normal(name) => absolute.push(name),
+                Component::ParentDir => drop(absolute.pop()),
+                _ => {}
             }
         }
-        Some(inside)
+        absolute.strip_prefix(self.mountpoint).ok().map(Path::to_owned)
     }
 
     /// What `inside` names, if the caller can reach it without symbolic links.

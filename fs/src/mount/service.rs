@@ -146,6 +146,7 @@ impl Service for VolumeService {
             "inodes_cached": counts.inodes,
             "dirty_files": counts.dirty_files,
             "unsynced_bytes": counts.dirty_bytes,
+            "exec": self.exec.get().map(|exec| exec.status()),
         });
         if let (Value::Object(status), Value::Object(live)) = (&mut status, live) {
             status.extend(live);

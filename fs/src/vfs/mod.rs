@@ -27,6 +27,7 @@ mod xattr;
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use brine_store::clock::{Clock, SystemClock};
@@ -57,6 +58,8 @@ use sync::Committer;
 pub enum Atime {
     /// When it is not later than mtime or ctime, or a day old.
     Relative,
+    /// At every read that reaches us: those of the kernel's page cache do not.
+    Always,
     /// Never.
     Off,
 }
@@ -76,6 +79,8 @@ pub struct VfsOptions {
     pub readahead_bytes: u64,
     /// When reading sets the access time.
     pub atime: Atime,
+    /// Whether listing sets that of directories, too.
+    pub dir_atime: bool,
     /// Where failures are told to the operator.
     pub report: Report,
 }
@@ -89,6 +94,7 @@ impl Default for VfsOptions {
             seal_threads: processors(),
             readahead_bytes: 8 << 20,
             atime: Atime::Relative,
+            dir_atime: true,
             report: Arc::new(|line| eprintln!("brine: {line}")),
         }
     }
@@ -125,6 +131,8 @@ pub struct Vfs {
     /// Commits that failed after the writes they held were answered.
     commit_errors: ErrorMark,
     scratch: Arc<Scratch>,
+    /// When somebody last looked for something, ns.
+    used_ns: AtomicI64,
 }
 
 impl Vfs {
@@ -152,6 +160,7 @@ impl Vfs {
             committer: Committer::default(),
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
+            used_ns: AtomicI64::new(SystemClock.now_ns()),
             options,
         });
         sync::start(&vfs)?;
@@ -191,6 +200,18 @@ impl Vfs {
             dirty_files: self.buffer.dirty_files(),
             dirty_bytes: self.buffer.held(),
         }
+    }
+
+    /// Somebody looked for something.
+    pub fn note_use(&self) {
+        self.used_ns.store(self.now_ns(), Ordering::Relaxed);
+    }
+
+    /// Whether nothing is open, and nobody has looked for anything for this long. What the kernel answers by itself is
+    /// not seen.
+    pub fn is_idle(&self, time: Duration) -> bool {
+        let since = self.now_ns().saturating_sub(self.used_ns.load(Ordering::Relaxed));
+        self.files.is_empty() && self.dirs.is_empty() && since >= time.as_nanos().min(i64::MAX as u128) as i64
     }
 
     /// After the last request: finish what was begun, give files without a name back, make everything durable, close

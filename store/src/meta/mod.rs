@@ -341,6 +341,25 @@ impl Meta {
     /// [`Error::Refused`] if it is not the next one or if operations are open; after [`Error::Database`] the database
     /// is of no use.
     pub fn replay(&self, generation: Generation, changes: &[RowChange]) -> Result<bool> {
+        self.replay_with(generation, changes, None)
+    }
+
+    /// [`Self::replay`], remembering something on this machine in the same transaction.
+    ///
+    /// # Errors
+    /// As [`Self::replay`].
+    pub fn replay_noting(
+        &self,
+        generation: Generation,
+        changes: &[RowChange],
+        key: &str,
+        value: &[u8],
+    ) -> Result<bool> {
+        self.replay_with(generation, changes, Some((key, value)))
+    }
+
+    fn replay_with(&self, generation: Generation, changes: &[RowChange], note: Option<(&str, &[u8])>) -> Result<bool> {
+        let restart = self.restart_wal.swap(false, Ordering::Relaxed);
         let mut core = self.core.lock();
         core.usable()?;
         if generation <= core.committed {
@@ -355,7 +374,10 @@ impl Meta {
             )));
         }
         core.load(changes)?;
-        core.set_committed(generation, false)?;
+        if let Some((key, value)) = note {
+            outbox::put_local(&core.conn, &outbox::local_key(key), value).at(&self.path)?;
+        }
+        core.set_committed(generation, false, restart)?;
         Ok(true)
     }
 
@@ -377,7 +399,7 @@ impl Meta {
     pub fn finish_import(&self, generation: Generation) -> Result<()> {
         let mut core = self.core.lock();
         core.usable()?;
-        core.set_committed(generation, true)
+        core.set_committed(generation, true, false)
     }
 
     /// Make every commit so far durable on the local disk.
@@ -516,9 +538,9 @@ impl Core {
         loaded
     }
 
-    fn set_committed(&mut self, generation: Generation, all: bool) -> Result<()> {
+    fn set_committed(&mut self, generation: Generation, all: bool, restart_wal: bool) -> Result<()> {
         outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
-        self.commit_and_begin(false)?;
+        self.commit_and_begin(restart_wal)?;
         self.committed = generation;
         self.committed_ns = self
             .conn

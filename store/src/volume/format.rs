@@ -179,6 +179,7 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         codec: None,
         use_member: Vec::new(),
         take_over: false,
+        accept_rollback: false,
         report: None,
     };
     let made = Volume::open_unlocked(options, discover(&directories, &RealDirectories)?, &RealDirectories, keys)?;

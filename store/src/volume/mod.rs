@@ -4,6 +4,8 @@
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
 mod data;
+mod database;
+mod follow;
 mod fold;
 mod exec_rows;
 mod format;
@@ -11,6 +13,7 @@ mod image;
 mod open;
 mod prefetch;
 mod probe;
+mod rebuild;
 mod reclaim;
 mod replace;
 mod space;
@@ -42,9 +45,11 @@ pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use exec_rows::{PolicyRow, RecordRow};
+pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use space::Reservation;

@@ -258,7 +258,8 @@ impl Volume {
             return Ok(known);
         }
         let pointers = self.superblock.lock().checkpoints.clone();
-        let reader = Reader { stripes: self.blocks.stripes(), keys: &self.keys, sealer: &self.sealer, overrides: &[] };
+        let (stripes, keys, sealer) = (self.blocks.stripes(), &self.keys, &*self.sealer);
+        let reader = Reader { stripes, keys, sealer, overrides: &[], report: &|_, _, _| {} };
         let mut places = BTreeSet::new();
         for pointer in &pointers {
             places.extend(reader.image_places(pointer)?.into_iter().map(|place| (place.segment, place.stripe)));

@@ -7,6 +7,8 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod following;
+mod recovery;
 mod takeover;
 
 pub(crate) struct Silent;
@@ -70,6 +72,7 @@ impl Scratch {
             codec: None,
             use_member: Vec::new(),
             take_over: false,
+            accept_rollback: false,
             report: None,
         }
     }
@@ -78,17 +81,37 @@ impl Scratch {
         self.open_with(self.options())
     }
 
-    /// A volume that was dropped as by a kill lets go of its directories when the last of its threads is done.
+    /// What is left when a daemon dies: nothing is closed. Returns when all its threads have let go.
+    pub(crate) fn kill(&self, volume: Arc<Volume>) {
+        let state_dir = volume.state_dir().to_owned();
+        drop(volume);
+        while crate::lock::LocalLock::holder(&state_dir).is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     fn open_with(&self, options: OpenOptions) -> Arc<Volume> {
+        self.try_open(&options).unwrap()
+    }
+
+    /// A volume that was dropped as by a kill lets go of its directories when the last of its threads is done.
+    pub(crate) fn try_open(&self, options: &OpenOptions) -> Result<Arc<Volume>> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
-            let again =
-                OpenOptions { cache_bytes: options.cache_bytes, sources: options.sources.clone(), ..self.options() };
+            let again = OpenOptions {
+                cache_bytes: options.cache_bytes,
+                sources: options.sources.clone(),
+                state_dir: options.state_dir.clone(),
+                read_only: options.read_only,
+                take_over: options.take_over,
+                accept_rollback: options.accept_rollback,
+                ..self.options()
+            };
             match Volume::open(again) {
                 Err(Error::InUse(_)) if std::time::Instant::now() < deadline => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
-                other => return other.unwrap(),
+                other => return other,
             }
         }
     }

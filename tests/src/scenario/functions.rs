@@ -40,7 +40,7 @@ struct Litter {
     groups: usize,
     /// Mounts in the daemon's and in its spawner's namespace.
     mounts: usize,
-    /// Descriptors of the daemon and its spawner.
+    /// Descriptors of the daemon and its spawner, but for the files that hold the volume: those are kept open by age.
     descriptors: usize,
     /// Temporary files and directories.
     temporary: usize,
@@ -91,7 +91,11 @@ impl Litter {
         let label = volume.status()["volume"].as_str().expect("the volume's id").to_owned();
         let spawner = below.first().copied().unwrap_or(daemon);
         let lines = |pid: i32| fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default().lines().count();
-        let open = |pid: i32| count(&format!("/proc/{pid}/fd"));
+        let holds = |link: &Path| link.starts_with(volume.root());
+        let open = |pid: i32| {
+            let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            links.filter(|link| fs::read_link(link.path()).is_ok_and(|target| !holds(&target))).count()
+        };
         Self {
             processes: below.len(),
             groups: groups(Path::new("/sys/fs/cgroup"), &label, 4),

@@ -13,6 +13,7 @@ use crate::Point;
 pub fn points() -> Vec<Point> {
     vec![
         ("a daemon that dies is replaced", crash::supervised),
+        ("every backing call fails in every way", || prove(&["faults"])),
         ("power cuts in memory, ten minutes", || prove(&["power-cuts", "600"])),
         ("power cuts under load", || crash::power_cuts(25)),
         ("kills with two directories lost", || crash::kill_and_lose(15)),
