@@ -447,7 +447,7 @@ fn go_on(
     mut model: Model,
     random: &Random,
 ) -> Result<(), String> {
-    let mix = Mix { sync_every: 6, write_max: 20_000, checkpoints: true };
+    let mix = Mix { sync_every: 6, write_max: 20_000, checkpoints: true, collections: false };
     for n in 0..random.below(8) {
         let op = next_op(&model, random, &mix);
         let found = carry_out(&opened.vfs, &op).map_err(|errno| errno.0);
