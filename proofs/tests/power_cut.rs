@@ -24,7 +24,7 @@ fn one_directory_alone() {
 
 #[test]
 fn nothing_is_lost_while_space_is_given_back() {
-    println!("{}", prove(&Plan { collections: true, sessions: 10, chain: 3, ..plan((2, 1)) }));
+    println!("{}", prove(&Plan { collections: true, sessions: 12, ..plan((2, 1)) }));
 }
 
 #[test]
