@@ -201,7 +201,7 @@ impl Sandboxes {
         let mut steps = Steps { admitted: begun.elapsed(), ..Steps::default() };
         let limits = group_limits(plan);
         let kind = PoolKind { identity: plan.identity.clone(), template: plan.template.clone() };
-        let pooled = shared.pool.lock().take(&kind, limits, begun);
+        let pooled = shared.living(&kind, limits, begun);
         steps.pooled = pooled.is_some();
         let counter = if steps.pooled { &shared.hits } else { &shared.misses };
         counter.fetch_add(1, Ordering::Relaxed);

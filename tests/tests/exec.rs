@@ -431,3 +431,21 @@ fn functions_invoke_the_functions_they_may_and_no_others() {
     assert!(deep.stderr.contains("levels deep"), "{deep}");
     volume.umount();
 }
+
+#[test]
+fn a_spawner_that_is_killed_is_replaced() {
+    let mut volume = small("exec-spawner");
+    let f = function(&volume, "f", "echo ran");
+    for _ in 0..4 {
+        call(&f, &[]).expect_success();
+    }
+    let spawner = volume.status()["exec"]["spawner_pid"].as_i64().expect("a spawner") as i32;
+    let process = brine_tests::volume::Daemon::of(spawner).expect("it runs");
+    process.kill();
+    assert!(process.wait_gone(Duration::from_secs(20)));
+    // Its sandboxes die with it, those that wait for a run too.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(call(&f, &[]).expect_success().stdout, "ran\n");
+    assert_ne!(volume.status()["exec"]["spawner_pid"].as_i64(), Some(i64::from(spawner)));
+    volume.umount();
+}
