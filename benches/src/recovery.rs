@@ -98,6 +98,7 @@ impl Scratch {
             domain: DomainPolicy::Volume,
             codec: Codec::None,
             chunk_bits: 17,
+            history: true,
             label: "recovery".into(),
             kdf: KdfCost::Fast,
         })?;

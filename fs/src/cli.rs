@@ -15,11 +15,13 @@ mod rebuild;
 mod retention;
 mod secret;
 mod show;
+mod snapshot;
 mod space;
 mod status;
 mod sync;
 mod target;
 mod umount;
+mod versions;
 
 use std::ffi::OsString;
 
@@ -138,6 +140,48 @@ const COMMANDS: &[Command] = &[
         summary: "make everything written so far durable",
         details: help::SYNC,
         run: sync::run,
+    },
+    Command {
+        name: "snapshot",
+        arguments: "create|list|delete|rename|diff [NAME...] MOUNTPOINT [--json]",
+        summary: "name the present state, which is then kept; list, delete, rename, compare",
+        details: help::SNAPSHOT,
+        run: snapshot::run,
+    },
+    Command {
+        name: "log",
+        arguments: "[--deleted] PATH [--json]",
+        summary: "the states of a file or directory; what was deleted in a directory",
+        details: help::LOG,
+        run: versions::run_log,
+    },
+    Command {
+        name: "cat",
+        arguments: "PATH@V",
+        summary: "a file as it was",
+        details: help::STATES,
+        run: versions::run_cat,
+    },
+    Command {
+        name: "diff",
+        arguments: "PATH@V [V] [--json]",
+        summary: "what changed since a state, or between two",
+        details: help::STATES,
+        run: versions::run_diff,
+    },
+    Command {
+        name: "restore",
+        arguments: "PATH[@V] [--to NEW_PATH] [--json]",
+        summary: "bring a file or directory back as it was",
+        details: help::RESTORE,
+        run: versions::run_restore,
+    },
+    Command {
+        name: "rewind",
+        arguments: "DIR|MOUNTPOINT --to TIME|SNAPSHOT [--dry-run] [--json]",
+        summary: "make a directory, or the whole volume, what it was",
+        details: help::REWIND,
+        run: versions::run_rewind,
     },
     Command {
         name: "exec",

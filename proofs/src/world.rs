@@ -121,6 +121,7 @@ impl World {
             domain: DomainPolicy::Volume,
             codec: Codec::None,
             chunk_bits: 17,
+            history: true,
             label: "proof".into(),
             kdf: KdfCost::Fast,
         };

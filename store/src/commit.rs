@@ -138,7 +138,7 @@ impl Commit {
         let covered = queue.asked;
         drop(queue);
 
-        let outcome = self.lead(parts, flusher);
+        let outcome = self.lead(parts, flusher, &mut || Ok(()));
 
         let mut queue = self.queue.lock();
         queue.running = false;
@@ -156,7 +156,23 @@ impl Commit {
         outcome
     }
 
-    fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
+    /// Close a generation with `change` as its last one, and make it durable: what `change` leaves is a state of its own.
+    /// If `change` fails nothing is closed.
+    pub fn run_with(
+        &self,
+        parts: &Parts<'_>,
+        flusher: &dyn Flusher,
+        change: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Generation> {
+        self.lead(parts, flusher, change)
+    }
+
+    fn lead(
+        &self,
+        parts: &Parts<'_>,
+        flusher: &dyn Flusher,
+        last: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Generation> {
         let Parts { blocks, meta, log, overrides, fence } = parts;
         let _leading = self.leading.lock();
         log.usable()?;
@@ -164,6 +180,7 @@ impl Commit {
         flusher.flush(false)?;
         let held_off = self.gate.write();
         flusher.flush(true)?;
+        last()?;
         meta.flush_atimes()?;
         meta.with(|txn| {
             blocks.settle_segments(txn)?;

@@ -11,6 +11,8 @@ pub mod damage;
 pub mod dedup;
 /// Functions in sandboxes, by the thousand.
 pub mod functions;
+/// Kills of the daemon by the hundred.
+pub mod kills;
 /// Many files, and random operations on few.
 pub mod load;
 /// Directories that are gone, and the state directory.
@@ -27,3 +29,5 @@ pub mod refusals;
 pub mod secrets;
 /// Volumes without room.
 pub mod space;
+/// Past states.
+pub mod versions;

@@ -70,7 +70,7 @@ fn alone(control: &OwnedFd, gate: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn identify(make: &Make, privileged: bool) -> Result<(), Failure> {
     let failed = || Failure::step("taking the caller's identity");
-    sys::reset_signals(0);
+    sys::reset_signals();
     let identity = &make.identity;
     let (uid, gid) = (identity.uid.into(), identity.gid.into());
     if privileged {

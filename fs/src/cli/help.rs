@@ -29,6 +29,7 @@ DIRs are empty directories, one a disk if you can. Their content will be sealed:
   --domain volume|owner  who shares equal content: all, or each owner for himself (default volume)
   --compress none|lz4    default none: compressed lengths tell something about content
   --chunk-size SIZE      4K to 1M, a power of two (default 128K)
+  --no-history           keep no former states: no snapshots, and what is deleted is gone
   --kdf default|fast     what guessing a passphrase costs; fast is for tests only
   --json                 print the result as JSON";
 
@@ -176,6 +177,45 @@ give back, in that order. Of the volume: history, snapshots, redundancy, what ca
 
 pub(super) const SYNC: &str = "Returns when everything written so far, by anybody, would survive a power cut.";
 
+pub(super) const SNAPSHOT: &str = "\
+A snapshot costs the same whatever the volume holds, and is kept until it is deleted. Its tree is MOUNTPOINT/.brine/
+snapshots/NAME, read-only, for every program; that of a time is MOUNTPOINT/.brine/at/TIME.
+
+  create NAME MOUNTPOINT           name the present state
+  list MOUNTPOINT                  times and names
+  delete NAME MOUNTPOINT           give a name up; what only it kept may be forgotten
+  rename NAME NEW_NAME MOUNTPOINT  a name holds no slash and does not read as a version or a time
+  diff OLD NEW MOUNTPOINT          names that differ between two
+  --json                           the answer as JSON; fields are listed in docs/CLI.md";
+
+pub(super) const LOG: &str = "\
+The newest first: time, version (INODE:VERSION of what had the name before), size, and what changed.
+
+  --deleted  names that were deleted in a directory, with their last state; `brine restore PATH` brings one back
+  --json     the answer as JSON; fields are listed in docs/CLI.md";
+
+pub(super) const STATES: &str = "\
+V is a version as `brine log` shows it (7, or 12:7), a time (2026-01-31, 2026-01-31T23:59:59Z, 10m ago as 10m; without a
+zone UTC), or the name of a snapshot. `brine diff` shows files with diff(1) and directories as a list of names; without a
+second V it compares with the present.
+
+  --json     the answer as JSON (`brine diff`)";
+
+pub(super) const RESTORE: &str = "\
+The state becomes a new version of the file, with the content, owner, mode, times and attributes it had; blocks are
+shared. What is deleted is made anew, a directory with everything in it; without V it is the state before it was deleted.
+
+  V              a version as `brine log` shows it, a time, or the name of a snapshot
+  --to NEW_PATH  bring it back under another name, which must be free
+  --json         the answer as JSON";
+
+pub(super) const REWIND: &str = "\
+Everything below the directory becomes what it was: in one step, sharing blocks. What did not change is not touched. The
+state before is kept as a snapshot, whose name is told: rewinding to it undoes it.
+
+  --to X     a time or the name of a snapshot
+  --dry-run  only tell what would be done
+  --json     the answer as JSON";
 pub(super) const EXEC: &str = "\
 A function is an executable file in exec/ of a volume. Running it runs it in a sandbox of its own, which sees of the
 volume the program itself, its standard streams, files that whole arguments name and the caller may read, and what its

@@ -22,12 +22,13 @@ mod rename;
 mod seek;
 mod statfs;
 mod sync;
+mod versions;
 mod write;
 mod xattr;
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use brine_store::clock::{Clock, SystemClock};
@@ -41,9 +42,10 @@ pub use copy::FilePlace;
 pub use dir::DirItem;
 pub use open::{Handle, Opened};
 pub use read::{PendingRead, ReadBytes, ReadStart};
+pub use versions::{Outdated, TellKernel};
 pub use write::Room;
 
-use crate::control_dir::{ControlDir, is_control};
+use crate::control_dir::{ControlDir, Family, Views, is_control};
 use crate::errno::{Errno, Outcome};
 use crate::exec_dir::ExecDir;
 use crate::handle::{Handles, OpenDir, OpenFile};
@@ -131,6 +133,7 @@ pub struct Vfs {
     /// Commits that failed after the writes they held were answered.
     commit_errors: ErrorMark,
     scratch: Arc<Scratch>,
+    kernel: OnceLock<TellKernel>,
     /// When somebody last looked for something, ns.
     used_ns: AtomicI64,
 }
@@ -147,12 +150,16 @@ impl Vfs {
             options.seal_threads,
             Arc::clone(&options.report),
         )?;
+        let control = ControlDir::new(SystemClock.now_ns());
+        for family in [Family::Snapshots, Family::At, Family::File] {
+            control.add(Arc::new(Views::new(Arc::clone(&volume), family)));
+        }
         let vfs = Arc::new(Self {
             volume,
             inodes: InodeTable::new(),
             files: Handles::default(),
             dirs: Handles::default(),
-            control: ControlDir::new(SystemClock.now_ns()),
+            control,
             exec: ExecDir::default(),
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
@@ -160,6 +167,7 @@ impl Vfs {
             committer: Committer::default(),
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
+            kernel: OnceLock::new(),
             used_ns: AtomicI64::new(SystemClock.now_ns()),
             options,
         });

@@ -19,6 +19,7 @@ mod history;
 mod inode;
 mod namespace;
 mod outbox;
+mod past;
 pub mod patch;
 mod reader;
 pub mod rows;
@@ -35,7 +36,7 @@ mod xattr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +45,7 @@ use zeroize::Zeroizing;
 
 pub use counters::Counters;
 pub use outbox::OutboxRow;
+pub use past::{NameSpan, PastReader};
 pub use reader::{Reader, Walk};
 pub use txn::Txn;
 
@@ -101,12 +103,16 @@ pub struct Meta {
     block_id: BlockIdOf,
     /// The writing connection. Held for one operation, or one commit; taken before no other lock.
     core: Mutex<Core>,
+    /// Hashes names as `core` does.
+    names: NameHash,
+    idle: past::Idle,
     /// Connection that copies the log back into the database beside the writer. Independent of `core`.
     copier: Mutex<Connection>,
     /// The log, to be synced. Never the database file itself: closing another descriptor of it would drop the
     /// process's locks on it.
     wal: File,
     restart_wal: AtomicBool,
+    retries: AtomicU64,
 }
 
 impl std::fmt::Debug for Meta {
@@ -214,6 +220,7 @@ impl Meta {
             )
             .at(&path)?;
         let names = NameHash::new(setup.name_key);
+        let own_names = names.clone();
         let clock = Arc::clone(&setup.clock);
         let mut core =
             Core::new(conn, path.clone(), names, clock, setup.block_id, Generation(generation), committed_ns);
@@ -233,9 +240,12 @@ impl Meta {
             key: Zeroizing::new(*key),
             block_id: setup.block_id,
             core: Mutex::new(core),
+            names: own_names,
+            idle: past::Idle::default(),
             copier: Mutex::new(copier),
             wal,
             restart_wal: AtomicBool::new(false),
+            retries: AtomicU64::new(0),
         })
     }
 
@@ -263,14 +273,23 @@ impl Meta {
     /// # Errors
     /// As [`Self::with`]; [`Error::Conflict`] after eight tries.
     pub fn with_retry<R>(&self, mut operation: impl FnMut(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+        self.retry(|| self.with(&mut operation))
+    }
+
+    /// Try again what fails with [`Error::Conflict`]: it then reads and decides anew. Nothing is held between tries.
+    ///
+    /// # Errors
+    /// Those of `attempt`; [`Error::Conflict`] after eight tries.
+    pub fn retry<R>(&self, mut attempt: impl FnMut() -> Result<R>) -> Result<R> {
         let mut tried = 0;
         loop {
-            match self.with(&mut operation) {
+            match attempt() {
                 Err(Error::Conflict(ino)) => {
                     tried += 1;
                     if tried == CONFLICT_TRIES {
                         return Err(Error::Conflict(ino));
                     }
+                    self.retries.fetch_add(1, Ordering::Relaxed);
                     // The address of a local differs between threads: jitter enough to part two that collide.
                     let jitter = (&raw const tried as usize >> 4) as u64 % 50;
                     std::thread::sleep(Duration::from_micros((10 << tried) + jitter));
@@ -278,6 +297,11 @@ impl Meta {
                 other => return other,
             }
         }
+    }
+
+    /// Conditional writes that met another version, and how often one was tried again, since the database was opened.
+    pub fn conflicts(&self) -> (u64, u64) {
+        (self.core.lock().conflicts, self.retries.load(Ordering::Relaxed))
     }
 
     /// The last committed generation.
@@ -436,6 +460,7 @@ impl Meta {
     pub fn close(&self) -> Result<()> {
         let mut core = self.core.lock();
         core.usable()?;
+        self.drop_idle();
         let end = if core.has_changes() { "ROLLBACK" } else { "COMMIT" };
         core.poisoned = Some("the metadata database is closed".to_owned());
         core.conn.execute_batch(end).at(&self.path)?;

@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use rusqlite::{Connection, Row, params};
 
 use super::rows::*;
-use super::schema::{SHELVES, inode_columns};
+use super::schema::SHELVES;
 use super::sql::{At, blob, enumerated, int, number};
 use super::{Meta, block, dentry, digest, extent, inode, outbox, patch, segment};
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO, SegmentId, Version};
+use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO, SegmentId};
 
 /// Entries and rows fetched at a time.
 const PAGE: usize = 1024;
@@ -395,21 +395,4 @@ fn change_of(table: &str, row: &Row<'_>) -> rusqlite::Result<RowChange> {
             RowChange::PutShelf(ShelfRow { shelf: Shelf::ALL[shelf], key, value, since })
         }
     })
-}
-
-impl Reader {
-    /// Former states of an inode, oldest first: version, since, until.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn past_versions(&self, ino: Ino) -> Result<Vec<(Version, Generation, Generation)>> {
-        let sql = concat!("SELECT ", inode_columns!(), ", until FROM inodes_past WHERE ino = ?1 ORDER BY since");
-        let mut statement = self.conn.prepare_cached(sql).at(&self.path)?;
-        let rows = statement
-            .query_map([int(ino.0)], |row| {
-                Ok((Version(number(row, 1)?), Generation(number(row, 20)?), Generation(number(row, 21)?)))
-            })
-            .at(&self.path)?;
-        rows.collect::<rusqlite::Result<_>>().at(&self.path)
-    }
 }

@@ -3,7 +3,9 @@
 //! Promises: namespace and attribute operations are one change each, atomic; data comes back as it was written or as
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
+mod conditional;
 mod data;
+mod differences;
 mod database;
 mod follow;
 mod fold;
@@ -11,11 +13,13 @@ mod exec_rows;
 mod format;
 mod image;
 mod open;
+mod past;
 mod prefetch;
 mod probe;
 mod rebuild;
 mod reclaim;
 mod replace;
+mod restore;
 mod space;
 mod status;
 #[cfg(test)]
@@ -40,18 +44,22 @@ pub use crate::meta::rows::{
     ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
     NewNode, RenameFlags, SetAttr, Unlinked,
 };
-pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
+pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
+pub use crate::meta::{NameSpan, PastReader};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
+pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
+pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
+pub use restore::{Destination, Done, Restored};
 pub use space::Reservation;
 pub use status::{StatFs, VolumeStatus};
 
@@ -368,6 +376,11 @@ impl Volume {
         }
         self.writable()?;
         let outcome = self.commit.run(&self.parts(), flusher);
+        self.committed_or_read_only(outcome)
+    }
+
+    /// What a commit came to; after a failure nothing may be written any more.
+    fn committed_or_read_only(&self, outcome: Result<Generation>) -> Result<Generation> {
         if let Some(fenced) = self.fenced() {
             return Err(fenced);
         }

@@ -28,6 +28,19 @@ pub struct StatFs {
     pub files_free: u64,
 }
 
+/// Past states, and writers that met.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct VersionsStatus {
+    /// Former states are kept.
+    pub history: bool,
+    /// Snapshots there are.
+    pub snapshots: usize,
+    /// Conditional writes that met another version, since the volume was opened.
+    pub conflicts: u64,
+    /// How often one was tried again.
+    pub retries: u64,
+}
+
 /// Status of an open volume.
 #[derive(Clone, Debug, Serialize)]
 pub struct VolumeStatus {
@@ -62,6 +75,8 @@ pub struct VolumeStatus {
     pub damage: DamageStatus,
     /// The cache of decoded blocks.
     pub cache: CacheFigures,
+    /// Past states.
+    pub versions: VersionsStatus,
     /// Commits made durable since the volume was opened.
     pub commits: u64,
     /// R: ciphertexts of equal content at most, in a domain and epoch.
@@ -230,7 +245,16 @@ impl Volume {
         })
     }
 
-    /// Everything `brine status` shows.
+    fn versions_status(&self) -> Result<VersionsStatus> {
+        let (history, snapshots) = self.meta.with(|txn| Ok((txn.keeps_history(), txn.snapshots()?.len())))?;
+        let (conflicts, retries) = self.meta.conflicts();
+        Ok(VersionsStatus { history, snapshots, conflicts, retries })
+    }
+
+    /// Everything `brine status` shows of an open volume.
+    ///
+    /// # Errors
+    /// [`crate::Error::Database`].
     pub fn status(&self) -> Result<VolumeStatus> {
         let figures = self.meta.counters();
         let raw = self.space.raw();
@@ -276,6 +300,7 @@ impl Volume {
             },
             damage: self.damage_status(&damage),
             cache: self.blocks.cache().figures(),
+            versions: self.versions_status()?,
             commits: self.commit.count(),
             copies: self.policy.copies,
             epoch: self.epoch(),

@@ -7,6 +7,7 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod history;
 mod following;
 mod recovery;
 mod takeover;
@@ -41,7 +42,17 @@ impl Scratch {
             .collect()
     }
 
+    /// A volume without history: what is deleted is gone.
     pub(crate) fn format(&self, count: usize, copies: u16) -> Formatted {
+        self.format_as(count, copies, false)
+    }
+
+    /// A volume as they are made for users.
+    pub(crate) fn format_kept(&self, count: usize) -> Formatted {
+        self.format_as(count, 1, true)
+    }
+
+    fn format_as(&self, count: usize, copies: u16, history: bool) -> Formatted {
         format(&FormatOptions {
             directories: self.members(count),
             geometry: None,
@@ -51,6 +62,7 @@ impl Scratch {
             domain: DomainPolicy::Volume,
             codec: Codec::None,
             chunk_bits: 17,
+            history,
             label: "test".into(),
             kdf: KdfCost::Fast,
         })
@@ -75,6 +87,12 @@ impl Scratch {
             accept_rollback: false,
             report: None,
         }
+    }
+
+    /// A volume of fewer directories.
+    fn open_of(&self, count: usize) -> Arc<Volume> {
+        let sources = (0..count).map(|n| self.0.join(format!("d{n}"))).collect();
+        self.open_with(OpenOptions { sources, ..self.options() })
     }
 
     pub(crate) fn open(&self) -> Arc<Volume> {
