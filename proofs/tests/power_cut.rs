@@ -23,6 +23,11 @@ fn one_directory_alone() {
 }
 
 #[test]
+fn nothing_is_lost_while_space_is_given_back() {
+    println!("{}", prove(&Plan { collections: true, sessions: 12, ..plan((2, 1)) }));
+}
+
+#[test]
 fn as_many_directories_as_may_be_lost_may_lie_about_syncs() {
     println!("{}", prove(&Plan { liars: 2, sessions: 3, ..plan((4, 2)) }));
 }
