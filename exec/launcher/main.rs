@@ -14,7 +14,7 @@ mod talk;
 
 use core::ptr;
 
-use sys::{Words, exit, syscall};
+use sys::{Terminal, Words, exit, syscall};
 use talk::{Ended, Received};
 
 /// The volume's daemon cannot be reached, or ended.
@@ -24,7 +24,7 @@ const REFUSED: i32 = 126;
 
 /// Signals that are passed on: HUP INT QUIT USR1 USR2 ALRM TERM CONT TSTP TTIN TTOU WINCH.
 const PASSED: [u8; 12] = [1, 2, 3, 10, 12, 14, 15, 18, 20, 21, 22, 28];
-const CONT: u8 = 18;
+const WINCH: u8 = 28;
 const STOP: usize = 19;
 
 /// Where the kernel's stack of arguments is handed to by the entry point.
@@ -41,7 +41,9 @@ unsafe extern "C" fn launcher_main(stack: *const usize) -> ! {
     };
     // As long as this is open, umount(8) finds the mount in use and names this process (X6). It is never read.
     sys::open(path, sys::O_PATH | sys::O_CLOEXEC);
-    let Some(daemon) = talk::connect(own) else { die(LOST, b"the volume's daemon does not answer; is it mounted?") };
+    let Some(daemon) = talk::connect(own).or_else(talk::connect_inside) else {
+        die(LOST, b"the volume's daemon does not answer; is it mounted?")
+    };
     let signals = catch();
     if !talk::request(daemon, &words, ticket) {
         die(LOST, b"the volume's daemon ended")
@@ -51,16 +53,27 @@ unsafe extern "C" fn launcher_main(stack: *const usize) -> ! {
         Received::Ended(ended) => end(&ended),
         _ => die(LOST, b"the volume's daemon ended"),
     };
-    talk::streams(init);
+    let terminal = Terminal::foreground();
+    talk::streams(init, terminal.is_some());
     // The run has them now: ends of files and broken pipes are between it and the others. Standard error is kept for
-    // the one line this program may have to say.
-    sys::close(0);
+    // the one line this program may have to say, and a terminal to be set back.
+    if terminal.is_none() {
+        sys::close(0);
+    }
     sys::close(1);
-    wait(daemon, init, signals)
+    let received = wait(daemon, init, signals, terminal.is_some());
+    if let Some(terminal) = terminal {
+        // The init did, if it could.
+        terminal.restore();
+    }
+    match received {
+        Received::Ended(ended) => end(&ended),
+        _ => die(LOST, b"the volume's daemon ended; the run is lost"),
+    }
 }
 
-/// Until the daemon says how it ended.
-fn wait(daemon: i32, init: i32, signals: i32) -> ! {
+/// Until the daemon says how it ended, or is gone.
+fn wait(daemon: i32, init: i32, signals: i32, relay: bool) -> Received {
     let mut polled = [sys::PollFd::input(daemon), sys::PollFd::input(signals), sys::PollFd::input(init)];
     loop {
         if sys::poll(&mut polled) < 0 {
@@ -68,7 +81,10 @@ fn wait(daemon: i32, init: i32, signals: i32) -> ! {
         }
         if polled[1].ready() {
             while let Some(signal) = sys::read_signal(signals) {
-                pass_on(init, signal);
+                match signal {
+                    WINCH if relay => talk::window(init),
+                    _ => pass_on(init, signal),
+                }
             }
         }
         if polled[2].ready() {
@@ -76,10 +92,7 @@ fn wait(daemon: i32, init: i32, signals: i32) -> ! {
             polled[2].forget();
         }
         if polled[0].ready() {
-            match talk::receive(daemon) {
-                Received::Ended(ended) => end(&ended),
-                _ => die(LOST, b"the volume's daemon ended; the run is lost"),
-            }
+            return talk::receive(daemon);
         }
     }
 }
@@ -95,7 +108,6 @@ fn pass_on(init: i32, signal: u8) {
 /// Signals come as data from now on. Those the caller ignores stay ignored.
 fn catch() -> i32 {
     let mask = PASSED.iter().fold(0_u64, |mask, signal| mask | 1 << (signal - 1));
-    let _ = CONT;
     sys::block(mask);
     sys::signal_fd(mask)
 }

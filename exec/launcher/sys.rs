@@ -12,10 +12,14 @@ mod number {
     pub const GETPID: usize = 39;
     pub const SOCKET: usize = 41;
     pub const CONNECT: usize = 42;
+    pub const SOCKETPAIR: usize = 53;
     pub const SENDTO: usize = 44;
     pub const SENDMSG: usize = 46;
     pub const RECVMSG: usize = 47;
     pub const EXIT_GROUP: usize = 231;
+    pub const IOCTL: usize = 16;
+    pub const GETPGID: usize = 121;
+    pub const FSTAT: usize = 5;
     pub const KILL: usize = 62;
     pub const FCNTL: usize = 72;
     pub const GETCWD: usize = 79;
@@ -38,10 +42,14 @@ mod number {
     pub const GETPID: usize = 172;
     pub const SOCKET: usize = 198;
     pub const CONNECT: usize = 203;
+    pub const SOCKETPAIR: usize = 199;
     pub const SENDTO: usize = 206;
     pub const SENDMSG: usize = 211;
     pub const RECVMSG: usize = 212;
     pub const EXIT_GROUP: usize = 94;
+    pub const IOCTL: usize = 29;
+    pub const GETPGID: usize = 155;
+    pub const FSTAT: usize = 80;
     pub const KILL: usize = 129;
     pub const FCNTL: usize = 25;
     pub const GETCWD: usize = 17;
@@ -362,6 +370,58 @@ pub fn directory(buffer: &mut [u8; 4096]) -> &[u8] {
     let len = unsafe { syscall(GETCWD, [buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0, 0]) };
     // The terminating zero is counted; what is not reachable starts with "(".
     if len > 1 && buffer[0] == b'/' { &buffer[..len as usize - 1] } else { &[] }
+}
+
+/// A terminal as it was set, to be set back.
+pub struct Terminal([u8; 64]);
+
+const TCGETS: usize = 0x5401;
+const TCSETSW: usize = 0x5403;
+const TIOCGPGRP: usize = 0x540f;
+const TIOCGWINSZ: usize = 0x5413;
+
+impl Terminal {
+    /// Of standard input, if it and standard output are one terminal and this process is in its foreground group.
+    pub fn foreground() -> Option<Self> {
+        let mut saved = [0_u8; 64];
+        let mut group = 0_i32;
+        // SAFETY: the kernel's termios has 36 bytes, a group is an int.
+        let (is_terminal, has_group) = unsafe {
+            (
+                syscall(IOCTL, [0, TCGETS, saved.as_mut_ptr() as usize, 0, 0, 0]),
+                syscall(IOCTL, [0, TIOCGPGRP, &raw mut group as usize, 0, 0, 0]),
+            )
+        };
+        let own = plain(GETPGID, [0; 4]);
+        let same = device(0).is_some() && device(0) == device(1);
+        (is_terminal == 0 && has_group == 0 && own == group as isize && same).then_some(Self(saved))
+    }
+
+    pub fn restore(&self) {
+        // SAFETY: as it was read.
+        unsafe { syscall(IOCTL, [0, TCSETSW, self.0.as_ptr() as usize, 0, 0, 0]) };
+    }
+}
+
+/// Rows, columns, pixels across and down, as the kernel has them: four little-endian u16.
+pub fn window() -> [u8; 8] {
+    let mut size = [0; 8];
+    // SAFETY: a winsize has eight bytes.
+    unsafe { syscall(IOCTL, [0, TIOCGWINSZ, size.as_mut_ptr() as usize, 0, 0, 0]) };
+    size
+}
+
+/// Number of the device a descriptor is.
+fn device(fd: usize) -> Option<u64> {
+    /// Where it stands in a `struct stat`.
+    #[cfg(target_arch = "x86_64")]
+    const RDEV: usize = 5;
+    #[cfg(target_arch = "aarch64")]
+    const RDEV: usize = 4;
+    let mut stat = [0_u64; 32];
+    // SAFETY: there is more room than a `struct stat` has bytes.
+    let result = unsafe { syscall(FSTAT, [fd, stat.as_mut_ptr() as usize, 0, 0, 0, 0]) };
+    (result == 0).then_some(stat[RDEV])
 }
 
 /// Call until it is not interrupted.

@@ -10,6 +10,10 @@ const ACCEPTED: u16 = 2;
 const ENDED: u16 = 3;
 const STREAMS: u16 = 4;
 const SIGNAL: u16 = 5;
+const WINDOW: u16 = 6;
+const CALL: u16 = 7;
+/// The credential of a run (X12).
+const CREDENTIAL: usize = 3;
 const VERSION: u32 = 1;
 /// Resource limits there are.
 const LIMITS: usize = 16;
@@ -55,6 +59,34 @@ pub fn connect(own: &[u8]) -> Option<i32> {
         let result = again(|| syscall(sys::CONNECT, [socket as usize, address, 2 + path.len + 1, 0, 0, 0]));
         (result == 0).then_some(socket as i32)
     }
+}
+
+/// Inside a run there is no socket beside this program. Its credential takes the other end of a connection instead.
+pub fn connect_inside() -> Option<i32> {
+    const UNIX: usize = 1;
+    const STREAM_CLOEXEC: usize = 1 | 0o2_000_000;
+    let mut pair = [0_i32; 2];
+    // SAFETY: the two numbers are valid for the call.
+    if unsafe { syscall(sys::SOCKETPAIR, [UNIX, STREAM_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0]) } != 0 {
+        return None;
+    }
+    let mut control = [(CONTROL_HEADER + 4) as u64, SOL_SOCKET | SCM_RIGHTS << 32, u64::from(pair[1] as u32)];
+    let mut frame = header(CALL, 0);
+    let mut part = Part { start: frame.as_mut_ptr(), len: frame.len() };
+    let message = Message {
+        name: 0,
+        name_len: 0,
+        parts: &raw mut part,
+        parts_count: 1,
+        control: control.as_mut_ptr().cast(),
+        control_len: size_of_val(&control),
+        flags: 0,
+    };
+    let address = &raw const message as usize;
+    // SAFETY: the message describes buffers that live through the call.
+    let sent = again(|| unsafe { syscall(sys::SENDMSG, [CREDENTIAL, address, NO_SIGPIPE, 0, 0, 0]) });
+    sys::close(pair[1]);
+    (sent == HEADER_LEN as isize).then_some(pair[0])
 }
 
 /// A short text being put together.
@@ -310,7 +342,7 @@ pub fn receive(daemon: i32) -> Received {
 }
 
 /// Give the init this program's standard descriptors.
-pub fn streams(init: i32) {
+pub fn streams(init: i32, relay: bool) {
     let open = (0..3).filter(|fd| sys::is_open(*fd));
     let present = open.clone().fold(0_u8, |bits, fd| bits | 1 << fd);
     let count = open.clone().count();
@@ -324,6 +356,10 @@ pub fn streams(init: i32) {
     let mut frame = [0; HEADER_LEN + 10];
     frame[..HEADER_LEN].copy_from_slice(&header(STREAMS, 10));
     frame[HEADER_LEN] = present;
+    if relay {
+        frame[HEADER_LEN + 1] = 1;
+        frame[HEADER_LEN + 2..].copy_from_slice(&sys::window());
+    }
     let mut part = Part { start: frame.as_mut_ptr(), len: frame.len() };
     let message = Message {
         name: 0,
@@ -344,5 +380,13 @@ pub fn signal(init: i32, signal: u8) {
     let mut out = Sender { socket: init, used: 0, failed: false };
     out.header(SIGNAL, 1);
     out.bytes(&[signal]);
+    out.flush();
+}
+
+/// The terminal has another size.
+pub fn window(init: i32) {
+    let mut out = Sender { socket: init, used: 0, failed: false };
+    out.header(WINDOW, 8);
+    out.bytes(&sys::window());
     out.flush();
 }

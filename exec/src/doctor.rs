@@ -141,7 +141,7 @@ fn groups() -> Finding {
 
 /// Only if something is wrong with it.
 fn devices() -> Option<Finding> {
-    let missing = ["null", "zero", "full", "random", "urandom"]
+    let missing = ["null", "zero", "full", "random", "urandom", "tty"]
         .into_iter()
         .find(|name| fs::symlink_metadata(format!("/dev/{name}")).is_err())?;
     Some(finding("exec: devices", Standing::Bad, format!("/dev/{missing} is missing; no function can run")))

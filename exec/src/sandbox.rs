@@ -8,4 +8,5 @@ pub(crate) mod seccomp;
 pub(crate) mod landlock;
 pub(crate) mod root;
 pub(crate) mod launch;
+mod terminal;
 pub(crate) mod init;

@@ -201,11 +201,10 @@ impl Sandboxes {
         let mut steps = Steps { admitted: begun.elapsed(), ..Steps::default() };
         let limits = group_limits(plan);
         let kind = PoolKind { identity: plan.identity.clone(), template: plan.template.clone() };
-        let pooled = shared.pool.lock().take(&kind, limits, begun);
+        let pooled = shared.living(&kind, limits, begun);
         steps.pooled = pooled.is_some();
         let counter = if steps.pooled { &shared.hits } else { &shared.misses };
         counter.fetch_add(1, Ordering::Relaxed);
-        shared.pool_changed.notify_all();
         let sandbox = match pooled {
             Some(sandbox) => sandbox,
             None => shared.make(&kind, &limits)?,
@@ -382,6 +381,7 @@ impl Disposed {
 impl Drop for Disposed {
     fn drop(&mut self) {
         if let Some(sandbox) = self.sandbox.take() {
+            self.shared.pool_changed.notify_all();
             self.shared.dispose(Over { sandbox, _promise: self.promise.take() });
         }
     }

@@ -26,6 +26,8 @@ use crate::sys;
 
 /// Launchers that are talked to at one time; the kernel queues some more. Runs are bounded by the ledger.
 const LAUNCHERS_MAX: usize = 2048;
+/// Functions one run may have invoked at one time.
+const CALLS_MAX: usize = 64;
 /// A launcher that started to talk finishes within this time.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
 /// Stack of a thread that talks to a launcher: it decodes, and asks the host.
@@ -36,18 +38,26 @@ const STACK_BYTES: usize = 1 << 20;
 pub struct Admitted {
     /// What to do.
     pub plan: Plan,
-    /// The credential's inner end (X12): descriptor 3 of the program.
-    pub credential: Option<OwnedFd>,
+    /// It may invoke functions: it gets a credential (X12), descriptor 3 of the program, over which launchers inside it
+    /// connect. Revoked before its end is told to anybody.
+    pub calls: bool,
 }
 
 /// Who decides what is run, and keeps the records. Called on threads of the service, one a run; may block.
 pub trait Host: Send + Sync + 'static {
-    /// A launcher asks. `function` is an O_PATH descriptor sent instead of a ticket (`brine exec run`). The caller's
+    /// A launcher asks; one inside another run, its `parent`. `function` is an O_PATH descriptor sent instead of a ticket (`brine exec run`). The caller's
     /// identity is what the kernel says about the socket's other end.
     ///
     /// # Errors
     /// Why not; [`Error::exit_code`] and the message are what the launcher ends with. [`Self::refused`] follows.
-    fn admit(&self, id: RunId, request: Request, function: Option<OwnedFd>, caller: &Caller) -> Result<Admitted>;
+    fn admit(
+        &self,
+        id: RunId,
+        request: Request,
+        function: Option<OwnedFd>,
+        caller: &Caller,
+        parent: Option<RunId>,
+    ) -> Result<Admitted>;
 
     /// The run was not started: refused by [`Self::admit`], no room, or its sandbox could not be made. Called before
     /// its launcher hears; what the run held (ticket, credential) is revoked here.
@@ -119,7 +129,7 @@ fn accept(listener: &UnixListener, stopped: &OwnedFd, sandboxes: &Arc<Sandboxes>
                 continue;
             }
         };
-        let talk = Talk { launcher, sandboxes: Arc::clone(sandboxes), host: Arc::clone(host) };
+        let talk = Talk { launcher, sandboxes: Arc::clone(sandboxes), host: Arc::clone(host), parent: None };
         if talking.fetch_add(1, Ordering::SeqCst) >= LAUNCHERS_MAX {
             talking.fetch_sub(1, Ordering::SeqCst);
             talk.say(&refusal(&Error::Full("too many runs are asked for at once")));
@@ -148,6 +158,8 @@ struct Talk {
     launcher: UnixStream,
     sandboxes: Arc<Sandboxes>,
     host: Arc<dyn Host>,
+    /// The run it is in.
+    parent: Option<RunId>,
 }
 
 impl Talk {
@@ -189,8 +201,10 @@ impl Talk {
     }
 
     fn run(&self, id: RunId, request: Request, function: Option<OwnedFd>, caller: &Caller) -> Result<Outcome> {
-        let admitted = self.host.admit(id, request, function, caller)?;
-        let begun = self.sandboxes.begin(id, &admitted.plan, admitted.credential)?;
+        let admitted = self.host.admit(id, request, function, caller, self.parent)?;
+        let credential = if admitted.calls { Some(self.credential(id)?) } else { None };
+        let (inner, credential) = credential.unzip();
+        let begun = self.sandboxes.begin(id, &admitted.plan, inner)?;
         let accepted = send_frame(&self.launcher, Kind::Accepted, &id.0, &[begun.launcher.as_raw_fd()]);
         // Ours is closed: from now on the launcher's end is the only one, and if it never got it the run ends.
         drop(begun.launcher);
@@ -198,7 +212,59 @@ impl Talk {
             log::debug!("run {id}: its launcher went away");
         }
         let mut outcome = begun.running.wait(|| self.host.started(id))?;
+        drop(credential);
         self.host.ended(&mut outcome);
         Ok(outcome)
+    }
+
+    /// A run's credential: the end it gets, and what revokes it when dropped.
+    fn credential(&self, id: RunId) -> Result<(OwnedFd, Credential)> {
+        let failed = Error::step("making the credential");
+        let (outer, inner) = UnixStream::pair().map_err(&failed)?;
+        let heard = outer.try_clone().map_err(&failed)?;
+        let (sandboxes, host) = (Arc::clone(&self.sandboxes), Arc::clone(&self.host));
+        std::thread::Builder::new()
+            .name("brine-exec-call".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || hear_calls(&heard, id, &sandboxes, &host))
+            .map_err(&failed)?;
+        Ok((inner.into(), Credential(outer)))
+    }
+}
+
+/// Revokes a run's credential when dropped: what comes over it later is heard by nobody.
+struct Credential(UnixStream);
+
+impl Drop for Credential {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Serve the launchers inside a run until its credential is revoked or it says what is no call.
+fn hear_calls(credential: &UnixStream, run: RunId, sandboxes: &Arc<Sandboxes>, host: &Arc<dyn Host>) {
+    let talking = Arc::new(AtomicUsize::new(0));
+    while let Ok(Some(mut frame)) = receive_frame(credential) {
+        let (Kind::Call, Some(launcher)) = (frame.kind, frame.fds.pop()) else { return };
+        let talk = Talk {
+            launcher: launcher.into(),
+            sandboxes: Arc::clone(sandboxes),
+            host: Arc::clone(host),
+            parent: Some(run),
+        };
+        if talking.fetch_add(1, Ordering::SeqCst) >= CALLS_MAX {
+            talking.fetch_sub(1, Ordering::SeqCst);
+            talk.say(&refusal(&Error::Full("the run invokes too many functions at once")));
+            continue;
+        }
+        let counter = Arc::clone(&talking);
+        let thread = std::thread::Builder::new().name("brine-exec-run".into()).stack_size(STACK_BYTES);
+        let spawned = thread.spawn(move || {
+            talk.serve();
+            counter.fetch_sub(1, Ordering::SeqCst);
+        });
+        if spawned.is_err() {
+            talking.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }

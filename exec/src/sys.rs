@@ -239,12 +239,20 @@ pub(crate) fn kill(pid: i32, signal: c_int) -> io::Result<()> {
     Ok(())
 }
 
-/// Start every signal with its default action, but those of `ignored` (bit n-1), and none blocked.
-pub(crate) fn reset_signals(ignored: u64) {
+/// Every signal's default action, and none blocked.
+pub(crate) fn reset_signals() {
     for signal in 1..=64 {
-        let action = if ignored >> (signal - 1) & 1 == 1 { libc::SIG_IGN } else { libc::SIG_DFL };
-        // SAFETY: these two actions need no handler; signals that cannot be set answer EINVAL, which is right.
-        unsafe { libc::signal(signal, action) };
+        // SAFETY: this action needs no handler; signals that cannot be set answer EINVAL, which is right.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    set_signals(0);
+}
+
+/// Ignore those of `ignored` (bit n-1 for signal n), and block none.
+pub(crate) fn set_signals(ignored: u64) {
+    for signal in (1..=64).filter(|signal| ignored >> (signal - 1) & 1 == 1) {
+        // SAFETY: as above.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
     // SAFETY: the set is initialised by sigemptyset before it is used.
     unsafe {
@@ -288,6 +296,14 @@ pub(crate) fn peer(socket: impl AsFd) -> io::Result<(i32, u32, u32, Vec<u32>)> {
     check(c_long::from(result))?;
     groups.truncate(len as usize / size_of::<u32>());
     Ok((credentials.pid(), credentials.uid(), credentials.gid(), groups))
+}
+
+/// Window size of a terminal: rows, columns, pixels across and down.
+pub(crate) fn set_window(terminal: impl AsFd, size: [u16; 4]) -> io::Result<()> {
+    let size = libc::winsize { ws_row: size[0], ws_col: size[1], ws_xpixel: size[2], ws_ypixel: size[3] };
+    // SAFETY: TIOCSWINSZ reads one winsize, which lives through the call.
+    check(c_long::from(unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCSWINSZ, &raw const size) }))?;
+    Ok(())
 }
 
 /// Make a terminal the controlling one of this session leader.

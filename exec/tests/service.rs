@@ -26,7 +26,14 @@ struct Tester {
 }
 
 impl Host for Tester {
-    fn admit(&self, _: RunId, request: Request, _: Option<OwnedFd>, caller: &Caller) -> Result<Admitted> {
+    fn admit(
+        &self,
+        _: RunId,
+        request: Request,
+        _: Option<OwnedFd>,
+        caller: &Caller,
+        _: Option<RunId>,
+    ) -> Result<Admitted> {
         let ticket = request.ticket.ok_or_else(|| Error::Refused("no ticket".into()))?;
         if !self.tickets.lock().unwrap().remove(&ticket.0) {
             return Err(Error::Refused("the ticket is not valid".into()));
@@ -40,7 +47,7 @@ impl Host for Tester {
         plan.umask = request.umask;
         plan.ignored_signals = request.ignored_signals;
         plan.directory = request.directory;
-        Ok(Admitted { plan, credential: None })
+        Ok(Admitted { plan, calls: false })
     }
 
     fn refused(&self, _: RunId, _: &Caller, why: &Error) {
@@ -245,6 +252,57 @@ fn a_service_that_ends_ends_its_launchers() {
     // Nobody listens now.
     let output = stand.launcher("sleeps", &[]).output().unwrap();
     assert_eq!(output.status.code(), Some(125), "{output:?}");
+}
+
+/// A launcher whose controlling terminal is `slave`.
+fn on_terminal(command: &Command, slave: &OwnedFd) -> std::process::Child {
+    // setsid(1) makes standard input its controlling terminal.
+    let mut words = vec![command.get_program().to_owned()];
+    words.extend(command.get_args().map(ToOwned::to_owned));
+    let mut session = Command::new("setsid");
+    session.arg("--ctty").arg("--wait").args(words).current_dir("/");
+    session.stdin(slave.try_clone().unwrap()).stdout(slave.try_clone().unwrap()).stderr(slave.try_clone().unwrap());
+    session.spawn().unwrap()
+}
+
+#[test]
+fn a_terminal_is_relayed_with_its_size_and_set_back_afterwards() {
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+    let stand = Stand::new("terminal");
+    stand.script(
+        "asks",
+        "[ -t 0 ] && [ -t 1 ] && [ -t 2 ] || exit 9\ntty; stty size; trap 'stty size; exit 4' INT\n\
+         echo name?; read line; echo \"hello $line\"; echo ready > /dev/tty; while :; do sleep 0.05; done",
+    );
+    let size = nix::pty::Winsize { ws_row: 33, ws_col: 77, ws_xpixel: 0, ws_ypixel: 0 };
+    let pair = nix::pty::openpty(Some(&size), None).unwrap();
+    let before = tcgetattr(&pair.slave).unwrap();
+    let mut child = on_terminal(&stand.launcher("asks", &[]), &pair.slave);
+    let mut terminal = fs::File::from(pair.master);
+    let mut seen = String::new();
+    let mut until = |terminal: &mut fs::File, text: &str| {
+        let mut bytes = [0; 1024];
+        while !seen.contains(text) {
+            let len = terminal.read(&mut bytes).unwrap();
+            seen.push_str(&String::from_utf8_lossy(&bytes[..len]));
+        }
+        // What follows may have come with it.
+        let rest = seen.split_off(seen.find(text).unwrap() + text.len());
+        std::mem::replace(&mut seen, rest)
+    };
+    let said = until(&mut terminal, "name?");
+    assert!(said.contains("/dev/pts/0\r\n33 77\r\n"), "a terminal of its own: {said}");
+    assert!(!tcgetattr(&pair.slave).unwrap().local_flags.contains(LocalFlags::ICANON), "raw meanwhile");
+    terminal.write_all(b"world\n").unwrap();
+    until(&mut terminal, "hello world");
+    until(&mut terminal, "ready");
+    // A key, which the inner terminal makes a signal of.
+    terminal.write_all(b"\x03").unwrap();
+    until(&mut terminal, "33 77");
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+    let after = tcgetattr(&pair.slave).unwrap();
+    assert_eq!(after.local_flags, before.local_flags);
+    assert_eq!(after.input_flags, before.input_flags);
 }
 
 #[test]

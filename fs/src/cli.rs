@@ -4,19 +4,24 @@ mod args;
 mod check;
 mod doctor;
 mod exec;
+mod follow;
 mod format;
 mod help;
 mod image;
 mod mount;
 mod output;
 mod prompt;
+mod rebuild;
+mod retention;
 mod secret;
 mod show;
+mod snapshot;
 mod space;
 mod status;
 mod sync;
 mod target;
 mod umount;
+mod versions;
 
 use std::ffi::OsString;
 
@@ -88,11 +93,32 @@ const COMMANDS: &[Command] = &[
         run: check::run_replace,
     },
     Command {
+        name: "rebuild",
+        arguments: "SOURCE",
+        summary: "make the metadata database anew from the backing directories",
+        details: help::REBUILD,
+        run: rebuild::run,
+    },
+    Command {
+        name: "follow",
+        arguments: "--state-dir DIR SOURCE",
+        summary: "keep a second metadata database, which can take over",
+        details: help::FOLLOW,
+        run: follow::run,
+    },
+    Command {
         name: "gc",
         arguments: "[--dry-run] [--json] SOURCE|MOUNTPOINT",
         summary: "give back the space of what nothing refers to, now",
         details: help::GC,
         run: space::run_gc,
+    },
+    Command {
+        name: "retention",
+        arguments: "show|set [rules] [--json] SOURCE|MOUNTPOINT",
+        summary: "which former states are kept, and for how long",
+        details: help::RETENTION,
+        run: retention::run,
     },
     Command {
         name: "usage",
@@ -102,11 +128,60 @@ const COMMANDS: &[Command] = &[
         run: space::run_usage,
     },
     Command {
+        name: "salt",
+        arguments: "show|rotate|reseal [--json] SOURCE|MOUNTPOINT",
+        summary: "salt epochs: which blocks are of, a new one, sealing old ones anew",
+        details: help::SALT,
+        run: space::run_salt,
+    },
+    Command {
         name: "sync",
         arguments: "MOUNTPOINT",
         summary: "make everything written so far durable",
         details: help::SYNC,
         run: sync::run,
+    },
+    Command {
+        name: "snapshot",
+        arguments: "create|list|delete|rename|diff [NAME...] MOUNTPOINT [--json]",
+        summary: "name the present state, which is then kept; list, delete, rename, compare",
+        details: help::SNAPSHOT,
+        run: snapshot::run,
+    },
+    Command {
+        name: "log",
+        arguments: "[--deleted] PATH [--json]",
+        summary: "the states of a file or directory; what was deleted in a directory",
+        details: help::LOG,
+        run: versions::run_log,
+    },
+    Command {
+        name: "cat",
+        arguments: "PATH@V",
+        summary: "a file as it was",
+        details: help::STATES,
+        run: versions::run_cat,
+    },
+    Command {
+        name: "diff",
+        arguments: "PATH@V [V] [--json]",
+        summary: "what changed since a state, or between two",
+        details: help::STATES,
+        run: versions::run_diff,
+    },
+    Command {
+        name: "restore",
+        arguments: "PATH[@V] [--to NEW_PATH] [--json]",
+        summary: "bring a file or directory back as it was",
+        details: help::RESTORE,
+        run: versions::run_restore,
+    },
+    Command {
+        name: "rewind",
+        arguments: "DIR|MOUNTPOINT --to TIME|SNAPSHOT [--dry-run] [--json]",
+        summary: "make a directory, or the whole volume, what it was",
+        details: help::REWIND,
+        run: versions::run_rewind,
     },
     Command {
         name: "exec",
@@ -246,7 +321,7 @@ mod tests {
         assert!(dispatch_words(&["frobnicate"]).unwrap_err().message().contains("`brine help`"));
         let failure = dispatch_words(&["umount", "--frobnicate"]).unwrap_err();
         assert!(failure.message().contains("--frobnicate") && failure.message().contains("`brine help umount`"));
-        for command in ["format", "mount", "umount", "check", "heal", "replace", "sync"] {
+        for command in ["format", "mount", "umount", "check", "heal", "replace", "rebuild", "follow", "sync"] {
             let failure = dispatch_words(&[command]).unwrap_err();
             assert_eq!(failure.code(), ExitCode::Usage, "{command}: {failure}");
         }

@@ -5,10 +5,12 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use brine_store::volume::{Codec, DomainPolicy, Hedge};
 
 use crate::exit_code::Failure;
+use crate::vfs::Atime;
 
 /// Decoded blocks kept in memory unless `cache=` says otherwise, bytes: enough that a tree of sources stays.
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
@@ -39,8 +41,14 @@ pub struct MountOptions {
     pub read_only: bool,
     /// Let other users in.
     pub allow_other: bool,
-    /// Do not note accesses.
-    pub noatime: bool,
+    /// When accesses are noted.
+    pub atime: Atime,
+    /// Accesses of directories are not noted.
+    pub nodiratime: bool,
+    /// Unmount when nobody has used it for this long.
+    pub idle: Option<Duration>,
+    /// Change the kernel's flags of a mount that is there.
+    pub remount: bool,
     /// When parity is asked for.
     pub hedge: Hedge,
     /// Never acknowledge with fewer synced directories.
@@ -59,6 +67,8 @@ pub struct MountOptions {
     pub use_member: Vec<PathBuf>,
     /// Take the volume from whoever has it.
     pub take_over: bool,
+    /// Go on from an older state where what was acknowledged is gone.
+    pub accept_rollback: bool,
     /// FUSE event threads.
     pub threads: usize,
     /// Log file, if not `daemon.log` in the state directory.
@@ -82,7 +92,10 @@ impl Default for MountOptions {
             state: None,
             read_only: false,
             allow_other: false,
-            noatime: false,
+            atime: Atime::Relative,
+            nodiratime: false,
+            idle: None,
+            remount: false,
             hedge: Hedge::Adaptive,
             min_ack: None,
             cache_bytes: CACHE_BYTES_DEFAULT,
@@ -92,6 +105,7 @@ impl Default for MountOptions {
             codec: None,
             use_member: Vec::new(),
             take_over: false,
+            accept_rollback: false,
             threads: 1,
             log: None,
             supervise: true,
@@ -127,8 +141,14 @@ const TABLE: &[(&str, Effect)] = &[
     ("ro", Effect::Flag(|o| o.read_only = true)),
     ("rw", Effect::Flag(|o| o.read_only = false)),
     ("allow_other", Effect::Flag(|o| o.allow_other = true)),
-    ("noatime", Effect::Flag(|o| o.noatime = true)),
-    ("atime", Effect::Flag(|o| o.noatime = false)),
+    ("noatime", Effect::Flag(|o| o.atime = Atime::Off)),
+    ("atime", Effect::Flag(|o| o.atime = Atime::Relative)),
+    ("relatime", Effect::Flag(|o| o.atime = Atime::Relative)),
+    ("strictatime", Effect::Flag(|o| o.atime = Atime::Always)),
+    ("nodiratime", Effect::Flag(|o| o.nodiratime = true)),
+    ("diratime", Effect::Flag(|o| o.nodiratime = false)),
+    ("idle", Effect::Word(|o, word| duration(word).map(|time| o.idle = Some(time)).ok_or(DURATIONS))),
+    ("remount", Effect::Flag(|o| o.remount = true)),
     ("hedge", Effect::Word(hedge)),
     ("min_ack", Effect::Word(|o, word| number(word, 1, 64).map(|n| o.min_ack = Some(n as usize)).ok_or("1 to 64"))),
     ("cache", Effect::Word(cache)),
@@ -141,6 +161,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("compress", Effect::Word(|o, word| codec(word).map(|c| o.codec = Some(c)).ok_or(CODECS))),
     ("use_member", Effect::Path(|o, path| o.use_member.push(path))),
     ("take_over", Effect::Flag(|o| o.take_over = true)),
+    ("accept_rollback", Effect::Flag(|o| o.accept_rollback = true)),
     ("threads", Effect::Word(threads)),
     ("log", Effect::Path(|o, path| o.log = Some(path))),
     ("supervise", Effect::Flag(|o| o.supervise = true)),
@@ -178,24 +199,16 @@ const TABLE: &[(&str, Effect)] = &[
     ("async", Effect::Ignored),
     ("silent", Effect::Ignored),
     ("loud", Effect::Ignored),
-    ("relatime", Effect::Ignored),
     ("norelatime", Effect::Ignored),
     ("nostrictatime", Effect::Ignored),
-    ("diratime", Effect::Ignored),
-    ("nodiratime", Effect::Ignored),
     ("lazytime", Effect::Ignored),
     ("nolazytime", Effect::Ignored),
-    (
-        "strictatime",
-        Effect::Flag(|o| o.notes.push("strictatime has no effect: access times are kept as relatime does".into())),
-    ),
     // What other FUSE filesystems take, and what is so here anyway.
     ("default_permissions", Effect::Ignored),
     ("auto_unmount", Effect::Ignored),
     ("nonempty", Effect::Ignored),
     ("subtype", Effect::Ignored),
     ("allow_root", Effect::Refused("use allow_other")),
-    ("remount", Effect::Refused("brine cannot change a mount; `brine umount` it and mount it again")),
     ("bind", Effect::Refused("bind mounts are made by mount(8) alone, without -t brine")),
     ("password", Effect::Refused("a secret on the command line can be read by all users; use passfile=FILE")),
     ("passphrase", Effect::Refused("a secret on the command line can be read by all users; use passfile=FILE")),
@@ -225,6 +238,23 @@ pub fn codec(word: &str) -> Option<Codec> {
         "lz4" => Some(Codec::Lz4),
         _ => None,
     }
+}
+
+/// Allowed values of `idle`.
+pub const DURATIONS: &str = "a time from 1s up, such as 30s, 10m or 2h";
+
+/// A time: digits, and s, m, h or d.
+pub fn duration(word: &str) -> Option<Duration> {
+    let end = word.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(word.len());
+    let (digits, unit) = word.split_at(end);
+    let seconds = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    number(digits, 1, u64::from(u32::MAX)).map(|count| Duration::from_secs(count * seconds))
 }
 
 /// A decimal number within bounds.
@@ -414,7 +444,7 @@ mod tests {
         .unwrap();
         assert_eq!(o.secret, Some(SecretFile::Passphrase("/base/p".into())));
         assert_eq!(o.state, Some("/s".into()));
-        assert!(o.read_only && o.allow_other && o.noatime && !o.supervise);
+        assert!(o.read_only && o.allow_other && o.atime == Atime::Off && !o.supervise);
         assert!(matches!(o.hedge, Hedge::All));
         assert_eq!((o.min_ack, o.cache_bytes, o.copies, o.epoch, o.threads), (Some(5), 1 << 30, Some(3), Some(7), 4));
         assert!(matches!(o.domain, Some(DomainPolicy::Volume)) && matches!(o.codec, Some(Codec::Lz4)));
@@ -429,7 +459,10 @@ mod tests {
             parse("rw,defaults,noauto,nofail,_netdev,user=me,x-systemd.automount,x-gvfs-show,comment=hi,relatime,,")
                 .unwrap();
         assert!(!o.read_only && o.kernel.is_empty() && o.notes.is_empty());
-        assert_eq!(parse("strictatime").unwrap().notes.len(), 1);
+        let o = parse("strictatime,nodiratime,idle=10m").unwrap();
+        assert!(o.atime == Atime::Always && o.nodiratime && o.notes.is_empty());
+        assert_eq!(o.idle, Some(Duration::from_secs(600)));
+        assert!(parse("strictatime,relatime,remount").is_ok_and(|o| o.atime == Atime::Relative && o.remount));
     }
 
     #[test]
@@ -461,7 +494,8 @@ mod tests {
         assert!(complaint("cache=1").contains("8M"));
         assert!(complaint("keyfile").contains("keyfile=PATH"));
         assert!(complaint("ro=1").contains("takes no value"));
-        assert!(complaint("remount").contains("umount"));
+        assert!(complaint("idle=soon").contains("such as 30s, 10m or 2h"));
+        assert!(complaint("idle=0").contains("from 1s up"));
         assert!(!complaint("passphrase=secret").contains("secret,"));
     }
 

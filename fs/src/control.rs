@@ -21,6 +21,7 @@ pub use registry::{Entry, Registration, find_mountpoint, find_volume, list, proc
 pub use server::{Server, Service};
 pub use versions::VersionsRequest;
 
+use brine_store::retention::Rules;
 use serde::{Deserialize, Serialize};
 
 use crate::exec_dir::request::ExecRequest;
@@ -64,6 +65,16 @@ pub enum Request {
         /// Only tell how much that is.
         dry_run: bool,
     },
+    /// Which former states are kept.
+    Retention {
+        /// Other rules; none: only tell what they are.
+        set: Option<Rules>,
+    },
+    /// Salt epochs.
+    Salt {
+        /// What of them.
+        ask: SaltRequest,
+    },
     /// What takes the space.
     Usage {
         /// Of what is at and below this path inside the volume.
@@ -84,6 +95,18 @@ pub enum Request {
         /// What.
         ask: VersionsRequest,
     },
+}
+
+/// What can be asked about salt epochs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SaltRequest {
+    /// Which there are.
+    Show,
+    /// Begin a new one.
+    Rotate,
+    /// Seal what is of earlier ones anew.
+    Reseal,
 }
 
 /// One line of an answer.

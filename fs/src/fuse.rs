@@ -40,6 +40,8 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 
 /// What we use of what the kernel offers; what it does not offer is done without.
 ///
+/// Not ATOMIC_O_TRUNC: with it O_RDONLY | O_TRUNC reaches us before the kernel has seen that the file is a program that
+/// runs, and empties it.
 /// HANDLE_KILLPRIV_V2: we clear set-id bits on write, truncate and chown. It also lets the kernel remember that a file
 /// has no capabilities; without it, every write would first ask for `security.capability`. The kernel does not forget
 /// the mode it has cached when a write makes us clear bits: see [`convert::attr_ttl`].
@@ -47,11 +49,10 @@ pub(crate) const TTL: Duration = Duration::from_secs(3600);
 /// POSIX_ACL: the kernel enforces access control lists; DONT_MASK: it leaves the umask to us, which a default list
 /// overrides.
 /// EXPLICIT_INVAL_DATA: pages are never dropped because attributes changed; our own changes all came through the kernel.
-const CAPABILITIES: [InitFlags; 11] = [
+const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
     InitFlags::FUSE_ASYNC_DIO,
@@ -167,6 +168,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.vfs.note_use();
         follow::note(request.pid());
         let parent = ino(parent);
         if is_control(parent) {
@@ -204,6 +206,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        self.vfs.note_use();
         let perm = mode.map(|mode| (mode & 0o7777) as u16);
         let change = AttrChange { perm, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
         let (caller, node) = (caller(request), ino(node));
@@ -277,6 +280,7 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.vfs.note_use();
         follow::note(request.pid());
         let (caller, node, flags) = (caller(request), ino(node), flags.0);
         if self.vfs.open_waits(node, flags) {
@@ -297,6 +301,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        self.vfs.note_use();
         follow::note(request.pid());
         let perm = (mode & 0o7777) as u16;
         match self.vfs.create(maker(request, umask), ino(parent), name.as_bytes(), perm, flags) {
@@ -394,6 +399,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.vfs.note_use();
         let handle = FileHandle(self.vfs.open_dir(ino(node)));
         let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
         reply.opened(handle, if is_passing(ino(node)) { FopenFlags::empty() } else { keep });

@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config; // mount options
 pub mod control; // talking to a running daemon
 pub mod exit_code; // how commands end
+pub mod moment; // how people name a past state
 pub mod mount; // from a source and options to a daemon that serves
 pub mod mount_table; // what is mounted where
 pub mod sys; // system calls that need unsafe

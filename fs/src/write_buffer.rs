@@ -149,7 +149,7 @@ impl WriteBuffer {
 
     /// Whether a write of `len` bytes can be accepted now, nobody waiting before it.
     pub fn has_room(&self, len: usize) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len)
+        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(len as u64)
     }
 
     fn fits(&self, len: usize) -> bool {
@@ -188,6 +188,10 @@ impl WriteBuffer {
             held_before = held;
         };
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+        if outcome.is_ok() {
+            // What dead blocks and history take is given back before a writer is told that there is no space.
+            self.volume.wait_for_space(len as u64);
+        }
         outcome
     }
 

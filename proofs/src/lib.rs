@@ -6,6 +6,8 @@
 
 /// The local database's files, recorded below SQLite.
 pub mod database;
+/// Every call of a backing directory fails once, in every way it can.
+pub mod faults;
 /// What a filesystem must do, in memory.
 pub mod model;
 /// Everything that is written and synced, in one order.

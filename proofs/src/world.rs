@@ -121,6 +121,7 @@ impl World {
             domain: DomainPolicy::Volume,
             codec: Codec::None,
             chunk_bits: 17,
+            history: true,
             label: "proof".into(),
             kdf: KdfCost::Fast,
         };
@@ -184,6 +185,7 @@ impl World {
             use_member: Vec::new(),
             report: None,
             take_over: false,
+            accept_rollback: false,
         };
         Volume::open_in(options, &places)
     }
@@ -219,6 +221,7 @@ pub fn filesystem(volume: Arc<Volume>, commit_interval: Duration) -> io::Result<
         seal_threads: 2,
         readahead_bytes: 0,
         atime: Atime::Off,
+        dir_atime: true,
         report: Arc::new(move |line| teller.lock().push(line.to_owned())),
     };
     Ok((Vfs::new(volume, options)?, told))

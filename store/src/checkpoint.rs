@@ -32,6 +32,8 @@ pub struct Written {
     pub location: Location,
     /// Blocks of rows.
     pub entries: Vec<ImageEntry>,
+    /// Digest of the rows.
+    pub rows_digest: [u8; 32],
     /// Bytes of rows that were written, and that stood in the image before.
     pub bytes: (u64, u64),
 }
@@ -113,7 +115,7 @@ pub fn write(
     }
     let root = image.put(&index(level, top).encode())?;
     blocks.segments().sync()?;
-    Ok(Written { root: root.key, location: root.location, entries, bytes: image.bytes })
+    Ok(Written { root: root.key, location: root.location, entries, rows_digest, bytes: image.bytes })
 }
 
 /// FNV-1a (Fowler, Noll, Vo): where to cut needs no secrecy, only that equal rows cut alike.

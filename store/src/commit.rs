@@ -138,7 +138,7 @@ impl Commit {
         let covered = queue.asked;
         drop(queue);
 
-        let outcome = self.lead(parts, flusher);
+        let outcome = self.lead(parts, flusher, &mut || Ok(()));
 
         let mut queue = self.queue.lock();
         queue.running = false;
@@ -156,7 +156,23 @@ impl Commit {
         outcome
     }
 
-    fn lead(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
+    /// Close a generation with `change` as its last one, and make it durable: what `change` leaves is a state of its own.
+    /// If `change` fails nothing is closed.
+    pub fn run_with(
+        &self,
+        parts: &Parts<'_>,
+        flusher: &dyn Flusher,
+        change: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Generation> {
+        self.lead(parts, flusher, change)
+    }
+
+    fn lead(
+        &self,
+        parts: &Parts<'_>,
+        flusher: &dyn Flusher,
+        last: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Generation> {
         let Parts { blocks, meta, log, overrides, fence } = parts;
         let _leading = self.leading.lock();
         log.usable()?;
@@ -164,22 +180,25 @@ impl Commit {
         flusher.flush(false)?;
         let held_off = self.gate.write();
         flusher.flush(true)?;
+        last()?;
         meta.flush_atimes()?;
         meta.with(|txn| {
             blocks.settle_segments(txn)?;
             log.note_durable(txn)
         })?;
-        let mut appended = None;
+        let (mut appended, mut syncing) = (None, None);
         let closed = meta.commit_with(|closed| {
             let (record, notes) = log.append(blocks, closed)?;
             appended = Some(record);
+            // The directories are at it while the rows are committed.
+            syncing = blocks.segments().try_begin_sync();
             Ok(notes)
         })?;
         if let Some(record) = &appended {
             log.advance(record);
         }
         drop(held_off);
-        blocks.segments().sync()?;
+        syncing.unwrap_or_else(|| blocks.segments().begin_sync()).wait()?;
         if let Some(record) = &appended {
             // Answered only if nobody took the volume over before it was synced (R16).
             fence.check()?;

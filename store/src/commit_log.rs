@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::ids::{Generation, Term, VolumeId};
 use crate::meta::codec::encode_changes;
 use crate::meta::{Closed, Meta, OutboxRow, Txn};
-use crate::record::{ChainHash, GenerationRecord};
+use crate::record::{ChainHash, GenerationRecord, RowsDigest};
 use crate::shard::CommitHeader;
 use crate::superblock::AckOverride;
 
@@ -104,6 +104,8 @@ pub struct CommitLog {
     durable: Mutex<Generation>,
     /// Bytes of records appended since the last checkpoint.
     since_checkpoint: Mutex<u64>,
+    /// What the rows were at the last checkpoint, for the next record.
+    rows_digest: Mutex<Option<RowsDigest>>,
 }
 
 impl std::fmt::Debug for CommitLog {
@@ -123,6 +125,7 @@ impl CommitLog {
             head: Mutex::new(head),
             durable: Mutex::new(head.generation),
             since_checkpoint: Mutex::new(0),
+            rows_digest: Mutex::default(),
         }
     }
 
@@ -136,8 +139,10 @@ impl CommitLog {
         *self.since_checkpoint.lock()
     }
 
-    /// A checkpoint was published when the log had this many bytes more than at the one before.
-    pub fn checkpointed(&self, bytes: u64) {
+    /// A checkpoint of these rows was published when the log had this many bytes more than at the one before. The next
+    /// record tells what the rows were.
+    pub fn checkpointed(&self, bytes: u64, rows: RowsDigest) {
+        *self.rows_digest.lock() = Some(rows);
         let mut since = self.since_checkpoint.lock();
         *since = since.saturating_sub(bytes);
     }
@@ -175,7 +180,7 @@ impl CommitLog {
             generation: closed.generation,
             durable_through: self.durable(),
             previous: before.chain,
-            rows_digest: None,
+            rows_digest: self.rows_digest.lock().take(),
             changes: encode_changes(&closed.changes),
         };
         let parts = record.seal(&self.log_key, self.entropy.as_ref()).map_err(|error| {

@@ -19,6 +19,8 @@ pub mod meta; // the metadata database: rows, transactions, conditional writes
 pub mod placement; // which members a segment is placed on
 pub mod record; // commit records: the row changes of one generation, and the root of a checkpoint image
 pub mod recover; // a database brought up to the log, or made from it
+pub mod reseal; // salt epochs
+pub mod retention; // which former states are kept, and for how long
 pub mod seal; // chunk -> sealed block: keys, salts, compression, padding, AEAD
 pub mod segment; // append-only files in which stripes lie
 pub mod shard; // record headers: the bytes around every shard

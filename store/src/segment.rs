@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::backing::{BackingSet, Health, ShardWrite, SharedBytes, Wait};
+use crate::backing::{BackingSet, Health, ShardWrite, SharedBytes, Syncs, Wait};
 use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -86,6 +86,39 @@ impl Unsynced {
     fn slots(&self) -> u64 {
         let stripes = if self.stripes { self.segment.occupied() } else { 0 };
         self.copies.iter().fold(stripes, |all, copies| all | copies)
+    }
+}
+
+type Due = BTreeMap<SegmentId, Unsynced>;
+
+/// A sync that was begun; what it covers is due again if it is never waited for.
+#[derive(Debug)]
+#[must_use = "nothing is known durable before it is waited for"]
+pub struct SyncInFlight<'a> {
+    segments: &'a Segments,
+    files: Vec<(MemberId, SegmentId)>,
+    syncs: Option<Syncs>,
+    due: Due,
+    bytes: u64,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl SyncInFlight<'_> {
+    /// Wait for it. Errors as of [`Segments::sync`].
+    pub fn wait(mut self) -> Result<()> {
+        let due = std::mem::take(&mut self.due);
+        match self.syncs.take() {
+            Some(syncs) => self.segments.end_sync(&self.files, syncs, due, self.bytes),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for SyncInFlight<'_> {
+    fn drop(&mut self) {
+        if self.syncs.is_some() {
+            self.segments.due_again(std::mem::take(&mut self.due), self.bytes);
+        }
     }
 }
 
@@ -486,18 +519,34 @@ impl Segments {
     /// Records appended while this runs may or may not be covered: they are listed for the next call. After an error
     /// what was to be synced stays listed, so that no later sync passes over it.
     pub fn sync(&self) -> Result<()> {
-        let _alone = self.syncing.lock();
+        self.begin_sync().wait()
+    }
+
+    /// As [`Self::sync`], in two steps: there is something to do while the directories are at it. `None` if it cannot be
+    /// begun at once, because another sync runs or directories are silent.
+    pub fn try_begin_sync(&self) -> Option<SyncInFlight<'_>> {
+        let alone = self.syncing.try_lock()?;
+        if !self.has_quorum(&self.state.lock().unsynced) {
+            return None;
+        }
+        Some(self.begin_alone(alone))
+    }
+
+    /// As [`Self::try_begin_sync`], waiting until it can.
+    pub fn begin_sync(&self) -> SyncInFlight<'_> {
+        let alone = self.syncing.lock();
+        self.await_quorum(|| self.has_quorum(&self.state.lock().unsynced));
+        self.begin_alone(alone)
+    }
+
+    /// True if the directories that answer are enough for what is to be synced.
+    fn has_quorum(&self, due: &Due) -> bool {
+        due.values().all(|unsynced| self.shortfall(unsynced, self.healthy(&unsynced.segment)).is_none())
+    }
+
+    fn begin_alone<'a>(&'a self, alone: MutexGuard<'a, ()>) -> SyncInFlight<'a> {
         let due = std::mem::take(&mut self.state.lock().unsynced);
         let bytes = self.unsynced_bytes.swap(0, Ordering::Relaxed);
-        if due.is_empty() {
-            return Ok(());
-        }
-        let slot_of = |unsynced: &Unsynced, member: &MemberId| {
-            unsynced.segment.slots.iter().position(|slot| slot.as_ref() == Some(member))
-        };
-        self.await_quorum(|| {
-            due.values().all(|unsynced| self.shortfall(unsynced, self.healthy(&unsynced.segment)).is_none())
-        });
         let mut files: Vec<(MemberId, SegmentId)> = Vec::new();
         for (id, unsynced) in &due {
             let slots = unsynced.slots() & self.healthy(&unsynced.segment);
@@ -506,6 +555,17 @@ impl Segments {
                 members.filter(|(slot, _)| slots >> slot & 1 == 1).filter_map(|(_, m)| m.map(|member| (member, *id))),
             );
         }
+        let syncs = self.set.begin_syncs(&files);
+        SyncInFlight { segments: self, files, syncs: Some(syncs), due, bytes, _alone: alone }
+    }
+
+    fn end_sync(&self, files: &[(MemberId, SegmentId)], syncs: Syncs, due: Due, bytes: u64) -> Result<()> {
+        if due.is_empty() {
+            return Ok(());
+        }
+        let slot_of = |unsynced: &Unsynced, member: &MemberId| {
+            unsynced.segment.slots.iter().position(|slot| slot.as_ref() == Some(member))
+        };
         let slot_mask = |(member, id): &(MemberId, SegmentId)| {
             due.get(id).and_then(|unsynced| slot_of(unsynced, member)).map_or(0, |slot| 1 << slot)
         };
@@ -519,7 +579,7 @@ impl Segments {
         let members: Vec<MemberId> = files.iter().map(|(member, _)| *member).collect();
         let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
         let mut failed = Vec::new();
-        for (member, id, outcome) in self.set.sync_all(&files, &self.wait(&members, &enough)) {
+        for (member, id, outcome) in syncs.wait(&self.wait(&members, &enough)) {
             match outcome {
                 Ok(()) => *good.entry(id).or_default() |= slot_mask(&(member, id)),
                 Err(error) => {
@@ -539,7 +599,19 @@ impl Segments {
                 *state.lacking.entry(*id).or_default() |= missed;
             }
         }
-        let Some(error) = short else { return Ok(()) };
+        drop(state);
+        match short {
+            None => Ok(()),
+            Some(error) => {
+                self.due_again(due, bytes);
+                Err(error)
+            }
+        }
+    }
+
+    /// What was to be synced was not.
+    fn due_again(&self, due: Due, bytes: u64) {
+        let mut state = self.state.lock();
         for (id, old) in due {
             match state.unsynced.entry(id) {
                 Entry::Vacant(entry) => drop(entry.insert(old)),
@@ -550,8 +622,8 @@ impl Segments {
                 }
             }
         }
+        drop(state);
         self.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
-        Err(error)
     }
 
     /// What is wrong if only the slots `good` of a segment were synced.

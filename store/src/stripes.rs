@@ -255,6 +255,13 @@ impl Stripes {
 
     /// What the files of a segment say of it: the first authentic header.
     pub fn segment_info(&self, segment: SegmentId) -> Option<SegmentInfo> {
+        self.segment_infos(segment).into_iter().next()
+    }
+
+    /// What the files of a segment say of it. More than one if writers that could not see each other gave one number to
+    /// segments of their own.
+    pub fn segment_infos(&self, segment: SegmentId) -> Vec<SegmentInfo> {
+        let mut infos: Vec<SegmentInfo> = Vec::new();
         let mut bytes = vec![0; SEGMENT_HEADER_LEN];
         for member in self.set.members().iter().filter(|member| member.can_read()) {
             if !matches!(member.read_segment(segment, 0, &mut bytes), Ok(SEGMENT_HEADER_LEN)) {
@@ -263,8 +270,9 @@ impl Stripes {
             let Ok(header) = SegmentHeader::decode(&bytes).and_then(|header| header.verify(&self.header_mac)) else {
                 continue;
             };
-            if header.volume == self.volume && header.segment == segment {
-                return Some(SegmentInfo {
+            let known = infos.iter().any(|info| info.incarnation == header.incarnation);
+            if header.volume == self.volume && header.segment == segment && !known {
+                infos.push(SegmentInfo {
                     incarnation: header.incarnation,
                     geometry: header.geometry,
                     slots: header.placement,
@@ -272,7 +280,7 @@ impl Stripes {
                 });
             }
         }
-        None
+        infos
     }
 
     /// The header of the record at an offset: the first authentic one in any file of the segment.

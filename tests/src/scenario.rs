@@ -1,12 +1,18 @@
 //! Longer stories, told by the suites in short and by `accept` in full. Each panics at the first thing that is wrong
 //! and returns a sentence of what it saw.
 
+/// Applications that find fault with a filesystem.
+pub mod applications;
 /// Kills of the daemon, and power cuts of the disks, under load.
 pub mod crash;
 /// Wrong and slow bytes.
 pub mod damage;
 /// Equal content, stored once.
 pub mod dedup;
+/// Functions in sandboxes, by the thousand.
+pub mod functions;
+/// Kills of the daemon by the hundred.
+pub mod kills;
 /// Many files, and random operations on few.
 pub mod load;
 /// Directories that are gone, and the state directory.
@@ -15,9 +21,13 @@ pub mod loss;
 pub mod posix;
 /// Programs people use, on the mount.
 pub mod programs;
+/// Space given back.
+pub mod reclaim;
 /// What must be refused.
 pub mod refusals;
 /// What must not be seen.
 pub mod secrets;
 /// Volumes without room.
 pub mod space;
+/// Past states.
+pub mod versions;

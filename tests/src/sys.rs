@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -204,5 +204,42 @@ impl Drop for Directory {
     fn drop(&mut self) {
         // SAFETY: the stream was opened by open and is not used afterwards.
         unsafe { libc::closedir(self.0.as_ptr()) };
+    }
+}
+
+/// Watches a directory: inotify(7).
+#[derive(Debug)]
+pub struct Watch(File);
+
+impl Watch {
+    /// Of all that happens in `path`.
+    pub fn new(path: &Path) -> io::Result<Self> {
+        let path = c_path(path)?;
+        // SAFETY: only an integer is passed.
+        let instance = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+        if instance < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
+        let file = unsafe { File::from_raw_fd(instance) };
+        // SAFETY: the descriptor is open, the string ends with a zero byte.
+        let watch = unsafe { libc::inotify_add_watch(instance, path.as_ptr(), libc::IN_ALL_EVENTS) };
+        if watch < 0 { Err(io::Error::last_os_error()) } else { Ok(Self(file)) }
+    }
+
+    /// What has happened: masks and names.
+    pub fn events(&mut self) -> io::Result<Vec<(u32, Vec<u8>)>> {
+        const HEAD: usize = 16;
+        let mut bytes = vec![0u8; 64 << 10];
+        let len = std::io::Read::read(&mut self.0, &mut bytes)?;
+        let (mut rest, mut events) = (&bytes[..len], Vec::new());
+        while rest.len() >= HEAD {
+            let number = |at: usize| u32::from_ne_bytes([rest[at], rest[at + 1], rest[at + 2], rest[at + 3]]);
+            let (mask, end) = (number(4), HEAD + number(12) as usize);
+            let name = rest[HEAD..end].iter().copied().take_while(|byte| *byte != 0).collect();
+            events.push((mask, name));
+            rest = &rest[end..];
+        }
+        Ok(events)
     }
 }

@@ -1,11 +1,16 @@
 //! Kills of the daemon and power cuts under load: everything synced is there.
 
 use brine_tests::fault_dir::Fault;
-use brine_tests::scenario::crash;
+use brine_tests::scenario::{crash, kills};
 
 #[test]
 fn whatever_was_synced_survives_kills_under_load() {
-    println!("{}", crash::kills(10));
+    println!("{}", crash::kills(6));
+}
+
+#[test]
+fn kills_under_a_mixed_load_lose_nothing_that_was_acknowledged() {
+    println!("{}", kills::cycles(30));
 }
 
 #[test]

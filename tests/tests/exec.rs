@@ -158,6 +158,8 @@ fn shells_make_xargs_find_and_other_programs_run_functions() {
     find.arg(volume.path("in")).args(["-type", "f", "-exec"]).arg(&name).args(["{}", "+"]);
     let found = run(&mut find).expect_success().stdout;
     assert_eq!(found.lines().count(), 5, "arguments that name files grant reading them: {found}");
+    let beside = run(Command::new(&name).args(["../in/1", "2"]).current_dir(volume.path("in"))).expect_success().stdout;
+    assert_eq!(beside, "1\n2\n", "by relative paths");
     fs::write(volume.root().join("Makefile"), format!("all:\n\t@{} 1 2 3\n", add.display())).expect("write");
     assert_eq!(
         run(Command::new(program("make")).arg("-C").arg(volume.root()).arg("-s")).expect_success().stdout,
@@ -386,5 +388,83 @@ fn what_a_killed_daemon_left_is_recorded_as_lost() {
     volume.detach();
     volume.mount();
     assert_eq!(log(&volume)[0]["cause"], "lost");
+    volume.umount();
+}
+
+#[test]
+fn functions_invoke_the_functions_they_may_and_no_others() {
+    let mut volume = small("exec-nested");
+    let inner = function(&volume, "inner", "echo \"inner $1\"; cat \"$2\" 2>/dev/null; exit 5");
+    let other = function(&volume, "other", "echo other");
+    let (data, more) = (volume.path("data"), volume.path("more"));
+    fs::write(&data, "data\n").expect("write");
+    fs::write(&more, "more\n").expect("write");
+    let body = format!(
+        "{0} a {1}; echo code $?; {0} b {2}; {3} 2>/dev/null || echo none",
+        inner.display(),
+        data.display(),
+        more.display(),
+        other.display()
+    );
+    let outer = function(&volume, "outer", &body);
+    let argument = data.display().to_string();
+    let alone = call(&outer, &[&argument]).expect_success();
+    assert!(alone.stdout.contains("code 127\n") && !alone.stdout.contains("inner"), "nothing by default: {alone}");
+    policy(&outer, &["--call", "inner"]);
+    let finished = call(&outer, &[&argument]).expect_success();
+    // The second file is not the outer run's, so it is not the inner one's.
+    assert_eq!(finished.stdout, "inner a\ndata\ncode 5\ninner b\nnone\n", "{finished}");
+    let records = log(&volume);
+    let outermost = records.iter().find(|record| record["function"] == "/exec/outer").expect("a record");
+    let nested: Vec<&Value> = records.iter().filter(|record| record["parent"] == outermost["id"]).collect();
+    assert_eq!(nested.len(), 2, "{records:?}");
+    assert!(nested.iter().all(|record| record["function"] == "/exec/inner"));
+
+    // Two that invoke each other come to an end.
+    let (ping, pong) = (volume.path("exec/ping"), volume.path("exec/pong"));
+    function(&volume, "ping", &format!("echo level; {}", pong.display()));
+    function(&volume, "pong", &format!("echo level; {}", ping.display()));
+    policy(&ping, &["--call", "pong", "--memory", "16M", "--scratch", "1M"]);
+    policy(&pong, &["--call", "ping", "--memory", "16M", "--scratch", "1M"]);
+    let deep = call(&ping, &[]).with_code(126);
+    assert_eq!(deep.stdout.lines().count(), 5, "{deep}");
+    assert!(deep.stderr.contains("levels deep"), "{deep}");
+    volume.umount();
+}
+
+#[test]
+fn a_spawner_that_is_killed_is_replaced() {
+    let mut volume = small("exec-spawner");
+    let f = function(&volume, "f", "echo ran");
+    for _ in 0..4 {
+        call(&f, &[]).expect_success();
+    }
+    let spawner = volume.status()["exec"]["spawner_pid"].as_i64().expect("a spawner") as i32;
+    let process = brine_tests::volume::Daemon::of(spawner).expect("it runs");
+    process.kill();
+    assert!(process.wait_gone(Duration::from_secs(20)));
+    // Its sandboxes die with it, those that wait for a run too.
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(call(&f, &[]).expect_success().stdout, "ran\n");
+    assert_ne!(volume.status()["exec"]["spawner_pid"].as_i64(), Some(i64::from(spawner)));
+    volume.umount();
+}
+
+#[test]
+fn functions_run_again_when_the_supervisor_has_brought_the_mount_back() {
+    let builder = Builder::new("exec-supervised").directories(2).geometry(1, 1).option("allow_other");
+    let mut volume = builder.supervised().mount();
+    let f = function(&volume, "f", "echo ran");
+    call(&f, &[]).expect_success();
+    run(brine_command(&["sync"]).arg(volume.mnt())).expect_success();
+    // The kernel knows the root by now, and would answer for a dead daemon.
+    for _ in 0..3 {
+        fs::read_dir(volume.mnt()).expect("ls").for_each(drop);
+        fs::metadata(volume.mnt()).expect("stat");
+    }
+    volume.kill_daemon();
+    let runs = || Command::new(&f).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|end| end.success());
+    assert!(wait_until(Duration::from_secs(60), runs), "the mount did not come back");
+    volume.adopt();
     volume.umount();
 }

@@ -25,7 +25,7 @@ const fn time(name: &'static str, workload: &'static str, title: &'static str, u
 }
 
 /// All rows, in the order in which they are shown.
-pub static METRICS: [Metric; 22] = [
+pub static METRICS: [Metric; 24] = [
     rate("seq-write", "seq-write", "sequential write + fsync", "MiB/s"),
     rate("seq-read-cold", "seq-read-cold", "sequential read, cold", "MiB/s"),
     rate("seq-read-warm", "seq-read-warm", "sequential read, warm", "MiB/s"),
@@ -39,6 +39,8 @@ pub static METRICS: [Metric; 22] = [
     rate("read-files-cold", "read-files-cold", "read 4 KiB files, cold", "/s"),
     rate("remove", "remove", "remove them", "/s"),
     time("untar", "untar", "untar", "s"),
+    time("find", "find", "find in it, cold", "s"),
+    time("git-clone", "git-clone", "git clone of it", "s"),
     time("remove-tree", "remove-tree", "rm -rf of the tree", "s"),
     time("append-p50", "append", "4 KiB append + fsync, p50", "us"),
     time("append-p99", "append", "4 KiB append + fsync, p99", "us"),

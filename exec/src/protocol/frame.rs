@@ -39,6 +39,8 @@ pub enum Kind {
     Signal = 5,
     /// Launcher to init: the terminal's window size.
     Window = 6,
+    /// A launcher inside a run to the daemon, over the run's credential: with the other end of its connection.
+    Call = 7,
     /// Daemon to spawner: make a sandbox.
     Make = 16,
     /// Spawner to daemon: made, or not.
@@ -63,7 +65,7 @@ impl Kind {
     fn from_number(number: u16) -> Option<Self> {
         use Kind::*;
         [
-            Request, Accepted, Ended, Streams, Signal, Window, Make, Made, Ready, Built, Run, Started, Finished,
+            Request, Accepted, Ended, Streams, Signal, Window, Call, Make, Made, Ready, Built, Run, Started, Finished,
             Failed, Kill,
         ]
         .into_iter()

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -18,6 +18,7 @@ use nix::unistd::{setgroups, setresgid, setresuid};
 use super::launch::{Ready, With, launch};
 use super::message::{EndedBy, Failure, Finished, Make, Run};
 use super::root;
+use super::terminal::Terminal;
 use crate::plan::Root;
 use crate::protocol::frame::{Frame, Kind, receive_frame, send_frame};
 use crate::protocol::{Streams, Window};
@@ -57,7 +58,6 @@ pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: b
 
 /// Keep the two descriptors and nothing else of the spawner.
 fn alone(control: &OwnedFd, gate: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
-    use std::os::fd::AsRawFd;
     let high = |fd: &OwnedFd| nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(10));
     let (control, gate) = (high(control)?, high(gate)?);
     sys::duplicate(control.as_raw_fd(), CONTROL_FD)?;
@@ -70,7 +70,7 @@ fn alone(control: &OwnedFd, gate: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn identify(make: &Make, privileged: bool) -> Result<(), Failure> {
     let failed = || Failure::step("taking the caller's identity");
-    sys::reset_signals(0);
+    sys::reset_signals();
     let identity = &make.identity;
     let (uid, gid) = (identity.uid.into(), identity.gid.into());
     if privileged {
@@ -98,6 +98,7 @@ struct Program {
     /// Says why exec failed, or ends when it succeeded.
     status: Option<File>,
     launcher: Option<OwnedFd>,
+    terminal: Option<Terminal>,
     signals: SignalFd,
     started: Instant,
     run: Run,
@@ -111,7 +112,11 @@ fn begin(body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failur
         return Err(Failure { code: 125, step: "an order to run without a launcher".into(), errno: 0 });
     };
     let credential = fds.next();
-    let streams = streams(&launcher)?;
+    let (mut streams, said) = streams(&launcher)?;
+    let (terminal, end) = match said.relay {
+        true => Terminal::open(&mut streams, said.window).map(|(terminal, end)| (Some(terminal), Some(end)))?,
+        false => (None, None),
+    };
     let failed = || Failure::step("starting the program's process");
     let mut blocked = SigSet::empty();
     blocked.add(Signal::SIGCHLD);
@@ -124,7 +129,7 @@ fn begin(body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failur
     match sys::fork().map_err(failed())? {
         sys::Side::Child => {
             drop(launcher);
-            let failure = launch(&run, With { streams, credential, terminal: None }, ready);
+            let failure = launch(&run, With { streams, credential, terminal: end }, ready);
             use std::io::Write;
             let _ = File::from(say).write_all(&failure.encode());
             sys::exit_now(125);
@@ -133,6 +138,7 @@ fn begin(body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failur
             pid: pid.as_raw(),
             status: Some(status.into()),
             launcher: Some(launcher),
+            terminal,
             signals,
             started,
             run,
@@ -141,7 +147,7 @@ fn begin(body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failur
 }
 
 /// The launcher's standard descriptors, checked: no directory, no path-only handle.
-fn streams(launcher: &OwnedFd) -> Result<[Option<OwnedFd>; 3], Failure> {
+fn streams(launcher: &OwnedFd) -> Result<([Option<OwnedFd>; 3], Streams), Failure> {
     let failed = |text: &str| Failure { code: 125, step: text.into(), errno: 0 };
     let timeout = PollTimeout::try_from(STREAMS_WAIT).unwrap_or(PollTimeout::MAX);
     let mut files = [PollFd::new(launcher.as_fd(), PollFlags::POLLIN)];
@@ -172,7 +178,7 @@ fn streams(launcher: &OwnedFd) -> Result<[Option<OwnedFd>; 3], Failure> {
         }
         out[number] = Some(fd);
     }
-    Ok(out)
+    Ok((out, said))
 }
 
 /// Until the program and everything it started is gone.
@@ -184,6 +190,9 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
             break status;
         }
         let events = program.wait(control, deadline);
+        if let Some(terminal) = &mut program.terminal {
+            terminal.pump(&events.terminal);
+        }
         if events.time_over {
             if by == EndedBy::Itself {
                 by = EndedBy::Wall;
@@ -218,6 +227,9 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
     // What it left behind: daemons, children that ignored the end. Nobody of it is alive when the report goes.
     let _ = sys::kill(-1, libc::SIGKILL);
     while sys::wait_any(true).is_ok() {}
+    if let Some(terminal) = program.terminal.take() {
+        terminal.finish();
+    }
     program.hear_status(control);
     let finished = finished(status, by, wall);
     let _ = send_frame(control, Kind::Finished, &finished.encode(), &[]);
@@ -261,6 +273,8 @@ struct Events {
     launcher: bool,
     status: bool,
     time_over: bool,
+    /// Of the terminal's descriptors.
+    terminal: Vec<(i32, PollFlags)>,
 }
 
 impl Program {
@@ -272,6 +286,8 @@ impl Program {
         files.extend(status);
         let launcher_at = files.len();
         files.extend(self.launcher.as_ref().map(|launcher| PollFd::new(launcher.as_fd(), PollFlags::POLLIN)));
+        let terminal_at = files.len();
+        files.extend(self.terminal.iter().flat_map(Terminal::polled));
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         // Rounded up: a poll that returns early would spin.
         let timeout = left.map_or(PollTimeout::NONE, |left| {
@@ -282,7 +298,12 @@ impl Program {
         if set(1) {
             while let Ok(Some(_)) = self.signals.read_signal() {}
         }
+        let terminal = files[terminal_at..]
+            .iter()
+            .filter_map(|file| Some((file.as_fd().as_raw_fd(), file.revents().filter(|found| !found.is_empty())?)))
+            .collect();
         Events {
+            terminal,
             control: set(0),
             status: self.status.is_some() && set(status_at),
             launcher: self.launcher.is_some() && set(launcher_at),
@@ -316,9 +337,11 @@ impl Program {
                 true
             }
             Ok(Some(Frame { kind: Kind::Window, body, .. })) => {
-                // Without a terminal of its own there is nothing to resize, but programs may ask for the signal.
-                if Window::decode(&body).is_ok() {
-                    self.pass_on(libc::SIGWINCH);
+                match (Window::decode(&body), &self.terminal) {
+                    (Ok(window), Some(terminal)) => terminal.resize(window),
+                    // Nothing to resize, but the program may ask its caller's terminal.
+                    (Ok(_), None) => self.pass_on(libc::SIGWINCH),
+                    (Err(_), _) => {}
                 }
                 true
             }

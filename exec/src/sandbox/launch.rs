@@ -40,6 +40,7 @@ impl Ready {
         if let Some(rules) = &rules {
             common(rules, writable_root).map_err(failed())?;
         }
+        lock_rights().map_err(Failure::step("giving up rights"))?;
         Ok(Self { cover, filter: seccomp::program(), rules, writable_root })
     }
 }
@@ -49,7 +50,7 @@ fn common(rules: &Rules, writable_root: bool) -> io::Result<()> {
     let root_access = if writable_root { landlock::LOOK | landlock::CHANGE } else { landlock::LOOK };
     rules.below(open("/")?, root_access)?;
     rules.below(open("/tmp")?, landlock::LOOK | landlock::CHANGE)?;
-    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
+    for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty"] {
         rules.file(open(device)?, landlock::DEVICE)?;
     }
     rules.below(open("/dev/pts")?, landlock::DEVICE | landlock::LOOK)
@@ -108,7 +109,7 @@ fn prepare(run: &Run, with: With, ready: Ready) -> Result<Command, Failure> {
     let (Ok(program), Ok(argv), Ok(environment)) = command else {
         return Err(Failure { code: 126, step: "a zero byte in an argument".into(), errno: 0 });
     };
-    sys::reset_signals(run.ignored_signals);
+    sys::set_signals(run.ignored_signals);
     sys::seccomp_filter(&ready.filter, true)
         .or_else(|_| sys::seccomp_filter(&ready.filter, false))
         .map_err(failed("the system call filter"))?;
@@ -306,8 +307,8 @@ fn limits(run: &Run) -> io::Result<()> {
     Ok(())
 }
 
-/// Every capability, and every way to get one back.
-fn give_up() -> io::Result<()> {
+/// Every way to get a capability at exec, locked; it changes nothing for this process.
+fn lock_rights() -> io::Result<()> {
     /// NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked.
     const SECURE_BITS: u64 = 0b1110_1111;
     sys::prctl(libc::PR_SET_SECUREBITS, SECURE_BITS, 0)?;
@@ -318,6 +319,11 @@ fn give_up() -> io::Result<()> {
             break;
         }
     }
+    Ok(())
+}
+
+/// Every capability there is; [`lock_rights`] took the ways back.
+fn give_up() -> io::Result<()> {
     sys::drop_capabilities()?;
     sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0)?;
     Ok(())

@@ -35,8 +35,8 @@ pub(crate) const CONFIGURATION: [&str; 6] =
 /// Beside those, with the host's network.
 pub(crate) const CONFIGURATION_NET: [&str; 2] = ["resolv.conf", "hosts"];
 /// Device nodes, with their numbers.
-const DEVICES: [(&str, u32, u32); 5] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)];
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 /// Memory of the root itself: directories, passwd, group.
 const ROOT_OPTIONS: &str = "size=4m,nr_inodes=8192,mode=755";
 /// A file in scratch has at least this many bytes, or there are fewer of them than asked.

@@ -66,6 +66,17 @@ pub(super) fn socket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Shared {
+    /// A sandbox of the pool that lives: those of a spawner that was killed died with it.
+    pub(super) fn living(&self, kind: &PoolKind, limits: GroupLimits, now: Instant) -> Option<Sandbox> {
+        loop {
+            let sandbox = self.pool.lock().take(kind, limits, now)?;
+            if !is_readable(&sandbox.pidfd, Duration::ZERO) {
+                return Some(sandbox);
+            }
+            self.dispose(Over { sandbox, _promise: None });
+        }
+    }
+
     /// A new sandbox that waits for its run.
     pub(super) fn make(&self, kind: &PoolKind, limits: &GroupLimits) -> Result<Sandbox> {
         let number = self.serial.fetch_add(1, Ordering::Relaxed);

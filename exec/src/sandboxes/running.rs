@@ -87,6 +87,8 @@ impl Running {
                 Some(Some((Kind::Started, _))) => {
                     self.steps.started = self.begun.elapsed();
                     started();
+                    // Only now is the place it left in the pool filled: making a sandbox would have been in its way.
+                    self.sandbox.shared.pool_changed.notify_all();
                     continue;
                 }
                 Some(Some((Kind::Finished, body))) => {

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
 use brine_store::gc::GcOptions;
+use brine_store::reseal::{EpochReport, epochs, reseal};
 use brine_store::usage::usage;
 use brine_store::volume::{NothingDirty, Volume, replace};
 use lexopt::{Arg, Parser};
@@ -16,7 +17,7 @@ use super::secret::SecretArgs;
 use super::status::open_options;
 use super::target::{Live, Offline, Target, resolve};
 use super::{args, output};
-use crate::control::{Progress, Request};
+use crate::control::{Progress, Request, SaltRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount::harden;
 use crate::telemetry::{self, printable};
@@ -161,8 +162,14 @@ fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgr
     harden();
     telemetry::log_to_terminal();
     let unlock = asked.secret.unlock(&offline.name())?.into_unlock();
-    let read_only =
-        matches!(request, Request::Check { repair: false, .. } | Request::Gc { dry_run: true } | Request::Usage { .. });
+    let read_only = matches!(
+        request,
+        Request::Check { repair: false, .. }
+            | Request::Gc { dry_run: true }
+            | Request::Usage { .. }
+            | Request::Retention { set: None }
+            | Request::Salt { ask: SaltRequest::Show }
+    );
     let volume = Volume::open(open_options(offline.sources.clone(), unlock, asked.state_dir.clone(), read_only))?;
     volume.warnings().iter().for_each(|warning| output::warn(warning));
     let outcome = work(&volume, request, progress);
@@ -188,6 +195,30 @@ fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Va
                 true
             };
             json(&volume.gc(&NothingDirty, GcOptions { dry_run: *dry_run }, &step)?)
+        }
+        Request::Retention { set } => {
+            if let Some(rules) = set {
+                volume.set_retention_rules(rules)?;
+            }
+            json(&volume.retention_rules()?)
+        }
+        Request::Salt { ask } => {
+            let step = |phase: &str, done, total| {
+                progress.progress(done, total, phase);
+                true
+            };
+            match ask {
+                SaltRequest::Show => {}
+                SaltRequest::Rotate => {
+                    volume.rotate_epoch()?;
+                }
+                SaltRequest::Reseal => {
+                    let report = reseal(volume, &step)?;
+                    volume.commit(&NothingDirty)?;
+                    return json(&EpochReport { epochs: epochs(volume)?.epochs, ..report });
+                }
+            }
+            json(&epochs(volume)?)
         }
         Request::Usage { path } => json(&usage(volume, path.as_deref())?),
         _ => json(&heal(volume, progress)?),

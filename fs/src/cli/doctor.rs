@@ -2,8 +2,8 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
+use brine_exec::doctor::{self, Standing};
 use lexopt::{Arg, Parser};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
@@ -50,15 +50,15 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
         }
     }
     let root = geteuid().is_root();
-    let findings = [
+    let mut findings = vec![
         kernel(),
         device(),
         helper(root),
         allow_other(root),
-        namespaces(),
         open_files(),
         finding("erasure coding", Verdict::Good, format!("kernel {}", brine_store::erasure::kernel_name())),
     ];
+    findings.extend(sandboxes());
     let bad = findings.iter().any(|finding| finding.verdict == Verdict::Bad);
     if as_json {
         let rows: Vec<Value> = findings.iter().map(row).collect();
@@ -144,17 +144,16 @@ fn allow_other(root: bool) -> Finding {
     }
 }
 
-/// For the sandboxes of the exec directory, which come later.
-fn namespaces() -> Finding {
-    let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    let denied = number("/proc/sys/user/max_user_namespaces") == Some(0)
-        || number("/proc/sys/kernel/unprivileged_userns_clone") == Some(0)
-        || !Path::new("/proc/self/ns/user").exists();
-    if denied {
-        finding("user namespaces", Verdict::Limited, "switched off; mounting does not need them")
-    } else {
-        finding("user namespaces", Verdict::Good, "allowed")
-    }
+/// What sandboxes need.
+fn sandboxes() -> impl Iterator<Item = Finding> {
+    doctor::findings().into_iter().map(|found| {
+        let verdict = match found.standing {
+            Standing::Good => Verdict::Good,
+            // Mounting works without functions.
+            Standing::Limited | Standing::Bad => Verdict::Limited,
+        };
+        finding(found.what, verdict, found.text)
+    })
 }
 
 fn open_files() -> Finding {

@@ -28,6 +28,7 @@ struct Asked {
     domain: DomainPolicy,
     codec: Codec,
     chunk_bits: u8,
+    history: bool,
     kdf: KdfCost,
     json: bool,
 }
@@ -57,6 +58,7 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
         domain: asked.domain,
         codec: asked.codec,
         chunk_bits: asked.chunk_bits,
+        history: asked.history,
         label: asked.label,
         kdf: asked.kdf,
     };
@@ -89,6 +91,7 @@ fn parse(mut parser: Parser) -> Result<Asked, Failure> {
         domain: DomainPolicy::Volume,
         codec: Codec::None,
         chunk_bits: CHUNK_BITS,
+        history: true,
         kdf: KdfCost::Default,
         json: false,
     };
@@ -106,6 +109,7 @@ fn parse(mut parser: Parser) -> Result<Asked, Failure> {
             "copies" => asked.copies = args::count(&mut parser, "--copies", 1, 65_535)? as u16,
             "domain" => asked.domain = choice(&mut parser, "--domain", domain, DOMAINS)?,
             "compress" => asked.codec = choice(&mut parser, "--compress", codec, CODECS)?,
+            "no-history" => asked.history = false,
             "chunk-size" => asked.chunk_bits = choice(&mut parser, "--chunk-size", chunk_bits, CHUNK_SIZES)?,
             "kdf" => asked.kdf = choice(&mut parser, "--kdf", kdf, "default or fast")?,
             "json" => asked.json = true,

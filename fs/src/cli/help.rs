@@ -29,6 +29,7 @@ DIRs are empty directories, one a disk if you can. Their content will be sealed:
   --domain volume|owner  who shares equal content: all, or each owner for himself (default volume)
   --compress none|lz4    default none: compressed lengths tell something about content
   --chunk-size SIZE      4K to 1M, a power of two (default 128K)
+  --no-history           keep no former states: no snapshots, and what is deleted is gone
   --kdf default|fast     what guessing a passphrase costs; fast is for tests only
   --json                 print the result as JSON";
 
@@ -40,7 +41,7 @@ die. SOURCE is any backing directory, or several separated by colons.
   -f          stay in the foreground, without supervisor; Ctrl-C unmounts
   -r          the same as -o ro
   -v          say what was done
-  --take-over the same as -o take_over
+  --take-over, --accept-rollback  the same as -o take_over, -o accept_rollback
   --mount8    exit codes as mount(8) wants them
 
 Options:
@@ -49,7 +50,11 @@ Options:
   state=DIR             the state directory, if it is not where it was last
   ro rw                 read-only; read-write (the default)
   allow_other           let other users in; permissions are checked by the kernel. Implies domain=owner unless given
-  noatime               do not note accesses
+  relatime noatime strictatime nodiratime
+                        when accesses are noted: as Linux does (default), never, at each read that reaches the daemon;
+                        not of directories
+  idle=TIME             unmount when nobody has used it for this long, such as 10m
+  remount               change ro, rw, suid, dev, exec, atime and their opposites of a volume mounted at MOUNTPOINT
   hedge=adaptive|all|off  ask parity when a disk is late (default), from the start, or only on errors
   min_ack=N             acknowledge only what is durable in N directories, even if some are missing
   cache=SIZE            memory for decoded blocks (default 256M)
@@ -58,6 +63,8 @@ Options:
   use_member=PATH       of two copies of one directory, the true one
   take_over             take the volume from a writer that is stuck, or on the other side of a broken network; that one
                         stops writing when it notices. With state=DIR if it runs on this host
+  accept_rollback       go on from an older state where acknowledged generations are gone, or two writers went apart;
+                        what came after it is given up. A mount that needs this says which generations
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor
@@ -101,6 +108,27 @@ OLD_DIR is a directory of the volume that is missing or failed, by the path it h
   --json             the report as JSON on standard output, progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
+pub(super) const REBUILD: &str = "\
+Makes the metadata database in the state directory anew, from the checkpoints and the commit log in the backing
+directories. Of a volume that is not mounted. The database that is there is kept aside. Mounting does the same by itself
+where the database is missing, damaged, of another history, or older than what the log goes back to.
+
+  --state-dir DIR    where to make it, if not where it was last
+  --accept-rollback  even if the database that is there holds more than the backing directories do
+  --json             the result as JSON on standard output, progress as JSON lines on standard error";
+
+pub(super) const FOLLOW: &str = "\
+Keeps a second metadata database up to date from the backing directories alone, beside the daemon that has the volume
+mounted (on this host or another). Nothing is written to the backing directories. To take over, end it and mount with its
+state directory:
+
+  brine mount -o take_over,state=DIR SOURCE MOUNTPOINT
+
+  --state-dir DIR    the second database's own directory; required
+  --once             end when everything that is durable now was applied
+  --interval SECONDS how long to wait between two looks (default 1)
+  --json             each step as a JSON line on standard output";
+
 pub(super) const GC: &str = "\
 Space is given back in the background by itself; this does it now and to the end: blocks that no file, former state or
 snapshot refers to are freed, segments that are mostly dead rewritten, empty ones deleted. The volume can be used
@@ -108,6 +136,35 @@ meanwhile. Exit code 0 if nothing stood in the way, 8 otherwise.
 
   --dry-run          tell what could be given back, change nothing
   --json             the report as JSON on standard output, progress as JSON lines on standard error
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const RETENTION: &str = "\
+A former state is kept while a rule keeps it, or a snapshot, or somebody who reads it. With less than a tenth of the
+space free, and beyond the budget, the oldest go first whatever the rules say. The newest state always stays.
+
+  set: what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
+  --all TIME         keep every state for so long (10m)
+  --minutely TIME    then the last of each minute (1h)
+  --hourly TIME      then the last of each hour (1d)
+  --daily TIME, --weekly TIME, --monthly TIME
+                     then the last of each day, week, 30 days (0)
+  --last N           the newest N states, whatever their age (0)
+  --budget PERCENT   of the usable space that history may take (20)
+  --snapshots hourly|daily|weekly|monthly=N
+                     make a snapshot every so often, keep the last N; N 0 ends that
+  --default          begin with the defaults, given in brackets above
+  --json             the rules as JSON
+  --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const SALT: &str = "\
+Equal content is stored once within a salt epoch. In a new epoch nothing that is written shares a block, or shows by its
+block's name that it is equal, with what was written before. Old blocks stay readable; they go as files are rewritten.
+
+  show               the epoch of new blocks, and blocks in use by epoch
+  rotate             begin a new epoch
+  reseal             seal what files hold anew under the present epoch; they can be used meanwhile, former states keep
+                     the old blocks
+  --json             fields are listed in docs/CLI.md; progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
 pub(super) const USAGE: &str = "\
@@ -120,6 +177,45 @@ give back, in that order. Of the volume: history, snapshots, redundancy, what ca
 
 pub(super) const SYNC: &str = "Returns when everything written so far, by anybody, would survive a power cut.";
 
+pub(super) const SNAPSHOT: &str = "\
+A snapshot costs the same whatever the volume holds, and is kept until it is deleted. Its tree is MOUNTPOINT/.brine/
+snapshots/NAME, read-only, for every program; that of a time is MOUNTPOINT/.brine/at/TIME.
+
+  create NAME MOUNTPOINT           name the present state
+  list MOUNTPOINT                  times and names
+  delete NAME MOUNTPOINT           give a name up; what only it kept may be forgotten
+  rename NAME NEW_NAME MOUNTPOINT  a name holds no slash and does not read as a version or a time
+  diff OLD NEW MOUNTPOINT          names that differ between two
+  --json                           the answer as JSON; fields are listed in docs/CLI.md";
+
+pub(super) const LOG: &str = "\
+The newest first: time, version (INODE:VERSION of what had the name before), size, and what changed.
+
+  --deleted  names that were deleted in a directory, with their last state; `brine restore PATH` brings one back
+  --json     the answer as JSON; fields are listed in docs/CLI.md";
+
+pub(super) const STATES: &str = "\
+V is a version as `brine log` shows it (7, or 12:7), a time (2026-01-31, 2026-01-31T23:59:59Z, 10m ago as 10m; without a
+zone UTC), or the name of a snapshot. `brine diff` shows files with diff(1) and directories as a list of names; without a
+second V it compares with the present.
+
+  --json     the answer as JSON (`brine diff`)";
+
+pub(super) const RESTORE: &str = "\
+The state becomes a new version of the file, with the content, owner, mode, times and attributes it had; blocks are
+shared. What is deleted is made anew, a directory with everything in it; without V it is the state before it was deleted.
+
+  V              a version as `brine log` shows it, a time, or the name of a snapshot
+  --to NEW_PATH  bring it back under another name, which must be free
+  --json         the answer as JSON";
+
+pub(super) const REWIND: &str = "\
+Everything below the directory becomes what it was: in one step, sharing blocks. What did not change is not touched. The
+state before is kept as a snapshot, whose name is told: rewinding to it undoes it.
+
+  --to X     a time or the name of a snapshot
+  --dry-run  only tell what would be done
+  --json     the answer as JSON";
 pub(super) const EXEC: &str = "\
 A function is an executable file in exec/ of a volume. Running it runs it in a sandbox of its own, which sees of the
 volume the program itself, its standard streams, files that whole arguments name and the caller may read, and what its
@@ -130,9 +226,10 @@ policy grants. Root and who mounted the volume see all runs, others their own.
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
+    --call FUNCTION    a function that runs may invoke
     --uid UID          whom runs of root are run as
     --best-effort on|off   start even where a limit cannot be enforced
-    --no-read, --no-write, --no-env   empty the list      --reset  no policy
+    --no-read, --no-write, --no-env, --no-call   empty the list      --reset  no policy
     --resume           the program was changed by another user and is fine
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on
@@ -171,7 +268,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage") {
+    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention" | "salt") {
         output::say(SECRETS);
     }
 }

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use brine_store::volume::{Probe, check_state_dir, probe};
 use lexopt::{Arg, Parser};
+use nix::mount::{MsFlags, mount};
 use nix::unistd::geteuid;
 
 use super::output::Meter;
@@ -16,6 +17,7 @@ use crate::config::MountOptions;
 use crate::control::{self, Progress};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount::{Mountpoint, Plan, Secret, check_overlap, harden, launch, prepare, run_foreground};
+use crate::vfs::Atime;
 
 /// Name of the log file in a state directory.
 const LOG_FILE: &str = "daemon.log";
@@ -40,6 +42,7 @@ fn parse(mut parser: Parser) -> Result<Asked, Failure> {
             Arg::Short('w') | Arg::Long("rw" | "read-write") => asked.options.push("rw".into()),
             Arg::Short('v') | Arg::Long("verbose") => asked.verbose = true,
             Arg::Long("take-over") => asked.options.push("take_over".into()),
+            Arg::Long("accept-rollback") => asked.options.push("accept_rollback".into()),
             // Exit codes as mount(8) wants them: seen to in main.
             Arg::Long("mount8") => {}
             other => args::positional(other, &mut asked.paths)?,
@@ -53,6 +56,9 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     let [source, point] = args::exactly(asked.paths, "SOURCE (any directory of the volume) and MOUNTPOINT")?;
     let base = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let options = MountOptions::parse(&asked.options, &base)?;
+    if options.remount {
+        return remount(&base.join(point), &options).map(|()| ExitCode::Success);
+    }
     harden();
     let sources = args::sources(&source);
     let point = prepare(&point)?;
@@ -76,7 +82,7 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     };
     if asked.foreground {
         let secret = first_secret(&options, &probe)?;
-        let meter = Mutex::new(Meter::counting());
+        let meter = Mutex::new(Meter::counting(false));
         let step = move |step: Progress| {
             if let Ok(mut meter) = meter.lock() {
                 meter.step(&step);
@@ -85,7 +91,7 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
         return run_foreground(plan(secret), step).map(|()| ExitCode::Success);
     }
     for attempt in 1.. {
-        let mut meter = Meter::counting();
+        let mut meter = Meter::counting(false);
         let launched = launch(&plan(first_secret(&options, &probe)?), options.supervise, |step| meter.step(step));
         meter.finish();
         match launched {
@@ -111,6 +117,32 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
         }
     }
     unreachable!("the loop returns at its last attempt")
+}
+
+/// Change the kernel's flags of a mount: ro, rw, nosuid, nodev, noexec and their opposites, noatime and nodiratime. What
+/// the daemon was told stays.
+fn remount(point: &Path, options: &MountOptions) -> Result<(), Failure> {
+    let is_ours = crate::mount_table::at(point).ok().flatten().is_some_and(|mount| mount.is_brine());
+    if !is_ours {
+        return Err(Failure::usage(format!("{}: no brine volume is mounted here", point.display())));
+    }
+    let mut flags = MsFlags::MS_REMOUNT;
+    flags.set(MsFlags::MS_RDONLY, options.read_only);
+    flags.set(MsFlags::MS_NOATIME, options.atime == Atime::Off);
+    flags.set(MsFlags::MS_NODIRATIME, options.nodiratime);
+    // As when it is mounted first: off unless asked for.
+    let mut given = |name: &str, off: &str, flag| {
+        let last = options.kernel.iter().rfind(|option| *option == name || *option == off);
+        flags.set(flag, last.is_none_or(|option| option == off));
+    };
+    given("suid", "nosuid", MsFlags::MS_NOSUID);
+    given("dev", "nodev", MsFlags::MS_NODEV);
+    let exec = options.kernel.iter().rfind(|option| *option == "exec" || *option == "noexec");
+    flags.set(MsFlags::MS_NOEXEC, exec.is_some_and(|option| option == "noexec"));
+    flags.set(MsFlags::MS_SYNCHRONOUS, options.kernel.iter().any(|option| option == "sync"));
+    flags.set(MsFlags::MS_DIRSYNC, options.kernel.iter().any(|option| option == "dirsync"));
+    mount(None::<&str>, point, None::<&str>, flags, None::<&str>)
+        .map_err(|errno| Failure::io(format!("remounting {}", point.display()), &errno.into()))
 }
 
 fn first_secret(options: &MountOptions, probe: &Probe) -> Result<Secret, Failure> {

@@ -113,9 +113,9 @@ impl Meter {
         Self { kind, phase: String::new(), phase_started: Instant::now(), phase_from: 0, drawn: None, counting: false }
     }
 
-    /// For steps that count segments or records, shown on a terminal only.
-    pub(super) fn counting() -> Self {
-        Self { counting: true, ..Self::new(false) }
+    /// For steps that count segments or records.
+    pub(super) fn counting(json: bool) -> Self {
+        Self { counting: true, ..Self::new(json) }
     }
 
     pub(super) fn step(&mut self, step: &Progress) {

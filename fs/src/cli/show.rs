@@ -84,6 +84,8 @@ fn directories(status: &Value) -> Vec<String> {
         (Some(data), Some(parity)) => format!(", {data}+{parity} shards"),
         _ => String::new(),
     };
+    let synced = number(status, &["min_ack"]).map_or(String::new(), |n| format!(", {n} synced before fsync answers"));
+    let geometry = format!("{geometry}{synced}");
     let rows: Vec<&Value> = status["directories"].as_array().into_iter().flatten().collect();
     let width = rows.iter().map(|row| printable(text(row, "path")).chars().count()).max().unwrap_or(0).clamp(9, 60);
     let reasons: Vec<String> = strings(&status["health_reason"]).collect();
@@ -188,7 +190,7 @@ mod tests {
         json!({
             "volume": "0123456789abcdef0123456789abcdef", "label": "photos", "generation": 7, "health": "degraded",
             "health_reason": ["directory /b is missing: gone"], "geometry": { "data": 1, "parity": 1 },
-            "tolerated_losses": 0, "mounted": true, "mountpoint": "/mnt", "pid": 42, "uptime_s": 61,
+            "tolerated_losses": 0, "min_ack": 1, "mounted": true, "mountpoint": "/mnt", "pid": 42, "uptime_s": 61,
             "directories": [
                 { "path": "/a", "state": "healthy", "reason": "", "total_bytes": 2048, "free_bytes": 1024,
                   "read_errors": 1, "write_errors": 2, "rejected_shards": 3, "late_reads": 4 },
@@ -207,6 +209,7 @@ mod tests {
         let screen = screen(&mounted());
         assert!(screen.starts_with("DEGRADED: volume \"photos\" 0123"), "{screen}");
         assert!(screen.contains("no further directory may be lost"));
+        assert!(screen.contains("Directories (2, 1+1 shards, 1 synced before fsync answers)"), "{screen}");
         assert!(screen.contains("  ! directory /b is missing: gone"));
         assert!(screen.contains("mounted at /mnt for 1:01 by process 42; generation 7"));
         assert!(screen.contains("deduplication 2.00x, 1 hit since"));

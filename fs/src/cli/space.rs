@@ -1,4 +1,4 @@
-//! `brine gc`, `brine usage`: what takes space, and giving it back.
+//! `brine gc`, `brine usage`, `brine salt`: what takes space, giving it back, and salt epochs.
 
 use lexopt::{Arg, Parser};
 use serde_json::Value;
@@ -7,7 +7,7 @@ use super::args;
 use super::check::{Asked, inside, perform, whole};
 use super::output::{self, bytes, grouped, plural};
 use super::target::resolve;
-use crate::control::Request;
+use crate::control::{Request, SaltRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::telemetry::printable;
 
@@ -127,4 +127,44 @@ fn show_usage(report: &Value) {
         figure("raw_bytes"),
         figure("reclaimable_bytes")
     ));
+}
+
+/// `brine salt show|rotate|reseal VOLUME`.
+pub(super) fn run_salt(mut parser: Parser) -> Result<ExitCode, Failure> {
+    let ask = match parser.next()? {
+        Some(Arg::Value(word)) if word == "show" => SaltRequest::Show,
+        Some(Arg::Value(word)) if word == "rotate" => SaltRequest::Rotate,
+        Some(Arg::Value(word)) if word == "reseal" => SaltRequest::Reseal,
+        _ => return Err(Failure::usage("give \"show\", \"rotate\" or \"reseal\" first")),
+    };
+    let mut asked = parse(parser, |_| false)?;
+    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    let target = whole(resolve(&named)?, &named)?;
+    let report = perform(&target, &Request::Salt { ask }, &asked)?;
+    if asked.json {
+        output::say_json(&report);
+    } else {
+        show_salt(&report, ask);
+    }
+    Ok(ExitCode::Success)
+}
+
+fn show_salt(report: &Value, ask: SaltRequest) {
+    let figure = |value: &Value, key: &str| value[key].as_u64().unwrap_or_default();
+    if ask == SaltRequest::Reseal {
+        output::say(&format!(
+            "{} sealed anew ({})",
+            plural(figure(report, "resealed_chunks"), "chunk", "chunks"),
+            bytes(figure(report, "resealed_bytes"))
+        ));
+    }
+    output::say(&format!("new blocks are of epoch {}", figure(report, "epoch")));
+    for epoch in report["epochs"].as_array().into_iter().flatten() {
+        output::say(&format!(
+            "  epoch {:<6} {:>14} {:>12}",
+            figure(epoch, "epoch"),
+            plural(figure(epoch, "blocks"), "block", "blocks"),
+            bytes(figure(epoch, "stored_bytes"))
+        ));
+    }
 }

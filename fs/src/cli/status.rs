@@ -195,6 +195,7 @@ pub(super) fn open_options(
         codec: None,
         use_member: Vec::new(),
         take_over: false,
+        accept_rollback: false,
         report: None,
     }
 }

@@ -219,7 +219,9 @@ fn obey(stream: &UnixStream, shared: &Shared, request: &Request, asker: Asker) -
         | Request::Heal
         | Request::Replace { .. }
         | Request::Gc { .. }
-        | Request::Usage { .. } => shared.service.work(request, &step),
+        | Request::Usage { .. }
+        | Request::Retention { .. }
+        | Request::Salt { .. } => shared.service.work(request, &step),
         Request::Versions { .. } => shared.service.family(request, &step),
         Request::Umount { lazy } => {
             shared.service.umount(*lazy)?;

@@ -5,6 +5,7 @@
 
 mod branch;
 mod number;
+mod views;
 #[cfg(test)]
 mod tests;
 
@@ -16,6 +17,7 @@ use parking_lot::RwLock;
 
 pub use branch::{Branch, Caching, Opening, VirtualFile, plain_attr, reading_only};
 pub use number::{CONTROL_BIT, Family, LOCAL_MASK, is_control, is_passing};
+pub use views::Views;
 
 use crate::errno::{Errno, Outcome};
 use crate::handle::Handles;

@@ -76,7 +76,7 @@ fn policy(host: &RunHost, path: &Path, change: Option<&PolicyChange>, asker: Ask
     let who = Identity { uid: asker.uid, gid: u32::MAX, groups: Vec::new() };
     // Who may reach the function is the kernel's to say when it is run; here only what it is matters.
     let root = Identity { uid: 0, ..who };
-    let scout = Scout { vfs: host.vfs(), mountpoint: host.mountpoint(), who: &root };
+    let scout = Scout { vfs: host.vfs(), mountpoint: host.mountpoint(), who: &root, within: None };
     let missing = || Failure::new(ExitCode::NotFound, format!("{}: no such file", shown.display()));
     let attr = scout.find(path).ok_or_else(missing)?;
     if !attr.in_exec || attr.kind != FileKind::File {

@@ -14,6 +14,8 @@ use super::policy::FunctionPolicy;
 use crate::control_dir::is_reserved;
 use crate::vfs::Vfs;
 
+/// What interpreter lines name, from the root of the volume.
+pub const LAUNCHER: &str = ".brine/launcher";
 /// Arguments that grant reading a file at most.
 const ARGUMENTS_MAX: usize = 256;
 
@@ -47,22 +49,23 @@ pub struct Scout<'a> {
     pub mountpoint: &'a Path,
     /// Who calls.
     pub who: &'a Identity,
+    /// What the run that calls was granted, if a run does: arguments grant nothing beyond.
+    pub within: Option<&'a [PathBuf]>,
 }
 
 impl Scout<'_> {
-    /// `path` as it is from the root of the volume, if it lies in it. Only the text is looked at; `..` is none of ours.
+    /// `path`, named from `directory`, as it is from the root of the volume, if it lies in it. Only the text is looked at:
+    /// no links are followed later, so `..` means what it says.
     pub fn inside(&self, directory: &Path, path: &Path) -> Option<PathBuf> {
-        let absolute = directory.join(path);
-        let rest = absolute.strip_prefix(self.mountpoint).ok()?;
-        let mut inside = PathBuf::new();
-        for part in rest.components() {
+        let mut absolute = PathBuf::from("/");
+        for part in directory.join(path).components() {
             match part {
-                Component::Normal(name) => inside.push(name),
-                Component::CurDir => {}
-                _ => return None,
+                Component::Normal(name) => absolute.push(name),
+                Component::ParentDir => drop(absolute.pop()),
+                _ => {}
             }
         }
-        Some(inside)
+        absolute.strip_prefix(self.mountpoint).ok().map(Path::to_owned)
     }
 
     /// What `inside` names, if the caller can reach it without symbolic links.
@@ -99,6 +102,16 @@ impl Scout<'_> {
             grants.views.push(self.view(&inside, &attr, access));
             grants.inputs.push(Input { path: inside, ino: attr.ino, version: attr.version });
         }
+        for path in &policy.call {
+            let inside = PathBuf::from(path.trim_start_matches('/'));
+            let attr = self.find(&inside).ok_or_else(|| self.mountpoint.join(&inside))?;
+            grants.views.push(self.view(&inside, &attr, ViewAccess::Read));
+        }
+        if !policy.call.is_empty() {
+            let launcher = PathBuf::from(LAUNCHER);
+            let at = self.mountpoint.join(&launcher);
+            grants.views.push(View { source: launcher, ino: None, at, access: ViewAccess::Read });
+        }
         // Outer ones first, so that inner ones are laid over them.
         grants.views.sort_by(|one, other| one.at.cmp(&other.at));
         for argument in arguments {
@@ -119,7 +132,8 @@ impl Scout<'_> {
             return;
         }
         let Some(attr) = self.find(&inside) else { return };
-        let readable = attr.kind == FileKind::File && may(self.who, &attr, READ);
+        let reachable = self.within.is_none_or(|granted| granted.iter().any(|path| inside.starts_with(path)));
+        let readable = reachable && attr.kind == FileKind::File && may(self.who, &attr, READ);
         if policy.args && readable && grants.inputs.len() < ARGUMENTS_MAX + policy.read.len() + policy.write.len() {
             grants.views.push(self.view(&inside, &attr, ViewAccess::Read));
             grants.inputs.push(Input { path: inside, ino: attr.ino, version: attr.version });

@@ -41,8 +41,19 @@ struct Active {
     row: RunRow,
     place: Place,
     withheld: Vec<PathBuf>,
+    depth: u8,
+    /// Functions it may invoke, and what it was granted: paths from the root of the volume.
+    call: Vec<PathBuf>,
+    granted: Vec<PathBuf>,
     _pin: Arc<Pin>,
     _code: Option<Arc<CodePin>>,
+}
+
+/// A run that invokes another.
+struct Parent {
+    depth: u8,
+    call: Vec<PathBuf>,
+    granted: Vec<PathBuf>,
 }
 
 /// What a request was found to be about.
@@ -91,6 +102,13 @@ impl RunHost {
         self.active.lock().iter().map(|(id, active)| (*id, active.row.clone())).collect()
     }
 
+    /// What bounds the functions that a run invokes.
+    fn parent(&self, id: RunId) -> Result<Parent> {
+        let active = self.active.lock();
+        let parent = active.get(&id).ok_or_else(|| Error::Refused("the run that asks has ended".into()))?;
+        Ok(Parent { depth: parent.depth, call: parent.call.clone(), granted: parent.granted.clone() })
+    }
+
     fn identify(&self, request: &Request, function: Option<OwnedFd>, who: &Identity) -> Result<(Arc<Pin>, Attr)> {
         if let Some(fd) = function {
             return self.by_descriptor(&fd, who);
@@ -134,7 +152,7 @@ impl RunHost {
 
     /// Where the function is: by the name it was called by if that leads to it, else by the first name that does.
     fn locate(&self, pin: Arc<Pin>, attr: Attr, request: &Request, who: &Identity) -> Result<Function> {
-        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who };
+        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who, within: None };
         let called = request.argv.first().map(Path::new).unwrap_or(Path::new(""));
         let leads = |inside: &PathBuf| scout.find(inside).is_some_and(|found| found.ino == attr.ino);
         let path = scout.inside(&request.directory, called).filter(leads);
@@ -169,7 +187,13 @@ impl RunHost {
         Ok(policy)
     }
 
-    fn plan(&self, request: Request, function: &Function, who: &Identity) -> Result<(Plan, RunGrants)> {
+    fn plan(
+        &self,
+        request: Request,
+        function: &Function,
+        who: &Identity,
+        parent: Option<&Parent>,
+    ) -> Result<(Plan, RunGrants)> {
         if function.attr.size == 0 {
             return Err(Error::Refused("an empty file is no program".into()));
         }
@@ -177,7 +201,8 @@ impl RunHost {
         if policy.stage {
             return Err(Error::Refused("staged outputs are not there yet; set the policy with --stage off".into()));
         }
-        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who };
+        let within = parent.map(|parent| &parent.granted[..]);
+        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who, within };
         let arguments = request.argv.get(1..).unwrap_or_default();
         let grants = scout.grants(&policy, &request.directory, arguments).map_err(Error::NotFound)?;
         let mut identity = who.clone();
@@ -201,6 +226,7 @@ impl RunHost {
             plan.template.root = Root::Image(root.trim_start_matches('/').into());
         }
         plan.views = grants.views;
+        plan.depth = parent.map_or(0, |parent| parent.depth + 1);
         plan.best_effort = policy.best_effort;
         plan.environment =
             environment::filtered(Plan::environment_default(), request.environment, &policy.env, user.as_deref());
@@ -209,7 +235,8 @@ impl RunHost {
         plan.umask = request.umask;
         plan.nice = request.nice.max(0);
         plan.ignored_signals = request.ignored_signals;
-        Ok((plan, RunGrants { inputs: grants.inputs, withheld: grants.withheld, code }))
+        let call = policy.call.iter().map(|path| path.trim_start_matches('/').into()).collect();
+        Ok((plan, RunGrants { inputs: grants.inputs, withheld: grants.withheld, call, code }))
     }
 
     /// Read a new code node once, so that its pages, and the kernel's knowledge of it, belong to the daemon: what a run
@@ -238,26 +265,52 @@ impl RunHost {
 }
 
 impl Host for RunHost {
-    fn admit(&self, id: RunId, request: Request, function: Option<OwnedFd>, caller: &Peer) -> Result<Admitted> {
+    fn admit(
+        &self,
+        id: RunId,
+        request: Request,
+        function: Option<OwnedFd>,
+        caller: &Peer,
+        parent: Option<RunId>,
+    ) -> Result<Admitted> {
         let who = &caller.identity;
+        let invoker = parent.map(|parent| self.parent(parent)).transpose()?;
         let (pin, attr) = self.identify(&request, function, who)?;
         let function = self.locate(pin, attr, &request, who)?;
+        if invoker.as_ref().is_some_and(|invoker| !invoker.call.contains(&function.path)) {
+            let path = self.mountpoint.join(&function.path);
+            let why = format!("the run may not invoke {} (`brine exec policy --call`)", path.display());
+            return Err(Error::Refused(why));
+        }
         let mut row = RunRow::new(id, who.uid, who.gid, SystemClock.now_ns());
         row.function = format!("/{}", function.path.display());
         (row.ino, row.version) = (attr.ino.0, attr.version.0);
-        let planned = self.plan(request, &function, who);
+        row.parent = parent.map(|parent| parent.to_string()).unwrap_or_default();
+        let planned = self.plan(request, &function, who, invoker.as_ref());
         if let Ok((plan, grants)) = &planned {
             row.grant(&plan.views, &grants.inputs);
             self.runs.put(&row);
         }
         // Also of what is refused now: `refused` makes the record.
-        let (plan, withheld, code) = match planned {
-            Ok((plan, grants)) => (Ok(plan), grants.withheld, Some(grants.code)),
-            Err(error) => (Err(error), Vec::new(), None),
+        let mut active = Active {
+            row,
+            place: function.place,
+            withheld: Vec::new(),
+            depth: 0,
+            call: Vec::new(),
+            granted: Vec::new(),
+            _pin: function.pin,
+            _code: None,
         };
-        let active = Active { row, place: function.place, withheld, _pin: function.pin, _code: code };
+        let plan = planned.map(|(plan, grants)| {
+            active.granted = plan.views.iter().map(|view| view.source.clone()).collect();
+            active.depth = plan.depth;
+            (active.withheld, active.call, active._code) = (grants.withheld, grants.call, Some(grants.code));
+            plan
+        });
+        let calls = !active.call.is_empty();
         self.active.lock().insert(id, active);
-        Ok(Admitted { plan: plan?, credential: None })
+        Ok(Admitted { plan: plan?, calls })
     }
 
     fn refused(&self, id: RunId, caller: &Peer, why: &Error) {
@@ -294,5 +347,6 @@ fn directory_inside(directory: PathBuf) -> PathBuf {
 struct RunGrants {
     inputs: Vec<super::grant::Input>,
     withheld: Vec<PathBuf>,
+    call: Vec<PathBuf>,
     code: Arc<CodePin>,
 }

@@ -27,6 +27,8 @@ pub struct RunRow {
     pub uid: u32,
     /// With which group.
     pub gid: u32,
+    /// The run that invoked it; empty if none did.
+    pub parent: String,
     /// Start, nanoseconds since 1970.
     pub started_ns: i64,
     /// End.

@@ -1,14 +1,16 @@
 //! Mounting, serving until unmounted, and leaving everything durable.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};
+use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
 
 use super::Adapter;
-use crate::vfs::Vfs;
+use crate::vfs::{Outdated, TellKernel, Vfs};
 
 /// Read-ahead of the mount, KiB: without it the kernel reads 128 KiB at a time.
 const READ_AHEAD_KIB: u32 = 1024;
@@ -123,12 +125,28 @@ pub fn serve_with(vfs: Arc<Vfs>, config: &FuseConfig, ready: impl FnOnce(Unmount
     let served = config.mountpoint.canonicalize().and_then(|mountpoint| {
         let mut session = Session::new(adapter, &mountpoint, &session_config(config))?;
         raise_read_ahead(&mountpoint);
+        vfs.set_kernel(tell_kernel(session.notifier()));
         ready(Unmounter(session.unmount_callable()));
         session.run()
     });
     // Also when mounting failed: the volume was open.
     let closed = vfs.close().map_err(|error| io::Error::other(error.to_string()));
     served.and(closed)
+}
+
+/// What the kernel does not know of (ENOENT) need not be forgotten, and a kernel that is gone has forgotten everything.
+fn tell_kernel(notifier: Notifier) -> TellKernel {
+    Box::new(move |outdated| {
+        let told = match outdated {
+            Outdated::Name(parent, name) => notifier.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name)),
+            Outdated::Inode(ino) => notifier.inval_inode(INodeNo(ino.0), 0, 0),
+        };
+        if let Err(error) = told
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::debug!("telling the kernel of {outdated:?}: {error}");
+        }
+    })
 }
 
 /// Let the kernel read [`READ_AHEAD_KIB`] at a time. Only root may; for others it stays at what the kernel offers.

@@ -201,6 +201,7 @@ fn open_options(plan: &Plan, options: &MountOptions, step: impl Fn(Progress) + S
         codec: options.codec,
         use_member: options.use_member.clone(),
         take_over: options.take_over,
+        accept_rollback: options.accept_rollback,
         report: Some(ReportFn(Box::new(report))),
     }
 }
@@ -248,7 +249,8 @@ fn run(
     let mut warnings = options.notes.clone();
     warnings.extend(volume.warnings());
     let vfs_options = VfsOptions {
-        atime: if options.noatime { Atime::Off } else { Atime::Relative },
+        atime: options.atime,
+        dir_atime: !options.nodiratime,
         report: Arc::new(|line| log::error!("{line}")),
         ..VfsOptions::default()
     };
@@ -291,6 +293,9 @@ fn run(
             Err(error) => log::warn!("`brine status` will not list this mount: {error}"),
         }
         log::info!("volume {} mounted at {}", entry.volume, mountpoint.display());
+        if let Some(idle) = options.idle {
+            unmount_when_idle(&life, idle);
+        }
         match start_exec(&life, &exec_vfs, &mountpoint, device.as_deref(), &service) {
             Ok(server) => public = Some(server),
             // Nobody expects programs to be run on a volume he mounts read-only.
@@ -326,6 +331,30 @@ fn run(
     outcome
 }
 
+/// Unmount once nobody has used the mount for `idle`, in a thread that ends with the mount. A directory somebody works
+/// in keeps it.
+fn unmount_when_idle(life: &Arc<Life>, idle: Duration) {
+    const LOOK: Duration = Duration::from_secs(1);
+    let life = Arc::clone(life);
+    let watch = move || {
+        loop {
+            std::thread::sleep(LOOK);
+            let Some(vfs) = life.vfs.get() else { return };
+            if !matches!(*life.stage.lock(), Stage::Mounted(_)) {
+                return;
+            }
+            // In use: looked at again.
+            if vfs.is_idle(idle) && mount_table::unmount(&life.mountpoint, false).is_ok() {
+                log::info!("nobody used it for {} s: unmounted", idle.as_secs());
+                return;
+            }
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("brine-idle".into()).spawn(watch) {
+        log::warn!("idle={} s has no effect: no thread for it: {error}", idle.as_secs());
+    }
+}
+
 /// Prepare everything for functions and their runs, and listen to `brine exec`.
 fn start_exec(
     life: &Life,
@@ -345,7 +374,7 @@ fn start_exec(
 
 fn fuse_config(mountpoint: &Path, fsname: String, options: &MountOptions) -> FuseConfig {
     let mut extra = options.kernel.clone();
-    if options.noatime {
+    if options.atime == Atime::Off {
         extra.push("noatime".into());
     }
     FuseConfig {

@@ -17,13 +17,14 @@ use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::VolumeId;
 use nix::unistd::geteuid;
 use parking_lot::Mutex;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::watch::Watch;
 use crate::control::{self, Server};
 use crate::exec_dir::code::CodeNodes;
 use crate::exec_dir::command;
 use crate::exec_dir::entrance::{Launcher, SocketLink};
+use crate::exec_dir::grant::LAUNCHER;
 use crate::exec_dir::host::RunHost;
 use crate::exec_dir::request::{Asker, COMMAND_SOCKET, ExecRequest};
 use crate::exec_dir::runs::Runs;
@@ -34,6 +35,8 @@ use crate::vfs::Vfs;
 const PUBLIC_DIR: &str = "/run/brine-exec";
 /// Name of the socket that launchers ask at.
 const LAUNCH_SOCKET: &str = "exec.sock";
+/// Name of the launcher beside it, where the one in the mount cannot be named.
+const LAUNCHER_FILE: &str = "launcher";
 
 /// How far it is.
 enum Stage {
@@ -90,9 +93,14 @@ impl ExecSide {
         // Launchers may come from now on; they wait until the sandboxes are ready.
         let listener =
             listen_at(&socket).map_err(|error| Failure::io(format!("the socket {}", socket.display()), &error))?;
-        vfs.exec().start(&mountpoint.join(".brine/launcher")).map_err(|why| {
-            Failure::new(ExitCode::Refused, format!("{why}: {}; mount elsewhere", mountpoint.display()))
-        })?;
+        if vfs.exec().start(&mountpoint.join(LAUNCHER)).is_err() {
+            // A blank in the mountpoint, or too long for an interpreter line: by a copy beside the socket.
+            let beside = directory.join(LAUNCHER_FILE);
+            write_program(&beside).map_err(|error| Failure::io(beside.display(), &error))?;
+            vfs.exec().start(&beside).map_err(|why| {
+                Failure::new(ExitCode::Refused, format!("{why}: {}; mount elsewhere", mountpoint.display()))
+            })?;
+        }
         Ok(Arc::new(Self {
             vfs: Arc::clone(vfs),
             host,
@@ -158,10 +166,16 @@ impl ExecSide {
         let _ = fs::remove_file(self.directory.join(LAUNCH_SOCKET));
     }
 
-    /// It is over: as [`Self::stop`], and nothing is watched any more.
+    /// It is over: as [`Self::stop`], nothing is watched any more, and nothing stays in the directory of the sockets.
     pub(super) fn finish(&self) {
         self.stop();
         drop(self.watch.lock().take());
+        for file in [COMMAND_SOCKET, LAUNCHER_FILE] {
+            let _ = fs::remove_file(self.directory.join(file));
+        }
+        if self.directory.starts_with(PUBLIC_DIR) {
+            let _ = fs::remove_dir(&self.directory);
+        }
     }
 
     /// Listen to `brine exec`.
@@ -172,6 +186,24 @@ impl ExecSide {
         Server::start_public(&self.directory.join(COMMAND_SOCKET), service)
     }
 
+    /// How things stand, for `brine status`.
+    pub(super) fn status(&self) -> Value {
+        let running = self.host.active().len();
+        match &*self.stage.lock() {
+            Stage::Starting(_) => json!({ "state": "starting", "running": running }),
+            Stage::Stopped => json!({ "state": "stopped", "running": running }),
+            Stage::Running(_, sandboxes) => {
+                let status = sandboxes.status();
+                json!({
+                    "state": "running", "running": running, "sandboxes_ready": status.pooled,
+                    "from_pool": status.hits_and_misses.0, "built_cold": status.hits_and_misses.1,
+                    "unenforceable": status.unenforceable, "spawner_pid": status.spawner,
+                    "not_removed": status.not_removed,
+                })
+            }
+        }
+    }
+
     /// Answer `brine exec`.
     pub(super) fn answer(&self, request: &ExecRequest, asker: Asker) -> Result<Value, Failure> {
         let kill = |run| match &*self.stage.lock() {
@@ -180,6 +212,16 @@ impl ExecSide {
         };
         command::answer(&self.host, request, asker, &kill)
     }
+}
+
+/// The launcher, where everybody may run it.
+fn write_program(at: &Path) -> io::Result<()> {
+    match fs::remove_file(at) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::write(at, launcher::PROGRAM)?;
+    fs::set_permissions(at, fs::Permissions::from_mode(0o755))
 }
 
 /// Listen where everybody may connect. The caller holds the volume's lock, so a socket that is there is a dead daemon's.

@@ -7,6 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
 use brine_store::gc::GcOptions;
+use brine_store::reseal::{EpochReport, epochs, reseal};
 use brine_store::usage::usage;
 use brine_store::volume::{Volume, replace};
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::busy::users_of;
 use super::exec_side::ExecSide;
-use crate::control::{Progress, Request, Service};
+use crate::control::{Progress, Request, SaltRequest, Service};
 use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount_table::{self, UnmountError};
@@ -87,6 +88,34 @@ impl VolumeService {
                 };
                 to_json(&self.vfs.gc(GcOptions { dry_run: *dry_run }, &step)?)
             }
+            Request::Retention { set } => {
+                if let Some(rules) = set {
+                    self.volume.set_retention_rules(rules)?;
+                    self.sync()?;
+                }
+                to_json(&self.volume.retention_rules()?)
+            }
+            Request::Salt { ask } => {
+                let step = |phase: &str, done, total| {
+                    progress.progress(done, total, phase);
+                    !progress.cancelled()
+                };
+                self.sync()?;
+                let report = match ask {
+                    SaltRequest::Show => epochs(&self.volume)?,
+                    SaltRequest::Rotate => {
+                        self.volume.rotate_epoch()?;
+                        epochs(&self.volume)?
+                    }
+                    SaltRequest::Reseal => {
+                        let report = reseal(&self.volume, &step)?;
+                        // References are folded when the generation closes.
+                        self.sync()?;
+                        EpochReport { epochs: epochs(&self.volume)?.epochs, ..report }
+                    }
+                };
+                to_json(&report)
+            }
             Request::Usage { path } => {
                 self.sync()?;
                 to_json(&usage(&self.volume, path.as_deref())?)
@@ -117,6 +146,7 @@ impl Service for VolumeService {
             "inodes_cached": counts.inodes,
             "dirty_files": counts.dirty_files,
             "unsynced_bytes": counts.dirty_bytes,
+            "exec": self.exec.get().map(|exec| exec.status()),
         });
         if let (Value::Object(status), Value::Object(live)) = (&mut status, live) {
             status.extend(live);

@@ -137,11 +137,12 @@ impl Vfs {
 
     /// Something was read. Cheap: in memory, and at most once until the next change or day.
     pub(super) fn touch_atime(&self, attr: &Attr) {
-        if self.options.atime == Atime::Off {
+        if self.options.atime == Atime::Off || attr.kind == FileKind::Directory && !self.options.dir_atime {
             return;
         }
         let now_ns = self.now_ns();
-        let stale = attr.atime_ns <= attr.mtime_ns
+        let stale = self.options.atime == Atime::Always
+            || attr.atime_ns <= attr.mtime_ns
             || attr.atime_ns <= attr.ctime_ns
             || now_ns.saturating_sub(attr.atime_ns) >= ATIME_AGE_NS;
         if stale && self.check_writable().is_ok() {

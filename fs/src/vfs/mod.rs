@@ -22,11 +22,13 @@ mod rename;
 mod seek;
 mod statfs;
 mod sync;
+mod versions;
 mod write;
 mod xattr;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use brine_store::clock::{Clock, SystemClock};
@@ -40,9 +42,10 @@ pub use copy::FilePlace;
 pub use dir::DirItem;
 pub use open::{Handle, Opened};
 pub use read::{PendingRead, ReadBytes, ReadStart};
+pub use versions::{Outdated, TellKernel};
 pub use write::Room;
 
-use crate::control_dir::{ControlDir, is_control};
+use crate::control_dir::{ControlDir, Family, Views, is_control};
 use crate::errno::{Errno, Outcome};
 use crate::exec_dir::ExecDir;
 use crate::handle::{Handles, OpenDir, OpenFile};
@@ -57,6 +60,8 @@ use sync::Committer;
 pub enum Atime {
     /// When it is not later than mtime or ctime, or a day old.
     Relative,
+    /// At every read that reaches us: those of the kernel's page cache do not.
+    Always,
     /// Never.
     Off,
 }
@@ -76,6 +81,8 @@ pub struct VfsOptions {
     pub readahead_bytes: u64,
     /// When reading sets the access time.
     pub atime: Atime,
+    /// Whether listing sets that of directories, too.
+    pub dir_atime: bool,
     /// Where failures are told to the operator.
     pub report: Report,
 }
@@ -89,6 +96,7 @@ impl Default for VfsOptions {
             seal_threads: processors(),
             readahead_bytes: 8 << 20,
             atime: Atime::Relative,
+            dir_atime: true,
             report: Arc::new(|line| eprintln!("brine: {line}")),
         }
     }
@@ -125,6 +133,9 @@ pub struct Vfs {
     /// Commits that failed after the writes they held were answered.
     commit_errors: ErrorMark,
     scratch: Arc<Scratch>,
+    kernel: OnceLock<TellKernel>,
+    /// When somebody last looked for something, ns.
+    used_ns: AtomicI64,
 }
 
 impl Vfs {
@@ -139,12 +150,16 @@ impl Vfs {
             options.seal_threads,
             Arc::clone(&options.report),
         )?;
+        let control = ControlDir::new(SystemClock.now_ns());
+        for family in [Family::Snapshots, Family::At, Family::File] {
+            control.add(Arc::new(Views::new(Arc::clone(&volume), family)));
+        }
         let vfs = Arc::new(Self {
             volume,
             inodes: InodeTable::new(),
             files: Handles::default(),
             dirs: Handles::default(),
-            control: ControlDir::new(SystemClock.now_ns()),
+            control,
             exec: ExecDir::default(),
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
@@ -152,6 +167,8 @@ impl Vfs {
             committer: Committer::default(),
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
+            kernel: OnceLock::new(),
+            used_ns: AtomicI64::new(SystemClock.now_ns()),
             options,
         });
         sync::start(&vfs)?;
@@ -191,6 +208,18 @@ impl Vfs {
             dirty_files: self.buffer.dirty_files(),
             dirty_bytes: self.buffer.held(),
         }
+    }
+
+    /// Somebody looked for something.
+    pub fn note_use(&self) {
+        self.used_ns.store(self.now_ns(), Ordering::Relaxed);
+    }
+
+    /// Whether nothing is open, and nobody has looked for anything for this long. What the kernel answers by itself is
+    /// not seen.
+    pub fn is_idle(&self, time: Duration) -> bool {
+        let since = self.now_ns().saturating_sub(self.used_ns.load(Ordering::Relaxed));
+        self.files.is_empty() && self.dirs.is_empty() && since >= time.as_nanos().min(i64::MAX as u128) as i64
     }
 
     /// After the last request: finish what was begun, give files without a name back, make everything durable, close

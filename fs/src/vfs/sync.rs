@@ -6,7 +6,7 @@
 use std::io;
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brine_store::gc::{GcOptions, GcReport};
 use brine_store::ids::Generation;
@@ -52,9 +52,15 @@ pub(super) fn start(vfs: &Arc<Vfs>) -> io::Result<()> {
     Ok(())
 }
 
+/// Most that a commit is put off so that writers who are about to ask, too, are answered by it.
+const GATHER_MAX: Duration = Duration::from_millis(5);
+
 fn run(vfs: &Weak<Vfs>) {
     let _finish = MustFinish;
     let mut last = Instant::now();
+    // How many asked about the time of the last commit, and how long to wait for as many: those who were just answered
+    // mostly ask again at once, and a commit costs the same for all of them as for the first to come.
+    let (mut expected, mut patience) = (0, Duration::ZERO);
     while let Some(vfs) = vfs.upgrade() {
         let interval = vfs.options.commit_interval;
         let (waiters, stop) = {
@@ -63,11 +69,20 @@ fn run(vfs: &Weak<Vfs>) {
                 // A wake-up too early or too late does no harm: at most an interval passes with nothing committed.
                 vfs.committer.wake.wait_for(&mut asked, interval.saturating_sub(last.elapsed()));
             }
+            let until = Instant::now() + patience;
+            while !asked.waiters.is_empty() && asked.waiters.len() < expected && !asked.stop {
+                if vfs.committer.wake.wait_until(&mut asked, until).timed_out() {
+                    break;
+                }
+            }
             (std::mem::take(&mut asked.waiters), asked.stop)
         };
         if !waiters.is_empty() || last.elapsed() >= interval {
+            let begun = Instant::now();
             let outcome = vfs.commit();
             last = Instant::now();
+            expected = waiters.len() + vfs.committer.asked.lock().waiters.len();
+            patience = (last.duration_since(begun) / 2).min(GATHER_MAX);
             waiters.into_iter().for_each(|waiter| waiter(outcome));
         }
         if stop {

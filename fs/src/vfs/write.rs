@@ -58,10 +58,13 @@ impl Vfs {
             self.buffer.drop_set_id_bits(node, now_ns).map_err(|error| self.fail("fallocate of", node.ino, &error))?;
         }
         let done = match mode & !libc::FALLOC_FL_KEEP_SIZE {
-            0 => self.volume.reserve(len).and_then(|reservation| {
-                drop(reservation);
-                if keep_size { Ok(()) } else { self.buffer.extend(node, end, now_ns) }
-            }),
+            0 => {
+                self.volume.wait_for_space(len);
+                self.volume.reserve(len).and_then(|reservation| {
+                    drop(reservation);
+                    if keep_size { Ok(()) } else { self.buffer.extend(node, end, now_ns) }
+                })
+            }
             libc::FALLOC_FL_PUNCH_HOLE if keep_size => self.buffer.zero(node, offset, end, true, now_ns),
             libc::FALLOC_FL_ZERO_RANGE => self.buffer.zero(node, offset, end, keep_size, now_ns),
             _ => return Err(Errno::NOT_SUPPORTED),

@@ -117,7 +117,8 @@ impl Member {
 
     /// Bytes of the device that a segment's file takes.
     pub fn allocated(self: &Arc<Self>, id: SegmentId) -> io::Result<u64> {
-        self.readable().ok_or(io::ErrorKind::NotFound)?.0.allocated(id)
+        // On the calling thread, which must not wait for a directory that hangs.
+        self.writable()?.allocated(id)
     }
 
     /// All segments with the lengths of their files, by number.

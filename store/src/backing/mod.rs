@@ -34,7 +34,7 @@ pub use faulty::{Call, Fault, FaultyBacking, Gate, Rule};
 pub use mem::MemBacking;
 pub use member::{Health, Limits, Member};
 pub use read::{Hedge, ReadFault, ReadOutcome, ReadPlan, ShardRead};
-pub use set::{BackingSet, ShardWrite, SharedBytes, SyncResult, Wait};
+pub use set::{BackingSet, ShardWrite, SharedBytes, SyncResult, Syncs, Wait};
 pub use space::{Space, is_network_fs};
 pub use stats::MemberStats;
 

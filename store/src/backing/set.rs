@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{Sender, unbounded};
+use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::Backing;
 use super::member::{CallKind, Member};
@@ -195,17 +195,13 @@ impl BackingSet {
     /// Sync segment files in parallel. One that takes longer than is waited for is `TimedOut`, and its member sick. A
     /// member that is not healthy is not asked. The results are in the order of `files`.
     pub fn sync_all(&self, files: &[(MemberId, SegmentId)], wait: &Wait<'_>) -> Vec<SyncResult> {
+        self.begin_syncs(files).wait(wait)
+    }
+
+    /// As [`Self::sync_all`], in two steps: there is something to do meanwhile.
+    pub fn begin_syncs(&self, files: &[(MemberId, SegmentId)]) -> Syncs {
         let calls = files.iter().map(|&(id, segment)| (id, move |member: &Arc<Member>| sync(member, segment)));
-        let results = self.run_all(calls, wait);
-        let outcome = |(&(id, segment), result): (&(MemberId, SegmentId), io::Result<()>)| {
-            if let (Err(err), Some(member)) = (&result, self.get(&id))
-                && err.kind() == io::ErrorKind::TimedOut
-            {
-                member.counters.sync_errors.add(1);
-            }
-            (id, segment, result)
-        };
-        files.iter().zip(results).map(outcome).collect()
+        Syncs { files: files.to_vec(), calls: self.begin_all(calls) }
     }
 
     fn known(&self, id: &MemberId) -> io::Result<&Arc<Member>> {
@@ -215,6 +211,14 @@ impl BackingSet {
 
     /// Run a call on each member's threads and collect the results, in order, as long as `wait` says.
     fn run_all<F>(&self, calls: impl Iterator<Item = (MemberId, F)>, wait: &Wait<'_>) -> Vec<io::Result<()>>
+    where
+        F: FnOnce(&Arc<Member>) -> io::Result<()> + Send + 'static,
+    {
+        self.begin_all(calls).wait(wait)
+    }
+
+    /// Begin a call on each member's threads.
+    fn begin_all<F>(&self, calls: impl Iterator<Item = (MemberId, F)>) -> Calls
     where
         F: FnOnce(&Arc<Member>) -> io::Result<()> + Send + 'static,
     {
@@ -246,6 +250,23 @@ impl BackingSet {
             }
             asked.push(member);
         }
+        Calls { begun, given_up, receiver, asked }
+    }
+}
+
+/// Calls that run on members' threads.
+struct Calls {
+    begun: Instant,
+    given_up: Arc<AtomicBool>,
+    receiver: Receiver<(usize, io::Result<()>)>,
+    /// Who was asked; `None`: nobody, the result says why.
+    asked: Vec<Option<Arc<Member>>>,
+}
+
+impl Calls {
+    /// Collect the results, in order.
+    fn wait(self, wait: &Wait<'_>) -> Vec<io::Result<()>> {
+        let Self { begun, given_up, receiver, asked } = self;
         let mut results: Vec<Option<io::Result<()>>> = asked.iter().map(|_| None).collect();
         let mut good = vec![false; results.len()];
         let mut left = results.len();
@@ -277,6 +298,36 @@ impl BackingSet {
             })
         };
         results.into_iter().zip(asked).map(waited).collect()
+    }
+}
+
+/// Syncs that run on members' threads.
+pub struct Syncs {
+    files: Vec<(MemberId, SegmentId)>,
+    calls: Calls,
+}
+
+impl std::fmt::Debug for Syncs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Syncs").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Syncs {
+    /// Collect the results, in the order of the files.
+    pub fn wait(self, wait: &Wait<'_>) -> Vec<SyncResult> {
+        let members: Vec<Option<Arc<Member>>> = self.calls.asked.clone();
+        let results = self.files.into_iter().zip(self.calls.wait(wait)).zip(members);
+        results
+            .map(|(((id, segment), result), member)| {
+                if let (Err(err), Some(member)) = (&result, member)
+                    && err.kind() == io::ErrorKind::TimedOut
+                {
+                    member.counters.sync_errors.add(1);
+                }
+                (id, segment, result)
+            })
+            .collect()
     }
 }
 

@@ -16,6 +16,8 @@ impl Gc {
         let began = Instant::now();
         // Whoever verifies all stripes must not find them gone.
         let Some(_alone) = volume.try_maintenance() else { return Ok(false) };
+        // A power cut must not take the local database back to where it needs records that are freed here.
+        volume.meta().sync()?;
         while let Some((&segment, plan)) = self.plans.first_key_value() {
             // Another writer may have taken the volume over.
             if volume.is_read_only().is_some() {

@@ -1,5 +1,8 @@
 //! Collections end to end: real directories, real database, kills between any two steps.
 
+mod history;
+mod salt;
+
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ const PUT: &str =
 const ADD: &str =
     "INSERT OR IGNORE INTO dentries (parent, hash, name, ino, kind, since) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
 const DELETE: &str = "DELETE FROM dentries WHERE parent = ?1 AND hash = ?2 AND name = ?3";
-const KEEP: &str = "INSERT OR REPLACE INTO dentries_past (parent, hash, name, ino, kind, since, until) \
+const KEEP: &str = "INSERT INTO dentries_past (parent, hash, name, ino, kind, since, until) \
     SELECT parent, hash, name, ino, kind, since, ?4 FROM dentries \
     WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND since < ?4";
 const ANY: &str = "SELECT 1 FROM dentries WHERE parent = ?1 LIMIT 1";

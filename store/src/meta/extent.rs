@@ -23,7 +23,7 @@ const RANGE: &str = "SELECT chunk, key, sequence, since FROM extents \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4 ORDER BY chunk LIMIT ?5";
 pub(super) const PUT: &str =
     "INSERT OR REPLACE INTO extents (data, chunk, key, sequence, since) VALUES (?1, ?2, ?3, ?4, ?5)";
-const KEEP: &str = "INSERT OR REPLACE INTO extents_past (data, chunk, key, sequence, since, until) \
+const KEEP: &str = "INSERT INTO extents_past (data, chunk, key, sequence, since, until) \
     SELECT data, chunk, key, sequence, since, ?5 FROM extents \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4 AND since < ?5";
 const DELETE: &str = "DELETE FROM extents WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence < ?4";
@@ -77,7 +77,17 @@ impl Cuts {
 
 pub(super) fn load_cuts(conn: &Connection) -> rusqlite::Result<Cuts> {
     let mut statement = conn.prepare_cached("SELECT data, sequence, first, beyond, ino, since FROM cuts")?;
-    let mut rows = statement.query([])?;
+    cuts_of(statement.query([])?)
+}
+
+/// The cuts of one data id.
+pub(super) fn load_cuts_of(conn: &Connection, data: DataId) -> rusqlite::Result<Cuts> {
+    let sql = "SELECT data, sequence, first, beyond, ino, since FROM cuts WHERE data = ?1";
+    let mut statement = conn.prepare_cached(sql)?;
+    cuts_of(statement.query([int(data.0)])?)
+}
+
+fn cuts_of(mut rows: rusqlite::Rows<'_>) -> rusqlite::Result<Cuts> {
     let mut cuts = Cuts::default();
     while let Some(row) = rows.next()? {
         cuts.insert(CutRow {
@@ -376,11 +386,14 @@ impl Txn<'_> {
             let to = ChunkNo(last.chunk.0 + 1);
             let (data, from, below, at) = (cut.data, first.chunk, cut.sequence, cut.since);
             self.core.apply(RowChange::DelExtents { data, from, to, below, at })?;
-            if self.core.inode(cut.ino)?.is_some_and(|inode| inode.data == cut.data) {
+            if let Some(inode) = self.core.inode(cut.ino)?
+                && inode.data == cut.data
+            {
+                let bits = inode.chunk_bits;
                 // What was written since as a patch keeps its chunk allocated.
                 let patched = |row: &&ExtentRow| self.core.patched.get(row.data, row.chunk).is_none();
                 let gone = rows.iter().filter(patched).count() as u64;
-                self.amend(cut.ino, |row| row.allocated = row.allocated.saturating_sub(gone << row.chunk_bits))?;
+                self.allocate(cut.ino, |allocated| allocated.saturating_sub(gone << bits))?;
             }
         }
         if rows.len() < max {

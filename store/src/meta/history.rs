@@ -3,14 +3,17 @@
 //! History follows from the changes themselves: what replaces or deletes a row of an earlier generation keeps it (the
 //! `KEEP` statements beside each table), so live operation and replay keep the same. A row that came and went inside
 //! one generation leaves none. A kept extent holds the reference to its block until it is forgotten here.
+//!
+//! The schema holds that a former row is never changed, never kept twice, and never forgotten while a snapshot needs it;
+//! what breaks that fails, and with it the whole operation.
 
 use rusqlite::{Connection, params};
 
 use super::rows::*;
 use super::schema::inode_columns;
-use super::sql::{At, blob, enumerated, int, number};
+use super::sql::{At, blob, int, number};
 use super::txn::{Txn, block_of};
-use super::{dentry, extent, inode};
+use super::{inode, past};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino, Version};
 
@@ -22,7 +25,7 @@ pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite
     match past {
         Past::Inode(row) => {
             let mut statement = conn.prepare_cached(concat!(
-                "INSERT OR REPLACE INTO inodes_past (",
+                "INSERT INTO inodes_past (",
                 inode_columns!(),
                 ", until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, \
                  ?19, ?20, ?21, ?22)"
@@ -31,7 +34,7 @@ pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite
         }
         Past::Dentry(row) => conn
             .prepare_cached(
-                "INSERT OR REPLACE INTO dentries_past (parent, hash, name, ino, kind, since, until) \
+                "INSERT INTO dentries_past (parent, hash, name, ino, kind, since, until) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
             )?
             .execute(params![
@@ -45,18 +48,16 @@ pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite
             ]),
         Past::Extent(row) => conn
             .prepare_cached(
-                "INSERT OR REPLACE INTO extents_past (data, chunk, key, sequence, since, until) \
+                "INSERT INTO extents_past (data, chunk, key, sequence, since, until) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             )?
             .execute(params![int(row.data.0), int(row.chunk.0), row.key.0, int(row.sequence), int(row.since.0), until]),
         Past::Xattr(row) => conn
-            .prepare_cached(
-                "INSERT OR REPLACE INTO xattrs_past (ino, name, value, since, until) VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
+            .prepare_cached("INSERT INTO xattrs_past (ino, name, value, since, until) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![int(row.ino.0), &*row.name, &*row.value, int(row.since.0), until]),
         Past::Patch(row) => conn
             .prepare_cached(
-                "INSERT OR REPLACE INTO patches_past (data, chunk, sequence, ino, at, bytes, since, until) \
+                "INSERT INTO patches_past (data, chunk, sequence, ino, at, bytes, since, until) \
                  VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
             )?
             .execute(params![
@@ -100,16 +101,36 @@ struct Candidate {
     block: Option<BlockKey>,
 }
 
+/// What to read of each table: the key, and of extents the block.
+const COLUMNS: [&str; 5] = [
+    "since, until, ino, version FROM inodes_past",
+    "since, until, parent, hash, name FROM dentries_past",
+    "since, until, data, chunk, key FROM extents_past",
+    "since, until, ino, name FROM xattrs_past",
+    "since, until, data, chunk, sequence FROM patches_past",
+];
+
 fn candidates(conn: &Connection, table: usize, from: Generation, to: Generation) -> rusqlite::Result<Vec<Candidate>> {
-    let sql = [
-        "SELECT since, until, ino, version FROM inodes_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, parent, hash, name FROM dentries_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, data, chunk, key FROM extents_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, ino, name FROM xattrs_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-        "SELECT since, until, data, chunk, sequence FROM patches_past WHERE until > ?1 AND until <= ?2 ORDER BY until",
-    ][table];
+    let sql = format!("SELECT {} WHERE until > ?1 AND until <= ?2 ORDER BY until", COLUMNS[table]);
+    read_candidates(conn, table, &sql, &[int(from.0), int(to.0)])
+}
+
+/// Rows that began after `after` and ended with `until` at the latest.
+fn between(
+    conn: &Connection,
+    table: usize,
+    after: Generation,
+    until: Generation,
+    max: usize,
+) -> rusqlite::Result<Vec<Candidate>> {
+    let sql =
+        format!("SELECT {} WHERE until > ?1 AND until <= ?2 AND since > ?1 ORDER BY until LIMIT ?3", COLUMNS[table]);
+    read_candidates(conn, table, &sql, &[int(after.0), int(until.0), max as i64])
+}
+
+fn read_candidates(conn: &Connection, table: usize, sql: &str, values: &[i64]) -> rusqlite::Result<Vec<Candidate>> {
     let mut statement = conn.prepare_cached(sql)?;
-    let mut rows = statement.query([int(from.0), int(to.0)])?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
     let mut out = Vec::new();
     while let Some(row) = rows.next()? {
         let (since, until) = (Generation(number(row, 0)?), Generation(number(row, 1)?));
@@ -158,7 +179,7 @@ impl Txn<'_> {
     /// [`Error::Database`].
     pub fn forget_history(&mut self, from: Generation, to: Generation, pinned: &[Generation]) -> Result<usize> {
         let mut forgotten = 0;
-        for table in 0..5 {
+        for table in 0..COLUMNS.len() {
             for candidate in candidates(&self.core.conn, table, from, to).at(&self.core.path)? {
                 let first = pinned.partition_point(|generation| *generation < candidate.since);
                 if pinned.get(first).is_some_and(|generation| *generation < candidate.until) {
@@ -175,45 +196,37 @@ impl Txn<'_> {
         Ok(forgotten)
     }
 
+    /// Forget up to `max` former rows that were true only between `after` and `until`, both exclusive: that began after
+    /// the one and ended with the other at the latest. Generations in between must not be readable any more. Returns how
+    /// many were forgotten; none: nothing is left.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn forget_gap(&mut self, after: Generation, until: Generation, max: usize) -> Result<usize> {
+        let mut forgotten = 0;
+        for table in 0..COLUMNS.len() {
+            let found = between(&self.core.conn, table, after, until, max - forgotten).at(&self.core.path)?;
+            for candidate in found {
+                if let Some(key) = &candidate.block {
+                    let id = block_of(self.core, key);
+                    self.core.refs.push((id, -1));
+                }
+                self.core.apply(RowChange::DelPast(candidate.key))?;
+                forgotten += 1;
+            }
+            if forgotten >= max {
+                break;
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// An inode as of the end of a committed generation; `None` if it was not there.
     ///
     /// # Errors
     /// [`Error::Database`].
     pub fn inode_at(&mut self, ino: Ino, generation: Generation) -> Result<Option<InodeRow>> {
-        if let Some(row) = inode::get(&self.core.conn, ino).at(&self.core.path)?
-            && row.since <= generation
-        {
-            return Ok(Some(row));
-        }
-        let core = &*self.core;
-        let sql = concat!(
-            "SELECT ",
-            inode_columns!(),
-            " FROM inodes_past WHERE ino = ?1 AND since <= ?2 AND until > ?2 ORDER BY version DESC LIMIT 1"
-        );
-        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-        let mut rows = statement.query([int(ino.0), int(generation.0)]).at(&core.path)?;
-        rows.next().at(&core.path)?.map(|row| inode::from_row(row).at(&core.path)).transpose()
-    }
-
-    /// All states of an inode that are kept, oldest first, each with the generation that ended it (`None`: current).
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn inode_history(&mut self, ino: Ino) -> Result<Vec<(InodeRow, Option<Generation>)>> {
-        let core = &mut *self.core;
-        let sql = concat!("SELECT ", inode_columns!(), ", until FROM inodes_past WHERE ino = ?1 ORDER BY since");
-        let mut out = {
-            let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-            let rows = statement
-                .query_map([int(ino.0)], |row| Ok((inode::from_row(row)?, Some(Generation(number(row, 21)?)))))
-                .at(&core.path)?;
-            rows.collect::<rusqlite::Result<Vec<_>>>().at(&core.path)?
-        };
-        if let Some(row) = core.inode(ino)? {
-            out.push((row.clone(), None));
-        }
-        Ok(out)
+        past::inode_at(&self.core.conn, ino, generation).at(&self.core.path)
     }
 
     /// A directory's page as of the end of a committed generation; as [`Txn::read_dir`], without attributes.
@@ -224,12 +237,7 @@ impl Txn<'_> {
         if self.inode_at(ino, generation)?.ok_or(Error::NotFound)?.kind != FileKind::Directory {
             return Err(Error::NotADirectory);
         }
-        let core = &*self.core;
-        let sql = "SELECT hash, name, ino, kind FROM dentries WHERE parent = ?1 AND hash > ?2 AND since <= ?3 \
-            UNION ALL SELECT hash, name, ino, kind FROM dentries_past \
-            WHERE parent = ?1 AND hash > ?2 AND since <= ?3 AND until > ?3 ORDER BY hash, name";
-        dentry::list_with(&core.conn, sql, &[&int(ino.0), &int(cookie.min(i64::MAX as u64)), &int(generation.0)], max)
-            .at(&core.path)
+        past::read_dir_at(&self.core.conn, ino, generation, cookie, max).at(&self.core.path)
     }
 
     /// What a name stood for at the end of a committed generation.
@@ -238,22 +246,17 @@ impl Txn<'_> {
     /// [`Error::NotFound`].
     pub fn lookup_at(&mut self, parent: Ino, name: &[u8], generation: Generation) -> Result<Attr> {
         let core = &*self.core;
-        let sql = "SELECT ino, kind FROM dentries WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND since <= ?4 \
-            UNION ALL SELECT ino, kind FROM dentries_past \
-            WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND since <= ?4 AND until > ?4 LIMIT 1";
-        let found = {
-            let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-            let hash = core.names.hash(name);
-            let mut rows = statement.query(params![int(parent.0), int(hash), name, int(generation.0)]).at(&core.path)?;
-            match rows.next().at(&core.path)? {
-                Some(row) => {
-                    enumerated(row, 1, FileKind::from_number).at(&core.path)?;
-                    Ino(number(row, 0).at(&core.path)?)
-                }
-                None => return Err(Error::NotFound),
-            }
-        };
-        Ok(self.inode_at(found, generation)?.ok_or(Error::NotFound)?.attr())
+        let found = past::lookup_at(&core.conn, &core.names, parent, name, generation).at(&core.path)?;
+        let (ino, _) = found.ok_or(Error::NotFound)?;
+        Ok(self.inode_at(ino, generation)?.ok_or(Error::NotFound)?.attr())
+    }
+
+    /// Extended attributes of an inode as of the end of a committed generation, sorted by name.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn xattrs_at(&mut self, ino: Ino, generation: Generation) -> Result<past::Xattrs> {
+        past::xattrs_at(&self.core.conn, ino, generation).at(&self.core.path)
     }
 
     /// Blocks of chunks `from..to` of a data id as of the end of a committed generation.
@@ -268,25 +271,6 @@ impl Txn<'_> {
         to: ChunkNo,
     ) -> Result<Vec<(ChunkNo, BlockKey)>> {
         let core = &*self.core;
-        let current = extent::range(&core.conn, data, (from, to), i64::MAX as u64, usize::MAX).at(&core.path)?;
-        let cut_by_then =
-            |row: &ExtentRow| core.cuts.hidden(data, row.chunk, row.sequence).is_some_and(|since| since <= generation);
-        let mut out: Vec<_> = current
-            .into_iter()
-            .filter(|row| row.since <= generation && !cut_by_then(row))
-            .map(|row| (row.chunk, row.key))
-            .collect();
-        let sql = "SELECT chunk, key FROM extents_past \
-            WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 AND until > ?4";
-        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-        let to = to.min(CHUNK_END);
-        let rows = statement
-            .query_map([int(data.0), int(from.0), int(to.0), int(generation.0)], |row| {
-                Ok((ChunkNo(number(row, 0)?), BlockKey(row.get(1)?)))
-            })
-            .at(&core.path)?;
-        out.extend(rows.collect::<rusqlite::Result<Vec<_>>>().at(&core.path)?);
-        out.sort_unstable_by_key(|(chunk, _)| *chunk);
-        Ok(out)
+        past::extents_at(&core.conn, &core.cuts, data, generation, from, to).at(&core.path)
     }
 }

@@ -21,11 +21,10 @@ const UPDATE: &str = "UPDATE inodes SET version = ?2, kind = ?3, perm = ?4, uid 
     rdev = ?8, size = ?9, atime = ?10, mtime = ?11, ctime = ?12, btime = ?13, data = ?14, chunk_bits = ?15, \
     flags = ?16, inline = ?17, ino_generation = ?18, allocated = ?19, parent = ?20, since = ?21 \
     WHERE ino = ?1 AND version = ?22";
-const KEEP: &str = concat!(
-    "INSERT OR REPLACE INTO inodes_past SELECT ",
-    inode_columns!(),
-    ", ?2 FROM inodes WHERE ino = ?1 AND since < ?2"
-);
+const KEEP: &str =
+    concat!("INSERT INTO inodes_past SELECT ", inode_columns!(), ", ?2 FROM inodes WHERE ino = ?1 AND since < ?2");
+/// Number of `inode_columns!`.
+pub(super) const COLUMNS: usize = 21;
 const ORPHANS: &str = "SELECT ino FROM inodes WHERE nlink = 0 ORDER BY ino";
 
 /// A row of columns in the order of `inode_columns!`.
@@ -164,14 +163,13 @@ impl Core {
 
     /// Put access times that wait into their rows; they then are part of the open generation.
     pub fn write_atimes(&mut self) -> Result<()> {
-        let generation = self.generation();
         for (ino, atime_ns) in std::mem::take(&mut self.atimes) {
             let ino = Ino(ino);
             if self.inode(ino)?.is_some_and(|row| row.atime_ns != atime_ns)
                 && let Some(row) = self.inodes.change(ino)
             {
+                // No change, so `since` stays: no former row comes of it.
                 row.atime_ns = atime_ns;
-                row.since = generation;
             }
             self.inodes.keep_operation();
         }
@@ -216,7 +214,11 @@ impl Txn<'_> {
     /// conditional write.
     pub fn expect_version(&mut self, ino: Ino, version: Version) -> Result<()> {
         let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
-        if row.version == version { Ok(()) } else { Err(Error::Conflict(ino)) }
+        if row.version == version {
+            return Ok(());
+        }
+        self.core.conflicts += 1;
+        Err(Error::Conflict(ino))
     }
 
     /// One accepted change of an inode: its version grows by one.
@@ -240,6 +242,14 @@ impl Txn<'_> {
             let counters = &mut self.core.counters;
             counters.logical_bytes = counters.logical_bytes.wrapping_sub(size).wrapping_add(row.size);
         }
+        Ok(())
+    }
+
+    /// Correct how many bytes of extents an inode has. No change, so no version and no former row.
+    pub(super) fn allocate(&mut self, ino: Ino, change: impl FnOnce(u64) -> u64) -> Result<()> {
+        self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
+        let row = self.core.inodes.change(ino).ok_or(Error::Stale(ino))?;
+        row.allocated = change(row.allocated);
         Ok(())
     }
 

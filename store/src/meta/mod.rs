@@ -19,6 +19,7 @@ mod history;
 mod inode;
 mod namespace;
 mod outbox;
+mod past;
 pub mod patch;
 mod reader;
 pub mod rows;
@@ -35,7 +36,7 @@ mod xattr;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -44,6 +45,7 @@ use zeroize::Zeroizing;
 
 pub use counters::Counters;
 pub use outbox::OutboxRow;
+pub use past::{NameSpan, PastReader, Xattrs};
 pub use reader::{Reader, Walk};
 pub use txn::Txn;
 
@@ -101,12 +103,16 @@ pub struct Meta {
     block_id: BlockIdOf,
     /// The writing connection. Held for one operation, or one commit; taken before no other lock.
     core: Mutex<Core>,
+    /// Hashes names as `core` does.
+    names: NameHash,
+    idle: past::Idle,
     /// Connection that copies the log back into the database beside the writer. Independent of `core`.
     copier: Mutex<Connection>,
     /// The log, to be synced. Never the database file itself: closing another descriptor of it would drop the
     /// process's locks on it.
     wal: File,
     restart_wal: AtomicBool,
+    retries: AtomicU64,
 }
 
 impl std::fmt::Debug for Meta {
@@ -214,6 +220,7 @@ impl Meta {
             )
             .at(&path)?;
         let names = NameHash::new(setup.name_key);
+        let own_names = names.clone();
         let clock = Arc::clone(&setup.clock);
         let mut core =
             Core::new(conn, path.clone(), names, clock, setup.block_id, Generation(generation), committed_ns);
@@ -233,9 +240,12 @@ impl Meta {
             key: Zeroizing::new(*key),
             block_id: setup.block_id,
             core: Mutex::new(core),
+            names: own_names,
+            idle: past::Idle::default(),
             copier: Mutex::new(copier),
             wal,
             restart_wal: AtomicBool::new(false),
+            retries: AtomicU64::new(0),
         })
     }
 
@@ -263,14 +273,23 @@ impl Meta {
     /// # Errors
     /// As [`Self::with`]; [`Error::Conflict`] after eight tries.
     pub fn with_retry<R>(&self, mut operation: impl FnMut(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+        self.retry(|| self.with(&mut operation))
+    }
+
+    /// Try again what fails with [`Error::Conflict`]: it then reads and decides anew. Nothing is held between tries.
+    ///
+    /// # Errors
+    /// Those of `attempt`; [`Error::Conflict`] after eight tries.
+    pub fn retry<R>(&self, mut attempt: impl FnMut() -> Result<R>) -> Result<R> {
         let mut tried = 0;
         loop {
-            match self.with(&mut operation) {
+            match attempt() {
                 Err(Error::Conflict(ino)) => {
                     tried += 1;
                     if tried == CONFLICT_TRIES {
                         return Err(Error::Conflict(ino));
                     }
+                    self.retries.fetch_add(1, Ordering::Relaxed);
                     // The address of a local differs between threads: jitter enough to part two that collide.
                     let jitter = (&raw const tried as usize >> 4) as u64 % 50;
                     std::thread::sleep(Duration::from_micros((10 << tried) + jitter));
@@ -278,6 +297,11 @@ impl Meta {
                 other => return other,
             }
         }
+    }
+
+    /// Conditional writes that met another version, and how often one was tried again, since the database was opened.
+    pub fn conflicts(&self) -> (u64, u64) {
+        (self.core.lock().conflicts, self.retries.load(Ordering::Relaxed))
     }
 
     /// The last committed generation.
@@ -341,6 +365,25 @@ impl Meta {
     /// [`Error::Refused`] if it is not the next one or if operations are open; after [`Error::Database`] the database
     /// is of no use.
     pub fn replay(&self, generation: Generation, changes: &[RowChange]) -> Result<bool> {
+        self.replay_with(generation, changes, None)
+    }
+
+    /// [`Self::replay`], remembering something on this machine in the same transaction.
+    ///
+    /// # Errors
+    /// As [`Self::replay`].
+    pub fn replay_noting(
+        &self,
+        generation: Generation,
+        changes: &[RowChange],
+        key: &str,
+        value: &[u8],
+    ) -> Result<bool> {
+        self.replay_with(generation, changes, Some((key, value)))
+    }
+
+    fn replay_with(&self, generation: Generation, changes: &[RowChange], note: Option<(&str, &[u8])>) -> Result<bool> {
+        let restart = self.restart_wal.swap(false, Ordering::Relaxed);
         let mut core = self.core.lock();
         core.usable()?;
         if generation <= core.committed {
@@ -355,7 +398,10 @@ impl Meta {
             )));
         }
         core.load(changes)?;
-        core.set_committed(generation, false)?;
+        if let Some((key, value)) = note {
+            outbox::put_local(&core.conn, &outbox::local_key(key), value).at(&self.path)?;
+        }
+        core.set_committed(generation, false, restart)?;
         Ok(true)
     }
 
@@ -377,7 +423,7 @@ impl Meta {
     pub fn finish_import(&self, generation: Generation) -> Result<()> {
         let mut core = self.core.lock();
         core.usable()?;
-        core.set_committed(generation, true)
+        core.set_committed(generation, true, false)
     }
 
     /// Make every commit so far durable on the local disk.
@@ -414,6 +460,7 @@ impl Meta {
     pub fn close(&self) -> Result<()> {
         let mut core = self.core.lock();
         core.usable()?;
+        self.drop_idle();
         let end = if core.has_changes() { "ROLLBACK" } else { "COMMIT" };
         core.poisoned = Some("the metadata database is closed".to_owned());
         core.conn.execute_batch(end).at(&self.path)?;
@@ -516,9 +563,9 @@ impl Core {
         loaded
     }
 
-    fn set_committed(&mut self, generation: Generation, all: bool) -> Result<()> {
+    fn set_committed(&mut self, generation: Generation, all: bool, restart_wal: bool) -> Result<()> {
         outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
-        self.commit_and_begin(false)?;
+        self.commit_and_begin(restart_wal)?;
         self.committed = generation;
         self.committed_ns = self
             .conn

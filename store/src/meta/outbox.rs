@@ -23,6 +23,11 @@ pub(super) fn put(conn: &Connection, row: &OutboxRow) -> rusqlite::Result<usize>
         .execute(params![int(row.generation.0), row.part, row.message])
 }
 
+/// Under what [`Txn::put_local`] keeps a name of the caller's.
+pub(super) fn local_key(key: &str) -> String {
+    format!("user.{key}")
+}
+
 pub(super) fn get_local(conn: &Connection, key: &str) -> rusqlite::Result<Option<Box<[u8]>>> {
     let mut statement = conn.prepare_cached("SELECT value FROM local WHERE key = ?1")?;
     let mut rows = statement.query([key])?;
@@ -68,7 +73,7 @@ impl Txn<'_> {
     /// # Errors
     /// [`crate::Error::Database`].
     pub fn local(&mut self, key: &str) -> Result<Option<Box<[u8]>>> {
-        get_local(&self.core.conn, &format!("user.{key}")).at(&self.core.path)
+        get_local(&self.core.conn, &local_key(key)).at(&self.core.path)
     }
 
     /// Remember something on this machine; in neither records nor checkpoints. Written with the next commit.
@@ -78,6 +83,6 @@ impl Txn<'_> {
     pub fn put_local(&mut self, key: &str, value: &[u8]) -> Result<()> {
         self.core.before_write()?;
         self.core.local_dirty = true;
-        put_local(&self.core.conn, &format!("user.{key}"), value).at(&self.core.path).map(|_| ())
+        put_local(&self.core.conn, &local_key(key), value).at(&self.core.path).map(|_| ())
     }
 }

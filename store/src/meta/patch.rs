@@ -21,7 +21,7 @@ const PUT: &str = "INSERT OR REPLACE INTO patches (data, chunk, sequence, ino, a
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
 const RANGE: &str = "SELECT data, chunk, sequence, ino, at, bytes, since FROM patches \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 ORDER BY chunk, sequence";
-const KEEP: &str = "INSERT OR REPLACE INTO patches_past (data, chunk, sequence, ino, at, bytes, since, until) \
+const KEEP: &str = "INSERT INTO patches_past (data, chunk, sequence, ino, at, bytes, since, until) \
     SELECT data, chunk, sequence, ino, at, bytes, since, ?5 FROM patches \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence <= ?4 AND since < ?5";
 const DELETE: &str = "DELETE FROM patches WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence <= ?4";
@@ -157,6 +157,24 @@ fn range(conn: &Connection, data: DataId, from: ChunkNo, to: ChunkNo) -> rusqlit
     rows.collect()
 }
 
+/// Patches of a range of chunks as of the end of a committed generation, in the order they apply.
+pub(super) fn range_at(
+    conn: &Connection,
+    data: DataId,
+    generation: Generation,
+    from: ChunkNo,
+    to: ChunkNo,
+) -> rusqlite::Result<Vec<PatchRow>> {
+    let sql = "SELECT data, chunk, sequence, ino, at, bytes, since FROM patches \
+        WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 \
+        UNION ALL SELECT data, chunk, sequence, ino, at, bytes, since FROM patches_past \
+        WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 AND until > ?4 ORDER BY 2, 3";
+    let mut statement = conn.prepare_cached(sql)?;
+    let range = [int(data.0), int(from.0), int(to.min(CHUNK_END).0), int(generation.0)];
+    let rows = statement.query_map(range, from_row)?;
+    rows.collect()
+}
+
 /// A chunk whose patches are to be folded, and what its content was made from.
 #[derive(Clone, Copy, Debug)]
 pub struct Fold {
@@ -196,15 +214,7 @@ impl Txn<'_> {
         from: ChunkNo,
         to: ChunkNo,
     ) -> Result<Vec<PatchRow>> {
-        let core = &*self.core;
-        let sql = "SELECT data, chunk, sequence, ino, at, bytes, since FROM patches \
-            WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 \
-            UNION ALL SELECT data, chunk, sequence, ino, at, bytes, since FROM patches_past \
-            WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 AND until > ?4 ORDER BY 2, 3";
-        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-        let range = [int(data.0), int(from.0), int(to.min(CHUNK_END).0), int(generation.0)];
-        let rows = statement.query_map(range, from_row).at(&core.path)?;
-        rows.collect::<rusqlite::Result<_>>().at(&core.path)
+        range_at(&self.core.conn, data, generation, from, to).at(&self.core.path)
     }
 
     /// What stands over a chunk.

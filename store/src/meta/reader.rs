@@ -9,11 +9,11 @@ use std::path::PathBuf;
 use rusqlite::{Connection, Row, params};
 
 use super::rows::*;
-use super::schema::{SHELVES, inode_columns};
+use super::schema::SHELVES;
 use super::sql::{At, blob, enumerated, int, number};
 use super::{Meta, block, dentry, digest, extent, inode, outbox, patch, segment};
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO, SegmentId, Version};
+use crate::ids::{BlockId, BlockKey, ChunkNo, DataId, Generation, Ino, ROOT_INO, SegmentId};
 
 /// Entries and rows fetched at a time.
 const PAGE: usize = 1024;
@@ -224,6 +224,29 @@ impl Reader {
         Ok((past, pinned))
     }
 
+    /// Blocks in use by salt epoch, ascending: epoch, blocks, sealed bytes.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn epochs(&self) -> Result<Vec<(u32, u64, u64)>> {
+        let sql = "SELECT epoch, count(*), sum(sealed_len) FROM blocks WHERE state = 0 GROUP BY epoch ORDER BY epoch";
+        let mut statement = self.conn.prepare_cached(sql).at(&self.path)?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, number(row, 1)?, number(row, 2)?))).at(&self.path)?;
+        rows.collect::<rusqlite::Result<_>>().at(&self.path)
+    }
+
+    /// Sum of the sealed lengths of these blocks.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn sealed_bytes(&self, blocks: &HashSet<BlockId>) -> Result<u64> {
+        let mut sum = 0;
+        for id in blocks {
+            sum += block::get(&self.conn, id).at(&self.path)?.map_or(0, |row| u64::from(row.sealed_len));
+        }
+        Ok(sum)
+    }
+
     /// Bytes of each segment's files, in one slot, that stripes take in which a block is not condemned (`referenced`:
     /// in which a block is referenced). Segments without such stripes are not listed.
     ///
@@ -372,21 +395,4 @@ fn change_of(table: &str, row: &Row<'_>) -> rusqlite::Result<RowChange> {
             RowChange::PutShelf(ShelfRow { shelf: Shelf::ALL[shelf], key, value, since })
         }
     })
-}
-
-impl Reader {
-    /// Former states of an inode, oldest first: version, since, until.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn past_versions(&self, ino: Ino) -> Result<Vec<(Version, Generation, Generation)>> {
-        let sql = concat!("SELECT ", inode_columns!(), ", until FROM inodes_past WHERE ino = ?1 ORDER BY since");
-        let mut statement = self.conn.prepare_cached(sql).at(&self.path)?;
-        let rows = statement
-            .query_map([int(ino.0)], |row| {
-                Ok((Version(number(row, 1)?), Generation(number(row, 20)?), Generation(number(row, 21)?)))
-            })
-            .at(&self.path)?;
-        rows.collect::<rusqlite::Result<_>>().at(&self.path)
-    }
 }

@@ -101,6 +101,8 @@ CREATE TABLE snapshots (
     name BLOB NOT NULL PRIMARY KEY, generation INTEGER NOT NULL, time INTEGER NOT NULL,
     since INTEGER NOT NULL) WITHOUT ROWID;
 
+CREATE INDEX snapshots_generation ON snapshots (generation);
+
 CREATE TABLE local (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE outbox (
     generation INTEGER NOT NULL, part INTEGER NOT NULL, message BLOB NOT NULL,
@@ -113,7 +115,7 @@ pub(super) const SHELVES: [&str; 6] = ["settings", "members", "quotas", "runs", 
 /// Non-local tables: name, columns of the digest, primary key.
 pub(super) const TABLES: &[(&str, &str, &str)] = &[
     ("inodes", inode_columns!(), "ino"),
-    ("inodes_past", concat!(inode_columns!(), ", until"), "ino, version, since"),
+    ("inodes_past", concat!(inode_columns!(), ", until"), "ino, since"),
     ("dentries", "parent, hash, name, ino, kind, since", "parent, hash, name"),
     ("dentries_past", "parent, hash, name, ino, kind, since, until", "parent, hash, name, since"),
     ("extents", "data, chunk, key, sequence, since", "data, chunk"),
@@ -192,10 +194,13 @@ pub(super) fn make_tables(conn: &Connection) -> rusqlite::Result<()> {
         "CREATE TABLE inodes (ino INTEGER PRIMARY KEY, version INTEGER NOT NULL, {INODE_BODY});
          CREATE INDEX inodes_orphan ON inodes (ino) WHERE nlink = 0;
          CREATE TABLE inodes_past (ino INTEGER NOT NULL, version INTEGER NOT NULL, {INODE_BODY},
-             until INTEGER NOT NULL, PRIMARY KEY (ino, version, since)) WITHOUT ROWID;
+             until INTEGER NOT NULL, PRIMARY KEY (ino, since)) WITHOUT ROWID;
          CREATE INDEX inodes_past_until ON inodes_past (until);"
     ))?;
     conn.execute_batch(TABLES_DDL)?;
+    for table in ["inodes", "dentries", "extents", "patches", "xattrs"] {
+        conn.execute_batch(&former_rows_stay(table))?;
+    }
     for shelf in SHELVES {
         conn.execute_batch(&format!(
             "CREATE TABLE {shelf} (key BLOB NOT NULL PRIMARY KEY, value BLOB NOT NULL,
@@ -203,6 +208,17 @@ pub(super) fn make_tables(conn: &Connection) -> rusqlite::Result<()> {
         ))?;
     }
     conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"))
+}
+
+/// R5: a former row is never changed, and not forgotten while a snapshot names a generation in which it was true.
+fn former_rows_stay(table: &str) -> String {
+    format!(
+        "CREATE TRIGGER {table}_past_never_changes BEFORE UPDATE ON {table}_past
+         BEGIN SELECT RAISE(ABORT, 'a former state is never changed'); END;
+         CREATE TRIGGER {table}_past_stays BEFORE DELETE ON {table}_past
+         WHEN EXISTS (SELECT 1 FROM snapshots WHERE generation >= OLD.since AND generation < OLD.until)
+         BEGIN SELECT RAISE(ABORT, 'a snapshot needs this former state'); END;"
+    )
 }
 
 /// (is it ours, its schema version). The first query of a connection: fails with `NotADatabase` if the key is wrong.

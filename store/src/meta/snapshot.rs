@@ -50,6 +50,71 @@ fn check_snapshot_name(name: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// The snapshot of a name.
+pub(super) fn named(conn: &Connection, name: &[u8]) -> rusqlite::Result<Option<SnapshotRow>> {
+    let mut statement = conn.prepare_cached(SNAPSHOT)?;
+    let mut rows = statement.query([name])?;
+    rows.next()?.map(snapshot_row).transpose()
+}
+
+/// All snapshots, sorted by name.
+pub(super) fn all(conn: &Connection) -> rusqlite::Result<Vec<SnapshotRow>> {
+    let mut statement = conn.prepare_cached(SNAPSHOTS)?;
+    let rows = statement.query_map([], snapshot_row)?;
+    rows.collect()
+}
+
+/// The last generation closed at or before a time that is still kept.
+pub(super) fn generation_at(conn: &Connection, time_ns: i64) -> rusqlite::Result<Option<GenerationRow>> {
+    // Times never decrease with the number.
+    let closed =
+        "SELECT generation, time FROM generations WHERE time <= ?1 ORDER BY time DESC, generation DESC LIMIT 1";
+    let mut statement = conn.prepare_cached(closed)?;
+    let mut rows = statement.query([time_ns])?;
+    rows.next()?.map(generation_row).transpose()
+}
+
+/// A generation that is kept.
+pub(super) fn kept(conn: &Connection, generation: Generation) -> rusqlite::Result<Option<GenerationRow>> {
+    let sql = "SELECT generation, time FROM generations WHERE generation = ?1 \
+        UNION ALL SELECT generation, time FROM snapshots WHERE generation = ?1 LIMIT 1";
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([int(generation.0)])?;
+    rows.next()?.map(generation_row).transpose()
+}
+
+/// The first generation that is kept of those from `since` on, before `until`.
+pub(super) fn kept_within(
+    conn: &Connection,
+    since: Generation,
+    until: Option<Generation>,
+) -> rusqlite::Result<Option<GenerationRow>> {
+    let sql = "SELECT generation, time FROM generations WHERE generation >= ?1 AND generation < ?2 \
+        UNION ALL SELECT generation, time FROM snapshots WHERE generation >= ?1 AND generation < ?2 \
+        ORDER BY generation LIMIT 1";
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([int(since.0), until.map_or(i64::MAX, |until| int(until.0))])?;
+    rows.next()?.map(generation_row).transpose()
+}
+
+/// The last generation that is kept of those from `since` on, before `until`.
+pub(super) fn last_kept_within(
+    conn: &Connection,
+    since: Generation,
+    until: Generation,
+) -> rusqlite::Result<Option<GenerationRow>> {
+    let sql = "SELECT generation, time FROM generations WHERE generation >= ?1 AND generation < ?2 \
+        UNION ALL SELECT generation, time FROM snapshots WHERE generation >= ?1 AND generation < ?2 \
+        ORDER BY generation DESC LIMIT 1";
+    let mut statement = conn.prepare_cached(sql)?;
+    let mut rows = statement.query([int(since.0), int(until.0)])?;
+    rows.next()?.map(generation_row).transpose()
+}
+
+fn generation_row(row: &Row<'_>) -> rusqlite::Result<GenerationRow> {
+    Ok(GenerationRow { generation: Generation(number(row, 0)?), time_ns: row.get(1)? })
+}
+
 impl Txn<'_> {
     /// Name the open generation, so that it is kept. Costs the same whatever the volume holds.
     ///
@@ -57,6 +122,10 @@ impl Txn<'_> {
     /// [`Error::Exists`] if the name is taken; [`Error::NameTooLong`], [`Error::InvalidArgument`] if it can name nothing.
     pub fn create_snapshot(&mut self, name: &[u8]) -> Result<SnapshotRow> {
         check_snapshot_name(name)?;
+        if !self.core.history {
+            let reason = "this volume keeps no history (it was formatted with --no-history)";
+            return Err(Error::Refused(reason.to_owned()));
+        }
         if self.snapshot(name)?.is_some() {
             return Err(Error::Exists);
         }
@@ -99,10 +168,7 @@ impl Txn<'_> {
     /// # Errors
     /// [`Error::Database`].
     pub fn snapshot(&mut self, name: &[u8]) -> Result<Option<SnapshotRow>> {
-        let core = &*self.core;
-        let mut statement = core.conn.prepare_cached(SNAPSHOT).at(&core.path)?;
-        let mut rows = statement.query([name]).at(&core.path)?;
-        rows.next().at(&core.path)?.map(|row| snapshot_row(row).at(&core.path)).transpose()
+        named(&self.core.conn, name).at(&self.core.path)
     }
 
     /// All snapshots, sorted by name.
@@ -110,10 +176,56 @@ impl Txn<'_> {
     /// # Errors
     /// [`Error::Database`].
     pub fn snapshots(&mut self) -> Result<Vec<SnapshotRow>> {
+        all(&self.core.conn).at(&self.core.path)
+    }
+
+    /// Up to `max` generations that are readable by their time, the oldest first.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn generation_rows(&mut self, max: usize) -> Result<Vec<GenerationRow>> {
         let core = &*self.core;
-        let mut statement = core.conn.prepare_cached(SNAPSHOTS).at(&core.path)?;
-        let rows = statement.query_map([], snapshot_row).at(&core.path)?;
+        let sql = "SELECT generation, time FROM generations ORDER BY generation LIMIT ?1";
+        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+        let rows = statement
+            .query_map([max as i64], |row| {
+                Ok(GenerationRow { generation: Generation(number(row, 0)?), time_ns: row.get(1)? })
+            })
+            .at(&core.path)?;
         rows.collect::<rusqlite::Result<_>>().at(&core.path)
+    }
+
+    /// True if extents wait to be retired, or former ones are kept: blocks may become unreferenced.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn has_loose_ends(&mut self) -> Result<bool> {
+        let core = &*self.core;
+        let sql = "SELECT EXISTS (SELECT 1 FROM cuts) OR EXISTS (SELECT 1 FROM extents_past)";
+        core.conn.prepare_cached(sql).and_then(|mut it| it.query_row([], |row| row.get(0))).at(&core.path)
+    }
+
+    /// True if a committed generation can be read: it has its row, or a snapshot names it.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn is_kept(&mut self, generation: Generation) -> Result<bool> {
+        let core = &*self.core;
+        let sql = "SELECT EXISTS (SELECT 1 FROM generations WHERE generation = ?1) \
+            OR EXISTS (SELECT 1 FROM snapshots WHERE generation = ?1)";
+        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
+        statement.query_row([int(generation.0)], |row| row.get(0)).at(&core.path)
+    }
+
+    /// A generation is readable no longer. Its rows are forgotten in the same operation, or by [`Txn::forget_gap`].
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for the newest.
+    pub fn forget_generation(&mut self, generation: Generation) -> Result<()> {
+        if generation >= self.core.committed {
+            return Err(Error::Refused(format!("generation {generation} is the newest; it is never given up")));
+        }
+        self.core.apply(RowChange::DelGeneration(generation)).map(|_| ())
     }
 
     /// The last generation closed at or before a time that is still kept.
@@ -121,14 +233,14 @@ impl Txn<'_> {
     /// # Errors
     /// [`Error::Database`].
     pub fn generation_at(&mut self, time_ns: i64) -> Result<Option<GenerationRow>> {
-        let core = &*self.core;
-        // Times never decrease with the number.
-        let sql =
-            "SELECT generation, time FROM generations WHERE time <= ?1 ORDER BY time DESC, generation DESC LIMIT 1";
-        let mut statement = core.conn.prepare_cached(sql).at(&core.path)?;
-        let mut rows = statement.query([time_ns]).at(&core.path)?;
-        let Some(row) = rows.next().at(&core.path)? else { return Ok(None) };
-        let generation = Generation(number(row, 0).at(&core.path)?);
-        Ok(Some(GenerationRow { generation, time_ns: row.get(1).at(&core.path)? }))
+        generation_at(&self.core.conn, time_ns).at(&self.core.path)
+    }
+
+    /// When a generation closed; `None` if it is not kept.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn kept_generation(&mut self, generation: Generation) -> Result<Option<GenerationRow>> {
+        kept(&self.core.conn, generation).at(&self.core.path)
     }
 }

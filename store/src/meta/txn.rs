@@ -55,6 +55,8 @@ pub(super) struct Core {
     pub refs: Vec<(BlockId, i64)>,
     /// Local rows changed in the open transaction.
     pub local_dirty: bool,
+    /// Conditional writes that met another version.
+    pub conflicts: u64,
     /// False while rows come from a record or an image.
     pub recording: bool,
     /// Most names an inode may have.
@@ -110,6 +112,7 @@ impl Core {
             changes: Vec::new(),
             refs: Vec::new(),
             local_dirty: false,
+            conflicts: 0,
             recording: true,
             nlink_max: 1 << 31,
             cut_at_once: extent::CUT_AT_ONCE,

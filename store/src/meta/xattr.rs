@@ -11,7 +11,7 @@ use crate::ids::{Generation, Ino};
 const GET: &str = "SELECT value FROM xattrs WHERE ino = ?1 AND name = ?2";
 const LIST: &str = "SELECT name FROM xattrs WHERE ino = ?1 ORDER BY name";
 const PUT: &str = "INSERT OR REPLACE INTO xattrs (ino, name, value, since) VALUES (?1, ?2, ?3, ?4)";
-const KEEP: &str = "INSERT OR REPLACE INTO xattrs_past (ino, name, value, since, until) \
+const KEEP: &str = "INSERT INTO xattrs_past (ino, name, value, since, until) \
     SELECT ino, name, value, since, ?3 FROM xattrs WHERE ino = ?1 AND name = ?2 AND since < ?3";
 
 fn keep(conn: &Connection, ino: Ino, name: &[u8], until: Generation) -> rusqlite::Result<()> {

@@ -85,6 +85,15 @@ impl From<Short> for RecordError {
     }
 }
 
+/// What the rows of a generation before this record were: whoever replays can compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowsDigest {
+    /// The generation the rows are of, before the record's own: that of the last checkpoint.
+    pub generation: Generation,
+    /// Digest of its sorted non-local rows (FORMAT.md section 8.4).
+    pub digest: [u8; 32],
+}
+
 /// One message of the log: a part of a generation's record, in most cases the only one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitRecord {
@@ -102,8 +111,8 @@ pub struct CommitRecord {
     pub durable_through: Generation,
     /// Hash of the message before: of the last part of the generation before, or of the part before.
     pub previous: ChainHash,
-    /// In the first record after a checkpoint (its part 0): digest of the sorted rows before these changes.
-    pub rows_digest: Option<[u8; 32]>,
+    /// In the first record after a checkpoint (its part 0): what the rows were then.
+    pub rows_digest: Option<RowsDigest>,
     /// Encoded row changes, at most [`CHANGES_LEN_MAX`] bytes; a change may go on in the next part.
     pub changes: Vec<u8>,
 }
@@ -137,8 +146,8 @@ impl CommitRecord {
         out.put_u16(self.parts);
         out.put_u32(0);
         out.put(&self.previous.0);
-        out.put(&self.rows_digest.unwrap_or_default());
-        out.put_u64(0);
+        out.put(&self.rows_digest.map_or([0; 32], |rows| rows.digest));
+        out.put_u64(self.rows_digest.map_or(0, |rows| rows.generation.0));
         debug_assert_eq!(out.len() - start, HEAD_LEN);
         out.put(&self.changes);
         out.resize(start + plain_len, 0);
@@ -188,12 +197,12 @@ impl CommitRecord {
         let (part, parts) = (reader.u16()?, reader.u16()?);
         let reserved = reader.u32()?;
         let previous = ChainHash(reader.array()?);
-        let digest: [u8; 32] = reader.array()?;
-        if reserved != 0 || reader.u64()? != 0 || flags & !FLAG_ROWS_DIGEST != 0 {
+        let rows = RowsDigest { digest: reader.array()?, generation: Generation(reader.u64()?) };
+        if reserved != 0 || flags & !FLAG_ROWS_DIGEST != 0 {
             return Err(RecordError::Form("reserved bytes"));
         }
-        let rows_digest = (flags & FLAG_ROWS_DIGEST != 0).then_some(digest);
-        if rows_digest.is_none() && digest != [0; 32] {
+        let rows_digest = (flags & FLAG_ROWS_DIGEST != 0).then_some(rows);
+        if rows_digest.is_none() && (rows.digest, rows.generation) != ([0; 32], Generation(0)) {
             return Err(RecordError::Form("a digest that is not announced"));
         }
         let changes = reader.take(changes_len)?.to_vec();
@@ -212,6 +221,9 @@ impl CommitRecord {
         }
         if self.rows_digest.is_some() && self.part != 0 {
             return Err(RecordError::Form("a digest in a later part"));
+        }
+        if self.rows_digest.is_some_and(|rows| rows.generation >= self.generation) {
+            return Err(RecordError::Form("a digest of rows that were not there yet"));
         }
         if self.durable_through >= self.generation {
             return Err(RecordError::Form("durable before it was written"));
@@ -233,8 +245,8 @@ pub struct GenerationRecord {
     pub durable_through: Generation,
     /// Chain hash of the generation before.
     pub previous: ChainHash,
-    /// In the first record after a checkpoint: digest of the sorted rows before these changes.
-    pub rows_digest: Option<[u8; 32]>,
+    /// In the first record after a checkpoint: what the rows were then.
+    pub rows_digest: Option<RowsDigest>,
     /// Encoded row changes.
     pub changes: Vec<u8>,
 }

@@ -18,7 +18,7 @@ fn record() -> CommitRecord {
         parts: 1,
         durable_through: Generation(8),
         previous: ChainHash([0x44; 32]),
-        rows_digest: Some([0x55; 32]),
+        rows_digest: Some(RowsDigest { generation: Generation(0), digest: [0x55; 32] }),
         changes: b"some rows".to_vec(),
     }
 }
@@ -37,7 +37,7 @@ fn whole(changes_len: usize) -> GenerationRecord {
         generation: Generation(10),
         durable_through: Generation(9),
         previous: ChainHash([0x44; 32]),
-        rows_digest: Some([0x55; 32]),
+        rows_digest: Some(RowsDigest { generation: Generation(9), digest: [0x55; 32] }),
         changes,
     }
 }

@@ -30,20 +30,24 @@ impl Volume {
         match self.place(attr, chunks)? {
             Place::Inline(bytes) => Ok(inline_chunks(&bytes, chunks)),
             Place::Extents(keys, patches) => {
-                let present: Vec<BlockKey> = keys.iter().flatten().copied().collect();
-                self.prefetcher.wait_for(&present);
-                let mut read = self.blocks.get(&present, Some(attr.ino))?.into_iter();
-                let mut found = keys
-                    .iter()
-                    .map(|key| match key {
-                        None => Ok(None),
-                        Some(_) => read.next().transpose().map_err(|error| self.name_lost(attr.ino, error)),
-                    })
-                    .collect::<Result<Vec<_>>>()?;
+                let mut found = self.read_keys(&keys, attr.ino)?;
                 lay_over(chunks, &mut found, &patches);
                 Ok(found)
             }
         }
+    }
+
+    /// The chunks of blocks, which are an inode's; `None` for holes.
+    pub(super) fn read_keys(&self, keys: &[Option<BlockKey>], ino: Ino) -> Result<Vec<Option<Arc<Chunk>>>> {
+        let present: Vec<BlockKey> = keys.iter().flatten().copied().collect();
+        self.prefetcher.wait_for(&present);
+        let mut read = self.blocks.get(&present, Some(ino))?.into_iter();
+        keys.iter()
+            .map(|key| match key {
+                None => Ok(None),
+                Some(_) => read.next().transpose().map_err(|error| self.name_lost(ino, error)),
+            })
+            .collect()
     }
 
     /// What the cache holds of these chunks: `None` if anything would have to be read.
@@ -159,7 +163,7 @@ impl Volume {
     }
 
     /// The salt of new blocks of an inode owned by `uid`.
-    pub(super) fn salt(&self, ino: Ino, uid: u32) -> Salt {
+    pub(crate) fn salt(&self, ino: Ino, uid: u32) -> Salt {
         let domain = match self.policy.domain {
             DomainPolicy::Volume => 0,
             DomainPolicy::Owner => u64::from(uid) + 1,
@@ -169,7 +173,7 @@ impl Volume {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         let index = ((mixed ^ (mixed >> 31)) % u64::from(self.policy.copies)) as u16;
-        Salt { domain, epoch: self.policy.epoch, index }
+        Salt { domain, epoch: self.epoch(), index }
     }
 
     /// One change: new size, times and, for small files, content of a file whose dirty chunks were all written.
@@ -225,7 +229,7 @@ impl Volume {
 }
 
 /// Lay small writes over the chunks they belong to.
-fn lay_over(chunks: &[ChunkNo], found: &mut [Option<Arc<Chunk>>], patches: &[PatchRow]) {
+pub(super) fn lay_over(chunks: &[ChunkNo], found: &mut [Option<Arc<Chunk>>], patches: &[PatchRow]) {
     for of_chunk in patches.chunk_by(|a, b| a.chunk == b.chunk) {
         for (_, slot) in chunks.iter().zip(found.iter_mut()).filter(|(chunk, _)| **chunk == of_chunk[0].chunk) {
             let mut content = slot.as_ref().map(|chunk| chunk.to_vec()).unwrap_or_default();
@@ -235,7 +239,7 @@ fn lay_over(chunks: &[ChunkNo], found: &mut [Option<Arc<Chunk>>], patches: &[Pat
     }
 }
 
-fn inline_chunks(bytes: &Arc<[u8]>, chunks: &[ChunkNo]) -> Vec<Option<Arc<Chunk>>> {
+pub(super) fn inline_chunks(bytes: &Arc<[u8]>, chunks: &[ChunkNo]) -> Vec<Option<Arc<Chunk>>> {
     // Inline content is shorter than the shortest chunk.
     let whole = || (!bytes.is_empty()).then(|| Arc::new(Chunk::whole(bytes.to_vec())));
     chunks.iter().map(|chunk| if chunk.0 == 0 { whole() } else { None }).collect()

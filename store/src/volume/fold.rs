@@ -67,6 +67,8 @@ impl Volume {
         let mut folds: Vec<(Fold, Vec<u8>)> = Vec::new();
         let mut owners = Vec::new();
         let mut bytes = 0;
+        // What the extents name is not freed before it is read.
+        let _pin = self.blocks.pins().enter();
         // Without the gate: reading may wait for a disk. What changes meanwhile is not folded.
         for (data, chunk) in chunks {
             if bytes >= BATCH_BYTES {

@@ -41,6 +41,8 @@ pub struct FormatOptions {
     pub codec: Codec,
     /// Chunk length as a power of two, 12 to 20.
     pub chunk_bits: u8,
+    /// Keep former states. Without, there are no snapshots, and what is deleted is gone.
+    pub history: bool,
     /// A name for people, at most 64 bytes.
     pub label: String,
     /// How dear guessing the passphrase is made.
@@ -151,6 +153,8 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         target: None,
     };
     let meta = Meta::create(&state_dir, keys.database_key(), &setup, &root, options.chunk_bits)?;
+    // Before the first row is recorded: what replay begins with.
+    meta.with(|txn| txn.set_history(options.history))?;
     meta.commit_generation()?;
     meta.with(|txn| {
         txn.put_local(HEAD_KEY, &Head { generation: meta_generation(txn), chain: ChainHash::START }.encode())
@@ -179,6 +183,7 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         codec: None,
         use_member: Vec::new(),
         take_over: false,
+        accept_rollback: false,
         report: None,
     };
     let made = Volume::open_unlocked(options, discover(&directories, &RealDirectories)?, &RealDirectories, keys)?;

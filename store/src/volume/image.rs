@@ -6,7 +6,7 @@ use super::Volume;
 use crate::checkpoint;
 use crate::error::Result;
 use crate::ids::SegmentId;
-use crate::record::ImageEntry;
+use crate::record::{ImageEntry, RowsDigest};
 use crate::recover::Reader;
 use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
 
@@ -52,7 +52,7 @@ impl Volume {
         }
         if last.entries.is_none() {
             let (stripes, keys, sealer) = (self.blocks.stripes(), &self.keys, &*self.sealer);
-            let reader = Reader { stripes, keys, sealer, overrides: &[] };
+            let reader = Reader { stripes, keys, sealer, overrides: &[], report: &|_, _, _| {} };
             // An image that cannot be read is no reason not to write a new one.
             last.entries = pointer.and_then(|pointer| reader.image_index(&pointer).ok()).map(|index| index.entries);
         }
@@ -75,7 +75,7 @@ impl Volume {
         // Not before it is published: what nothing names, gc frees.
         last.entries = Some(written.entries);
         last.next_segment = self.blocks.segments().next_id().0;
-        self.log.checkpointed(log_bytes);
+        self.log.checkpointed(log_bytes, RowsDigest { generation: head.generation, digest: written.rows_digest });
         log::debug!(
             "checkpoint of generation {}: {} bytes written, {} kept",
             head.generation,

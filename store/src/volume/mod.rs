@@ -3,16 +3,23 @@
 //! Promises: namespace and attribute operations are one change each, atomic; data comes back as it was written or as
 //! an error; nothing is said durable before it is. Knows nothing of FUSE, handles or permissions.
 
+mod conditional;
 mod data;
+mod differences;
+mod database;
+mod follow;
 mod fold;
 mod exec_rows;
 mod format;
 mod image;
 mod open;
+mod past;
 mod prefetch;
 mod probe;
+mod rebuild;
 mod reclaim;
 mod replace;
+mod restore;
 mod space;
 mod status;
 #[cfg(test)]
@@ -20,9 +27,10 @@ pub(crate) mod tests;
 mod versions;
 mod watch;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,15 +44,22 @@ pub use crate::meta::rows::{
     ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
     NewNode, RenameFlags, SetAttr, Unlinked,
 };
-pub use crate::meta::rows::{COOKIE_MIN, SnapshotRow};
+pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
+pub use crate::meta::{NameSpan, PastReader};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
+pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
+pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
+pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use rebuild::{Rebuilt, rebuild};
+pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
+pub use restore::{Destination, Done, Restored};
 pub use space::Reservation;
 pub use status::{StatFs, VolumeStatus};
 
@@ -60,6 +75,7 @@ use crate::geometry::Geometry;
 use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
+use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, Superblock};
 use prefetch::Prefetcher;
@@ -85,6 +101,8 @@ pub struct Volume {
     term: Term,
     geometry: Geometry,
     policy: Policy,
+    /// Of new blocks; at first that of the policy.
+    epoch: AtomicU32,
     chunk_bits: u8,
     state_dir: PathBuf,
     set: Arc<BackingSet>,
@@ -99,6 +117,11 @@ pub struct Volume {
     /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
     floor: Mutex<Option<Generation>>,
     gc: Mutex<Gc>,
+    /// Writers that wait for space.
+    hungry: AtomicUsize,
+    retention: Mutex<Retention>,
+    /// Former states that are being read, and by how many.
+    pinned: Mutex<BTreeMap<Generation, usize>>,
     /// Held by what looks at every stripe, and by gc while it frees any.
     maintenance: Mutex<()>,
     clock: Arc<dyn Clock>,
@@ -189,7 +212,7 @@ impl Volume {
     }
 
     /// One operation that changes the metadata.
-    fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+    pub(crate) fn change<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
         self.writable()?;
         self.meta.with(operation)
     }
@@ -353,6 +376,11 @@ impl Volume {
         }
         self.writable()?;
         let outcome = self.commit.run(&self.parts(), flusher);
+        self.committed_or_read_only(outcome)
+    }
+
+    /// What a commit came to; after a failure nothing may be written any more.
+    fn committed_or_read_only(&self, outcome: Result<Generation>) -> Result<Generation> {
         if let Some(fenced) = self.fenced() {
             return Err(fenced);
         }
@@ -477,6 +505,11 @@ impl Housekeeper {
         Ok(Self { stop, thread })
     }
 
+    /// Begin the next round now.
+    fn wake(&self) {
+        self.stop.1.notify_all();
+    }
+
     fn stop(self) {
         *self.stop.0.lock() = true;
         self.stop.1.notify_all();
@@ -505,6 +538,7 @@ impl Volume {
         self.blocks.catch_up(self.identity())?;
         while self.retire_some()? {}
         self.heal_queued()?;
+        self.retention_round()?;
         self.gc_round()
     }
 

@@ -6,10 +6,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::database::{Superblocks, database};
 use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
 use super::space::Space;
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
@@ -17,16 +19,16 @@ use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, Re
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
-use crate::commit_log::{CommitLog, Head, standing_of};
+use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::fence::{self, Claimant, FenceWatch};
 use crate::gc::Gc;
-use crate::ids::{MemberId, SegmentId, VolumeId};
+use crate::ids::{Generation, MemberId, SegmentId, VolumeId};
 use crate::keyslot::{SlotError, Unlock};
 use crate::lock::LocalLock;
-use crate::meta::rows::{SegmentRow, SegmentState};
-use crate::meta::{DATABASE_FILE, Meta, Setup};
-use crate::recover::{self, Reader, Recovered};
+use crate::meta::rows::{SegmentRow, SegmentState, Shelf};
+use crate::meta::{Meta, Setup};
+use crate::recover::{self, Again, Reader, Recovered};
 use crate::seal::{Codec, Sealer, VolumeKeys};
 use crate::segment::{Segments, Writer};
 use crate::stripes::Stripes;
@@ -62,6 +64,8 @@ pub struct OpenOptions {
     /// Take the volume from whoever has it: locks of other processes do not count, and missing directories that could
     /// serve a writer of their own do not matter.
     pub take_over: bool,
+    /// Go on from an older state where generations that were acknowledged are gone, or two writers went apart.
+    pub accept_rollback: bool,
     /// Told how far recovery is: what is being done, how much of how much.
     pub report: Option<ReportFn>,
 }
@@ -80,6 +84,9 @@ impl std::fmt::Debug for ReportFn {
 
 /// Segments that may be closed in one generation: they hold 2 GiB of data at the least.
 const CLOSED_TOGETHER_MAX: u64 = 64;
+/// Setting that tells of the last rollback that was accepted.
+const ROLLBACK_KEY: &[u8] = b"rollback";
+
 /// How long one directory may take to write a superblock while others do.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the sync of what was left may take in one directory.
@@ -92,7 +99,7 @@ pub(super) fn host_name() -> String {
 }
 
 /// The volume's keys, by the slots of a superblock.
-fn unlock(superblock: &UnverifiedSuperblock, secret: &Unlock) -> Result<VolumeKeys> {
+pub(super) fn unlock(superblock: &UnverifiedSuperblock, secret: &Unlock) -> Result<VolumeKeys> {
     let volume = superblock.unauthenticated().volume;
     superblock.unlock(secret).map_err(|error| match error {
         SlotError::Form(_) => Error::format(format!("key slots of volume {volume}"), error.to_string()),
@@ -100,14 +107,20 @@ fn unlock(superblock: &UnverifiedSuperblock, secret: &Unlock) -> Result<VolumeKe
     })
 }
 
-struct Members {
-    set: Arc<BackingSet>,
-    superblock: Superblock,
-    warnings: Vec<String>,
+pub(super) struct Members {
+    pub(super) set: Arc<BackingSet>,
+    pub(super) superblock: Superblock,
+    pub(super) warnings: Vec<String>,
 }
 
 /// Verified superblocks become members; what does not verify counts as missing.
-fn members(discovery: Discovery, keys: &VolumeKeys, options: &OpenOptions) -> Result<Members> {
+pub(super) fn members(
+    mut discovery: Discovery,
+    keys: &VolumeKeys,
+    options: &OpenOptions,
+    directories: &dyn Directories,
+) -> Result<Members> {
+    find_clones(&mut discovery, options, directories);
     let mut warnings = Vec::new();
     let mut verified: Vec<(PathBuf, Arc<dyn Backing>, Superblock)> = Vec::new();
     let mut damaged = HashMap::new();
@@ -213,9 +226,7 @@ impl Volume {
         directories: &dyn Directories,
         keys: VolumeKeys,
     ) -> Result<Arc<Self>> {
-        let mut with_clones = discovery;
-        find_clones(&mut with_clones, &options, directories);
-        let Members { set, superblock, mut warnings } = members(with_clones, &keys, &options)?;
+        let Members { set, superblock, mut warnings } = members(discovery, &keys, &options, directories)?;
         let geometry = superblock.geometry;
         let present = set.members().iter().filter(|member| member.can_read()).count();
         let mut read_only = options.read_only;
@@ -273,9 +284,18 @@ impl Volume {
         };
         let sealer = Arc::new(Sealer::new(&keys));
         let stripes = Stripes::new(set.clone(), superblock.volume, *keys.header_mac());
-        let overrides = &superblock.ack_overrides;
-        let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides };
-        let (meta, head) = database(&state_dir, &setup, &reader, &superblock, &options, &mut warnings)?;
+        let superblocks = Superblocks::read(&set, &keys, superblock)?;
+        let (meta, recovered) = {
+            let report: recover::Report<'_> = match &options.report {
+                Some(report) => report.0.as_ref(),
+                None => &|_, _, _| {},
+            };
+            let overrides = &superblocks.newest.ack_overrides;
+            let reader = Reader { stripes: &stripes, keys: &keys, sealer: &sealer, overrides, report };
+            database(&state_dir, &setup, &reader, &superblocks, options.accept_rollback, &mut warnings)?
+        };
+        let superblock = superblocks.newest;
+        let Recovered { head, again, .. } = recovered;
 
         let next = next_segment(&set, &meta, &superblock)?;
         let log = CommitLog::new(superblock.volume, term, *keys.log_key(), entropy.clone(), head);
@@ -307,6 +327,7 @@ impl Volume {
             term,
             geometry,
             policy,
+            epoch: AtomicU32::new(policy.epoch),
             chunk_bits: superblock.chunk_bits,
             state_dir: state_dir.clone(),
             space: Space::new(set.clone(), geometry),
@@ -320,6 +341,9 @@ impl Volume {
             last_image: Mutex::default(),
             floor: Mutex::default(),
             gc: Mutex::new(gc),
+            hungry: AtomicUsize::new(0),
+            retention: Mutex::default(),
+            pinned: Mutex::default(),
             maintenance: Mutex::default(),
             clock,
             keys,
@@ -334,16 +358,17 @@ impl Volume {
             _lock: lock,
         });
         if !read_only {
-            volume.begin()?;
+            volume.begin(again, options.accept_rollback)?;
         }
         *volume.watcher.lock() = Some(super::watch::Watcher::start(volume.set.clone())?);
         Ok(volume)
     }
 
     /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
-    fn begin(self: &Arc<Self>) -> Result<()> {
+    fn begin(self: &Arc<Self>, again: Vec<Again>, rolled_back: bool) -> Result<()> {
         self.sync_what_was_left()?;
         self.adopt_segments()?;
+        self.write_again(again)?;
         self.meta.with(|txn| {
             let open: Vec<_> = txn.segments()?.into_iter().filter(|row| row.state == SegmentState::Open).collect();
             for row in open {
@@ -360,7 +385,8 @@ impl Volume {
             self.set.members().iter().map(|member| (member.id, member.path().to_path_buf())).collect();
         self.write_superblocks(|superblock| {
             superblock.term = term;
-            superblock.generation = superblock.generation.max(generation);
+            // What was given up is not durable any more.
+            superblock.generation = if rolled_back { generation } else { superblock.generation.max(generation) };
             superblock.host = host_name();
             superblock.state_dir = state_dir.into_os_string().into_vec();
             for member in &mut superblock.members {
@@ -370,14 +396,28 @@ impl Volume {
             }
         })?;
         fence::prune(&self.set, self.term);
+        if rolled_back {
+            self.note_rollback(generation)?;
+        }
         *self.housekeeper.lock() = Some(Housekeeper::start(self)?);
         Ok(())
     }
 }
 
+impl Volume {
+    /// That acknowledged generations may have been given up is noted in the volume, and a checkpoint made beyond the
+    /// place where histories part.
+    fn note_rollback(&self, generation: Generation) -> Result<()> {
+        let text = format!("term {} went on from generation {generation}", self.term);
+        self.meta.with(|txn| txn.put_shelf(Shelf::Settings, ROLLBACK_KEY, text.as_bytes()))?;
+        self.commit(&super::NothingDirty)?;
+        self.checkpoint()
+    }
+}
+
 /// Lock the members against other processes of this host. Taking over, those that are locked by others are returned:
 /// the fence decides, and the lock is taken when it becomes free.
-fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec<String>) -> Result<Vec<MemberId>> {
+pub(super) fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec<String>) -> Result<Vec<MemberId>> {
     let mut held = Vec::new();
     for member in set.members().iter().filter(|member| member.can_read()) {
         match member.lock() {
@@ -465,7 +505,7 @@ fn find_clones(discovery: &mut Discovery, options: &OpenOptions, directories: &d
     }
 }
 
-fn make_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
+pub(super) fn make_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
     if !path.is_dir() {
         std::fs::DirBuilder::new()
             .recursive(true)
@@ -506,83 +546,6 @@ pub(super) fn claim_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
     let file = path.join(OWNER_FILE);
     std::fs::write(&file, format!("{volume}\n"))
         .map_err(|source| Error::io(format!("writing {}", file.display()), source))
-}
-
-/// The database, brought up to the log; rebuilt from the backing directories if it is missing, damaged or not on the
-/// log (R13).
-fn database(
-    dir: &Path,
-    setup: &Setup,
-    reader: &Reader<'_>,
-    superblock: &Superblock,
-    options: &OpenOptions,
-    warnings: &mut Vec<String>,
-) -> Result<(Arc<Meta>, Head)> {
-    let report: recover::Report<'_> = match &options.report {
-        Some(report) => report.0.as_ref(),
-        None => &|_, _, _| {},
-    };
-    let key = reader.keys.database_key();
-    let mut found = match Meta::open(dir, key, setup) {
-        Ok(meta) => Some(meta),
-        Err(error)
-            if dir.join(DATABASE_FILE).exists() && !matches!(error, Error::Format { .. } | Error::Database { .. }) =>
-        {
-            return Err(error);
-        }
-        Err(error) => {
-            if dir.join(DATABASE_FILE).exists() {
-                let aside = recover::set_aside(dir, setup.clock.now_ns())?;
-                warnings.push(format!("{error}; it is kept as {}", aside.display()));
-            }
-            None
-        }
-    };
-    for rebuilt in [false, true] {
-        if let Some(meta) = found.take() {
-            let outcome = match standing_of(&meta)? {
-                Some(standing) => reader.catch_up(&meta, &standing, &superblock.checkpoints, report)?,
-                None => None,
-            };
-            match outcome {
-                Some((head, Recovered { replayed, notes })) => {
-                    warnings.extend(notes);
-                    if replayed > 0 {
-                        log::info!("{replayed} generations replayed from the commit log");
-                    }
-                    if head.generation < superblock.generation {
-                        return Err(Error::Refused(format!(
-                            "the log ends at generation {}, the superblocks tell of {}: directories were rolled back, or \
-                             those with the newer records are missing. Bring them back",
-                            head.generation, superblock.generation
-                        )));
-                    }
-                    return Ok((Arc::new(meta), head));
-                }
-                None if rebuilt => {
-                    return Err(Error::Refused(
-                        "the database that was rebuilt does not stand on the log; report this as a defect".into(),
-                    ));
-                }
-                None => {
-                    let generation = meta.committed();
-                    meta.close()?;
-                    drop(meta);
-                    let aside = recover::set_aside(dir, setup.clock.now_ns())?;
-                    warnings.push(format!(
-                        "the metadata database (generation {generation}) is not on the commit log; it is kept as {}",
-                        aside.display()
-                    ));
-                }
-            }
-        }
-        if !rebuilt {
-            let out = reader.rebuild(dir, setup, &superblock.checkpoints, report)?;
-            warnings.extend(out.notes);
-            found = Some(Meta::open(dir, key, setup)?);
-        }
-    }
-    Err(Error::Refused("the metadata database could not be rebuilt".into()))
 }
 
 /// A number that no segment ever had: above all the metadata, the superblock and the directories know of.

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
@@ -14,10 +16,41 @@ use crate::gc::{GcOptions, GcReport, Images};
 use crate::ids::{Generation, MemberId, SegmentId};
 use crate::meta::rows::{SegmentRow, Shelf};
 use crate::recover::Reader;
+use crate::retention::Shed;
 use crate::shard::SEGMENT_HEADER_LEN;
 
+/// How long a writer waits for gc to make space.
+const SPACE_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks.
+const SPACE_RECHECK: Duration = Duration::from_millis(50);
 /// Settings key: generation in which gc last asked for a generation of its own.
 const NOTE_KEY: &[u8] = b"gc";
+
+/// Keeps a former state readable.
+#[derive(Debug)]
+pub struct GenerationPin {
+    volume: Arc<Volume>,
+    generation: Generation,
+}
+
+impl GenerationPin {
+    /// Which.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+}
+
+impl Drop for GenerationPin {
+    fn drop(&mut self) {
+        let mut pinned = self.volume.pinned.lock();
+        if let Some(count) = pinned.get_mut(&self.generation) {
+            *count -= 1;
+            if *count == 0 {
+                pinned.remove(&self.generation);
+            }
+        }
+    }
+}
 
 /// No stripe is freed while this is held.
 #[derive(Debug)]
@@ -38,6 +71,8 @@ impl Volume {
     ) -> Result<GcReport> {
         if !options.dry_run {
             self.writable()?;
+            step("retention", 0, 0);
+            self.retention.lock().apply(self, Shed::Nothing)?;
             while self.retire_some()? {
                 step("removed files", 0, 0);
             }
@@ -53,7 +88,82 @@ impl Volume {
     /// A round of the housekeeper's.
     pub(super) fn gc_round(&self) -> Result<()> {
         let Some(mut gc) = self.gc.try_lock() else { return Ok(()) };
-        gc.round(self, self.space.is_tight())
+        gc.round(self, self.space.is_tight(), self.is_hungry())
+    }
+
+    /// The salt epoch of new blocks.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// Begin a new salt epoch: what is written from now on shares no salt with what was written before. Returns it.
+    ///
+    /// # Errors
+    /// [`Error::ReadOnly`]; [`Error::Refused`] after four thousand million of them.
+    pub fn rotate_epoch(&self) -> Result<u32> {
+        self.writable()?;
+        let next = self.superblock.lock().epoch.max(self.epoch()).checked_add(1);
+        let next = next.ok_or_else(|| Error::Refused("there are no more salt epochs".into()))?;
+        // A later mount must not go back to salts that are done with.
+        self.write_superblocks(|superblock| superblock.epoch = superblock.epoch.max(next))?;
+        self.epoch.fetch_max(next, Ordering::AcqRel);
+        Ok(next)
+    }
+
+    /// True if [`Volume::reserve`] would grant `bytes` now.
+    pub fn has_space(&self, bytes: u64) -> bool {
+        self.space.fits(bytes)
+    }
+
+    /// Wait until there is space for `bytes`, for as long as gc may still make some and at most ten seconds. Not to be
+    /// called by who holds anything that a commit waits for.
+    pub fn wait_for_space(&self, bytes: u64) {
+        if self.has_space(bytes) || bytes > self.usable_total() {
+            return;
+        }
+        let until = Instant::now() + SPACE_PATIENCE;
+        self.hungry.fetch_add(1, Ordering::AcqRel);
+        while !self.has_space(bytes) && Instant::now() < until && self.writable().is_ok() && self.may_free() {
+            if let Some(housekeeper) = &*self.housekeeper.lock() {
+                housekeeper.wake();
+            }
+            std::thread::sleep(SPACE_RECHECK);
+        }
+        self.hungry.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Writers wait for space.
+    pub(crate) fn is_hungry(&self) -> bool {
+        self.hungry.load(Ordering::Acquire) > 0
+    }
+
+    /// True if there are dead blocks, or former states that could be given up.
+    fn may_free(&self) -> bool {
+        self.meta.with(|txn| Ok(txn.counters().dead_bytes > 0 || txn.has_loose_ends()?)).unwrap_or(false)
+    }
+
+    /// Keep a former state readable while the result is held, whatever retention says.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is not kept any more.
+    pub fn pin(self: &Arc<Self>, generation: Generation) -> Result<GenerationPin> {
+        *self.pinned.lock().entry(generation).or_default() += 1;
+        let pin = GenerationPin { volume: self.clone(), generation };
+        // After it was noted: retention either saw it or had given the generation up before.
+        if generation != self.meta.committed() && !self.meta.with(|txn| txn.is_kept(generation))? {
+            return Err(Error::NotFound);
+        }
+        Ok(pin)
+    }
+
+    pub(crate) fn pinned_generations(&self) -> Vec<Generation> {
+        self.pinned.lock().keys().copied().collect()
+    }
+
+    /// A round of retention: rules, budget, snapshots that are due. With little space left history goes first.
+    pub(super) fn retention_round(&self) -> Result<()> {
+        let Some(mut retention) = self.retention.try_lock() else { return Ok(()) };
+        retention.round(self)
     }
 
     /// Why nothing is freed any more, if so.
@@ -84,6 +194,21 @@ impl Volume {
         self.superblock.lock().checkpoints.first().map(|pointer| pointer.generation)
     }
 
+    /// True if less than a tenth of the usable space is free.
+    pub(crate) fn is_tight(&self) -> bool {
+        self.space.is_tight()
+    }
+
+    /// Measure the room of the directories anew.
+    pub(crate) fn space_was_freed(&self) {
+        self.space.freed();
+    }
+
+    /// Plaintext that fits in what the members could ever hold, bytes.
+    pub(crate) fn usable_total(&self) -> u64 {
+        self.space.raw().usable_total
+    }
+
     /// Change a row, so that the next commit closes a generation.
     pub(crate) fn note_collection(&self) -> Result<()> {
         let _held = self.gate();
@@ -102,7 +227,9 @@ impl Volume {
                 self.blocks.segments().abandon(id);
             }
         }
-        Ok(())
+        // Noted at once: while nothing else changes no generation would be closed for it.
+        let _held = self.gate();
+        self.meta.with(|txn| self.blocks.settle_segments(txn))
     }
 
     /// No checkpoint is written while this is held.
@@ -131,7 +258,8 @@ impl Volume {
             return Ok(known);
         }
         let pointers = self.superblock.lock().checkpoints.clone();
-        let reader = Reader { stripes: self.blocks.stripes(), keys: &self.keys, sealer: &self.sealer, overrides: &[] };
+        let (stripes, keys, sealer) = (self.blocks.stripes(), &self.keys, &*self.sealer);
+        let reader = Reader { stripes, keys, sealer, overrides: &[], report: &|_, _, _| {} };
         let mut places = BTreeSet::new();
         for pointer in &pointers {
             places.extend(reader.image_places(pointer)?.into_iter().map(|place| (place.segment, place.stripe)));

@@ -100,6 +100,17 @@ impl Space {
         }
     }
 
+    /// True if [`Self::reserve`] would grant `bytes` now.
+    pub fn fits(&self, bytes: u64) -> bool {
+        let wanted = bytes + bytes / OVERHEAD_SHARE + OVERHEAD_FIXED;
+        self.promised.load(Ordering::Acquire).saturating_add(wanted) <= self.usable_free()
+    }
+
+    /// Space was given back: what was measured before does not count.
+    pub fn freed(&self) {
+        self.sample.lock().taken = None;
+    }
+
     /// Tell that `bytes` of plaintext were appended since the last sample.
     pub fn wrote(&self, bytes: u64) {
         self.sample.lock().written += bytes + bytes / OVERHEAD_SHARE;

@@ -28,6 +28,19 @@ pub struct StatFs {
     pub files_free: u64,
 }
 
+/// Past states, and writers that met.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct VersionsStatus {
+    /// Former states are kept.
+    pub history: bool,
+    /// Snapshots there are.
+    pub snapshots: usize,
+    /// Conditional writes that met another version, since the volume was opened.
+    pub conflicts: u64,
+    /// How often one was tried again.
+    pub retries: u64,
+}
+
 /// Status of an open volume.
 #[derive(Clone, Debug, Serialize)]
 pub struct VolumeStatus {
@@ -62,6 +75,8 @@ pub struct VolumeStatus {
     pub damage: DamageStatus,
     /// The cache of decoded blocks.
     pub cache: CacheFigures,
+    /// Past states.
+    pub versions: VersionsStatus,
     /// Commits made durable since the volume was opened.
     pub commits: u64,
     /// R: ciphertexts of equal content at most, in a domain and epoch.
@@ -216,8 +231,10 @@ impl Volume {
     pub fn stat_fs(&self) -> Result<StatFs> {
         const BLOCK: u64 = 4096;
         let raw = self.space.raw();
-        let files = self.meta.counters().inodes;
-        let free = raw.usable_free / BLOCK;
+        let figures = self.meta.counters();
+        let files = figures.inodes;
+        // Dead blocks are freed before anyone is told that there is no space.
+        let free = raw.usable_free.saturating_add(figures.dead_bytes).min(raw.usable_total) / BLOCK;
         Ok(StatFs {
             block_size: BLOCK as u32,
             blocks: raw.usable_total / BLOCK,
@@ -228,7 +245,16 @@ impl Volume {
         })
     }
 
-    /// Everything `brine status` shows.
+    fn versions_status(&self) -> Result<VersionsStatus> {
+        let (history, snapshots) = self.meta.with(|txn| Ok((txn.keeps_history(), txn.snapshots()?.len())))?;
+        let (conflicts, retries) = self.meta.conflicts();
+        Ok(VersionsStatus { history, snapshots, conflicts, retries })
+    }
+
+    /// Everything `brine status` shows of an open volume.
+    ///
+    /// # Errors
+    /// [`crate::Error::Database`].
     pub fn status(&self) -> Result<VolumeStatus> {
         let figures = self.meta.counters();
         let raw = self.space.raw();
@@ -274,9 +300,10 @@ impl Volume {
             },
             damage: self.damage_status(&damage),
             cache: self.blocks.cache().figures(),
+            versions: self.versions_status()?,
             commits: self.commit.count(),
             copies: self.policy.copies,
-            epoch: self.policy.epoch,
+            epoch: self.epoch(),
             domain: match self.policy.domain {
                 DomainPolicy::Volume => "volume",
                 DomainPolicy::Owner => "owner",
@@ -360,6 +387,9 @@ impl Volume {
                 format!("directory {} is {}{reason}", d.path, d.state)
             })
             .collect();
+        if let Some(reason) = self.gc_stopped() {
+            reasons.push(format!("space is not given back: {reason}"));
+        }
         if damage.blocks_lost > 0 {
             reasons.push(format!("{} blocks could not be read; `brine check` lists the files", damage.blocks_lost));
         }

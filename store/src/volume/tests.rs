@@ -7,6 +7,9 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod history;
+mod following;
+mod recovery;
 mod takeover;
 
 pub(crate) struct Silent;
@@ -39,7 +42,17 @@ impl Scratch {
             .collect()
     }
 
+    /// A volume without history: what is deleted is gone.
     pub(crate) fn format(&self, count: usize, copies: u16) -> Formatted {
+        self.format_as(count, copies, false)
+    }
+
+    /// A volume as they are made for users.
+    pub(crate) fn format_kept(&self, count: usize) -> Formatted {
+        self.format_as(count, 1, true)
+    }
+
+    fn format_as(&self, count: usize, copies: u16, history: bool) -> Formatted {
         format(&FormatOptions {
             directories: self.members(count),
             geometry: None,
@@ -49,6 +62,7 @@ impl Scratch {
             domain: DomainPolicy::Volume,
             codec: Codec::None,
             chunk_bits: 17,
+            history,
             label: "test".into(),
             kdf: KdfCost::Fast,
         })
@@ -70,25 +84,52 @@ impl Scratch {
             codec: None,
             use_member: Vec::new(),
             take_over: false,
+            accept_rollback: false,
             report: None,
         }
+    }
+
+    /// A volume of fewer directories.
+    fn open_of(&self, count: usize) -> Arc<Volume> {
+        let sources = (0..count).map(|n| self.0.join(format!("d{n}"))).collect();
+        self.open_with(OpenOptions { sources, ..self.options() })
     }
 
     pub(crate) fn open(&self) -> Arc<Volume> {
         self.open_with(self.options())
     }
 
-    /// A volume that was dropped as by a kill lets go of its directories when the last of its threads is done.
+    /// What is left when a daemon dies: nothing is closed. Returns when all its threads have let go.
+    pub(crate) fn kill(&self, volume: Arc<Volume>) {
+        let state_dir = volume.state_dir().to_owned();
+        drop(volume);
+        while crate::lock::LocalLock::holder(&state_dir).is_some() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+    }
+
     fn open_with(&self, options: OpenOptions) -> Arc<Volume> {
+        self.try_open(&options).unwrap()
+    }
+
+    /// A volume that was dropped as by a kill lets go of its directories when the last of its threads is done.
+    pub(crate) fn try_open(&self, options: &OpenOptions) -> Result<Arc<Volume>> {
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         loop {
-            let again =
-                OpenOptions { cache_bytes: options.cache_bytes, sources: options.sources.clone(), ..self.options() };
+            let again = OpenOptions {
+                cache_bytes: options.cache_bytes,
+                sources: options.sources.clone(),
+                state_dir: options.state_dir.clone(),
+                read_only: options.read_only,
+                take_over: options.take_over,
+                accept_rollback: options.accept_rollback,
+                ..self.options()
+            };
             match Volume::open(again) {
                 Err(Error::InUse(_)) if std::time::Instant::now() < deadline => {
                     std::thread::sleep(std::time::Duration::from_millis(20));
                 }
-                other => return other.unwrap(),
+                other => return other,
             }
         }
     }

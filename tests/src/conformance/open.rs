@@ -73,6 +73,7 @@ pub fn checks(s: &mut Suite) {
     let run = std::process::Command::new(&program).status().err().and_then(|error| error.raw_os_error());
     s.is("not while it is written", run, Some(libc::ETXTBSY));
     drop(writer);
+    running(s, &dir);
     sys::chmod(&program, 0o644).expect("chmod");
     let run = std::process::Command::new(&program).status().err().and_then(|error| error.raw_os_error());
     s.is("not without permission", run, Some(libc::EACCES));
@@ -92,4 +93,24 @@ fn at(s: &mut Suite, dir: &Path) {
     s.works("O_NOATIME by root", noatime);
     let got = sys::as_user(USER, USER, &[], || sys::open(&dir.join("content"), libc::O_RDONLY | libc::O_NOATIME, 0));
     s.fails("O_NOATIME by another", got, Errno::EPERM);
+}
+
+/// A program that runs is not written to, and not emptied either.
+fn running(s: &mut Suite, dir: &Path) {
+    let program = dir.join("sleep");
+    std::fs::copy("/bin/sleep", &program).expect("copy a program");
+    sys::chmod(&program, 0o755).expect("chmod");
+    let size = sys::stat(&program).map(|stat| stat.st_size);
+    let mut child = std::process::Command::new(&program).arg("60").spawn().expect("run a program");
+    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC, libc::O_RDONLY | libc::O_TRUNC] {
+        s.fails(format!("open {flags:#o} of what runs"), sys::open(&program, flags, 0), Errno::ETXTBSY);
+        s.is(format!("its size after {flags:#o}"), sys::stat(&program).map(|stat| stat.st_size), size);
+    }
+    s.fails("truncate what runs", sys::truncate(&program, 0), Errno::ETXTBSY);
+    s.holds("it runs on", child.try_wait().is_ok_and(|ended| ended.is_none()));
+    s.works("read what runs", sys::open(&program, libc::O_RDONLY, 0));
+    s.works("unlink what runs", sys::unlink(&program));
+    let _ = child.kill();
+    let _ = child.wait();
+    let _ = s.works("a new one of its name", sys::open(&program, libc::O_WRONLY | libc::O_CREAT, 0o644));
 }

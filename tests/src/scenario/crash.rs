@@ -140,7 +140,7 @@ fn kill_under_load(volume: &mut TestVolume, round: u64, random: &mut Random, pro
 
 /// Mounts after a kill: either that works as it is, or the message names the exact command that makes it work.
 #[track_caller]
-fn mount_after_kill(volume: &mut TestVolume) {
+pub(super) fn mount_after_kill(volume: &mut TestVolume) {
     let usable =
         wait_until(Duration::from_millis(500), || is_mounted(volume.mnt()) && fs::read_dir(volume.mnt()).is_ok());
     if usable {

@@ -87,13 +87,35 @@ pub fn pjdfstest() -> String {
     format!("brine {passed} passed, {count} skipped; disk {passed_here} passed, {count_here} skipped; none failed")
 }
 
-/// fsx: `operations` random ones on one file, their results known.
+/// How often fsx does what.
+const WEIGHTS: &str = "\
+[weights]
+close_open = 1.0
+invalidate = 1.0
+mapread = 10.0
+mapwrite = 10.0
+read = 10.0
+write = 10.0
+truncate = 5.0
+fsync = 0.2
+fdatasync = 0.2
+posix_fallocate = 5.0
+punch_hole = 5.0
+sendfile = 5.0
+posix_fadvise = 2.0
+copy_file_range = 10.0
+";
+
+/// fsx: `operations` random ones on one file, read back after each; every kind it knows.
 pub fn fsx(operations: u64) -> String {
     let volume = mounted("fsx");
     let seed = crate::seed("fsx");
+    let config = volume.root().join("fsx.toml");
+    fs::write(&config, WEIGHTS).expect("write the configuration");
     let mut command = Command::new(tool("fsx"));
     command.arg("-N").arg(operations.to_string()).arg("-S").arg((seed & 0x7fff_ffff).to_string());
-    run_for(command.arg(volume.path("fsx")), PATIENCE * 4).expect_success();
+    command.arg("-f").arg(&config).arg(volume.path("fsx"));
+    run_for(&mut command, PATIENCE * 4).expect_success();
     volume.expect_clean();
     format!("{operations} operations, seed {seed}")
 }

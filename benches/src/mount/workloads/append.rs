@@ -30,6 +30,11 @@ const CONTENT: u64 = 5;
 const WRITERS: usize = 8;
 /// The stream starts over in its file at this length, bytes.
 const STREAM_LEN: u64 = 512 << 20;
+/// It goes no faster than this, bytes a second: more than a network brings, and it must not fill the disk with what
+/// waits to be reclaimed.
+const STREAM_RATE: u64 = 200 << 20;
+/// The stream ends after this, bytes, and with it what is measured beside it.
+const STREAM_TOTAL: u64 = 6 << 30;
 /// One write of the stream, bytes.
 const STREAM_WRITE: usize = 1 << 20;
 /// Operations that nobody syncs, each timed.
@@ -195,7 +200,10 @@ fn stream(path: &Path, stop: &AtomicBool) -> Result<()> {
     let mut file = File::create(path).doing(|| format!("create {}", path.display()))?;
     let mut bytes = vec![0u8; STREAM_WRITE];
     let mut written = 0u64;
-    while !stop.load(Ordering::Relaxed) {
+    let start = Instant::now();
+    while !stop.load(Ordering::Relaxed) && written < STREAM_TOTAL {
+        let due = Duration::from_secs_f64(written as f64 / STREAM_RATE as f64);
+        std::thread::sleep(due.saturating_sub(start.elapsed()));
         // Never the same content twice: nothing is shared.
         bytes
             .chunks_mut(512)

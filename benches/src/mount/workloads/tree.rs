@@ -1,4 +1,4 @@
-//! A source tree, unpacked by tar and removed by rm. The tree is made anew for each repeat, the same for all sides.
+//! A source tree: unpacked by tar, listed by find, cloned by git, removed by rm. The tree is made anew for each repeat, the same for all sides.
 
 use std::fmt::Write;
 use std::fs;
@@ -19,6 +19,8 @@ pub static FAMILY: Family = Family {
     name: "tree",
     workloads: &[
         Workload { name: "untar", needs: &[], on_six: false, run: untar },
+        Workload { name: "find", needs: &["untar"], on_six: false, run: find },
+        Workload { name: "git-clone", needs: &["untar"], on_six: false, run: git_clone },
         Workload { name: "remove-tree", needs: &["untar"], on_six: false, run: remove_tree },
     ],
     prepare,
@@ -49,6 +51,40 @@ fn untar(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {
     // Not timed: every name, mode, owner, time and byte is what the archive has.
     run(Command::new("tar").arg("--compare").arg("-f").arg(&archive).arg("-C").arg(&directory))?;
     Ok(vec![lap.seconds("untar")])
+}
+
+/// Cold: nothing of the tree is cached.
+fn find(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {
+    stage.cool_down()?;
+    let directory = directory(stage.side, stage.repeat);
+    let watch = stage.start();
+    run(Command::new("find").arg(&directory).args(["-type", "f", "-newermt", "2000-01-01", "-size", "+1k"]))?;
+    Ok(vec![watch.stop().seconds("find")])
+}
+
+/// The repository lies beside the sides, in the page cache; the clone is checked afterwards, not timed.
+fn git_clone(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {
+    let repository = stage.place.path().join("tree.git");
+    if !repository.exists() {
+        let script =
+            "export GIT_CONFIG_NOSYSTEM=1 HOME=/nonexistent; git -c init.defaultBranch=main init -q --bare \"$1\"
+            export GIT_DIR=\"$1\" GIT_WORK_TREE=\"$2\"; git add -A
+            git -c user.name=a -c user.email=a@b commit -qm all; git repack -adq";
+        let tree = directory(stage.side, stage.repeat);
+        run(Command::new("sh").args(["-euc", script, "sh"]).arg(&repository).arg(&tree))?;
+    }
+    let clone = stage.side.root().join(format!("clone-{}", stage.repeat));
+    let watch = stage.start();
+    let git = || {
+        let mut git = Command::new("git");
+        git.env("GIT_CONFIG_NOSYSTEM", "1").env("HOME", "/nonexistent");
+        git
+    };
+    run(git().args(["clone", "-q", "--no-local"]).arg(&repository).arg(&clone))?;
+    let lap = watch.stop();
+    run(git().arg("-C").arg(&clone).args(["diff", "--quiet", "HEAD"]))?;
+    remove_directory(&clone)?;
+    Ok(vec![lap.seconds("git-clone")])
 }
 
 fn remove_tree(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {

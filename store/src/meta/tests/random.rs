@@ -1,7 +1,7 @@
 //! Random operations against the model, and what must follow from them: the tables verify, replaying the records of
 //! all generations and importing an image both give the same digest.
 
-use super::model::{Errno, Model, name_of};
+use super::model::{Errno, Model, Node, name_of};
 use super::*;
 use crate::meta::codec::{decode_changes, encode_changes};
 
@@ -193,7 +193,25 @@ impl Run {
         }
     }
 
+    /// Chunks of one file become another's.
+    fn share(&mut self) {
+        let (source, target) = (self.pick(), self.pick());
+        let (from, to, count) = (self.random.below(10), self.random.below(10), 1 + self.random.below(6));
+        let places = ((Ino(source), ChunkNo(from)), (Ino(target), ChunkNo(to)));
+        let seen = self.meta.with(|txn| txn.share_extents(places.0, places.1, count));
+        let wanted = self.model.share((source, from), (target, to), count);
+        let done = wanted.is_ok();
+        same("share_extents", seen, wanted);
+        if done {
+            let size = self.model.nodes[&target].size.max(4096 * (to + count) - 1);
+            self.set_file(target, size, None);
+        }
+    }
+
     fn write(&mut self) {
+        if self.random.chance(25) {
+            return self.share();
+        }
         let ino = self.pick();
         let first = self.random.below(8);
         let chunks: Vec<_> = (first..first + 1 + self.random.below(6))
@@ -284,37 +302,65 @@ impl Run {
 
     fn check_history(&self) {
         for (generation, model) in &self.kept {
-            for (ino, node) in &model.nodes {
-                let row = self.meta.with(|txn| txn.inode_at(Ino(*ino), *generation)).unwrap().unwrap();
-                assert_eq!((row.version.0, row.nlink, row.size), (node.version, node.nlink, node.size));
-                if node.kind == FileKind::Directory {
-                    let names: Vec<_> = self
-                        .meta
-                        .with(|txn| txn.read_dir_at(Ino(*ino), *generation, 0, 1000))
-                        .unwrap()
-                        .into_iter()
-                        .map(|entry| (entry.name, entry.ino.0))
-                        .collect();
-                    let mut sorted = names.clone();
-                    sorted.sort();
-                    assert_eq!(sorted, node.names.clone().into_iter().collect::<Vec<_>>());
-                    for (name, ino) in &names {
-                        let found = self.meta.with(|txn| txn.lookup_at(Ino(row.ino.0), name, *generation)).unwrap();
-                        assert_eq!(found.ino.0, *ino);
+            self.meta
+                .past(|past| {
+                    for (ino, node) in &model.nodes {
+                        check_past(past, *generation, Ino(*ino), node);
                     }
-                }
-                if node.kind == FileKind::File {
-                    let chunks =
-                        self.meta.with(|txn| txn.extents_at(row.data, *generation, ChunkNo(0), CHUNK_END)).unwrap();
-                    let wanted: Vec<_> = node.chunks.iter().map(|(chunk, key)| (ChunkNo(*chunk), *key)).collect();
-                    assert_eq!(chunks, wanted, "inode {ino} in generation {generation}");
-                }
-            }
+                    Ok(())
+                })
+                .unwrap();
         }
     }
 }
 
+/// What is read of a past generation is what the model was then.
+fn check_past(past: &PastReader<'_>, generation: Generation, ino: Ino, node: &Node) {
+    let row = past.inode(ino, generation).unwrap().unwrap();
+    assert_eq!((row.version.0, row.nlink, row.size), (node.version, node.nlink, node.size));
+    let xattrs = past.xattrs(ino, generation).unwrap().into_iter();
+    let xattrs: Vec<_> = xattrs.map(|(name, value)| (name.into_vec(), value.into_vec())).collect();
+    assert_eq!(xattrs, node.xattrs.clone().into_iter().collect::<Vec<_>>(), "inode {ino} in generation {generation}");
+    if node.kind == FileKind::Directory {
+        let mut names = Vec::new();
+        let mut cookie = 0;
+        loop {
+            let page = past.read_dir(ino, generation, cookie, 3, true).unwrap();
+            let Some(last) = page.last() else { break };
+            cookie = last.cookie;
+            names.extend(page.into_iter().map(|entry| (entry.name, entry.ino.0)));
+        }
+        names.sort();
+        assert_eq!(names, node.names.clone().into_iter().collect::<Vec<_>>());
+        for (name, ino) in &names {
+            assert_eq!(past.lookup(row.ino, name, generation).unwrap().ino.0, *ino);
+        }
+    }
+    if node.kind == FileKind::File {
+        let chunks = past.extents(row.data, generation, ChunkNo(0), CHUNK_END).unwrap();
+        let wanted: Vec<_> = node.chunks.iter().map(|(chunk, key)| (ChunkNo(*chunk), *key)).collect();
+        assert_eq!(chunks, wanted, "inode {ino} in generation {generation}");
+    }
+}
+
 impl Model {
+    fn share(&mut self, (source, from): (u64, u64), (target, to): (u64, u64), count: u64) -> Result<(), Errno> {
+        let (one, two) = (self.get(source)?, self.get(target)?);
+        if one.kind != FileKind::File || two.kind != FileKind::File || one.inline.is_some() {
+            return Err("EINVAL");
+        }
+        if source == target && from < to + count && to < from + count {
+            return Err("EINVAL");
+        }
+        let copied: Vec<_> =
+            one.chunks.range(from..from + count).map(|(chunk, key)| (chunk - from + to, *key)).collect();
+        let node = self.nodes.get_mut(&target).unwrap();
+        node.inline = None;
+        node.chunks.retain(|chunk, _| !(to..to + count).contains(chunk));
+        node.chunks.extend(copied);
+        Ok(())
+    }
+
     fn punch(&mut self, ino: u64, first: u64, count: u64) -> Result<(), Errno> {
         if self.get(ino)?.kind != FileKind::File {
             return Err("EINVAL");
@@ -342,7 +388,8 @@ fn unverified(changes: &[RowChange]) -> Vec<RowChange> {
 fn run(name: &str, seed: u64, steps: usize, history: bool) {
     println!("seed {seed}");
     let dir = Scratch::new(name);
-    let meta = Meta::create(&dir.0, &KEY, &setup(), &ROOT, 12).unwrap();
+    let mut meta = Meta::create(&dir.0, &KEY, &setup(), &ROOT, 12).unwrap();
+    meta.names.mask = 0x7;
     {
         let mut core = meta.core.lock();
         core.nlink_max = 6;

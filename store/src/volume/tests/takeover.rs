@@ -23,7 +23,7 @@ fn the_former_writer_is_fenced_and_says_who_took_over() {
     assert!(former.commit(&NothingDirty).is_ok(), "who was refused fenced nobody");
 
     write(&former, "late", &content[2..]);
-    let next = Volume::open(standby(&scratch)).unwrap();
+    let next = scratch.try_open(&standby(&scratch)).unwrap();
     assert_eq!(read(&next, "durable").unwrap(), content);
     assert_eq!(read(&next, "unsynced").unwrap(), &content[1..]);
     assert!(matches!(read(&next, "late"), Err(Error::NotFound)));
@@ -45,7 +45,7 @@ fn the_former_writer_is_fenced_and_says_who_took_over() {
     next.commit(&NothingDirty).unwrap();
     assert!(next.status().unwrap().taken_over.is_none());
     next.close(&NothingDirty).unwrap();
-    let again = Volume::open(OpenOptions { take_over: false, ..standby(&scratch) }).unwrap();
+    let again = scratch.try_open(&OpenOptions { take_over: false, ..standby(&scratch) }).unwrap();
     assert_eq!(read(&again, "next").unwrap(), &content[3..]);
     assert!(check(&again, &CheckOptions::default(), &Silent).unwrap().healthy);
     again.close(&NothingDirty).unwrap();
@@ -58,22 +58,24 @@ fn what_a_fenced_writer_made_durable_too_late_is_off_the_log() {
     let former = scratch.open();
     write(&former, "before", &noise(41, 30_000));
     former.commit(&NothingDirty).unwrap();
-    let next = Volume::open(standby(&scratch)).unwrap();
+    let next = scratch.try_open(&standby(&scratch)).unwrap();
     // Its record is appended and synced in full, and not answered.
     write(&former, "former", &noise(42, 30_000));
     assert!(former.commit(&NothingDirty).is_err());
     write(&next, "next", &noise(43, 30_000));
     next.commit(&NothingDirty).unwrap();
-    drop((former, next));
+    scratch.kill(former);
+    scratch.kill(next);
     std::fs::remove_dir_all(scratch.0.join("standby")).unwrap();
-    let rebuilt = Volume::open(standby(&scratch)).unwrap();
+    let rebuilt = scratch.try_open(&standby(&scratch)).unwrap();
     assert!(rebuilt.warnings().iter().any(|note| note.contains("off the log")), "{:?}", rebuilt.warnings());
     assert_eq!(read(&rebuilt, "next").unwrap(), noise(43, 30_000));
     assert_eq!(read(&rebuilt, "before").unwrap(), noise(41, 30_000));
     assert!(matches!(read(&rebuilt, "former"), Err(Error::NotFound)));
     rebuilt.close(&NothingDirty).unwrap();
     // The former writer's own database is of another history.
-    let back = Volume::open(OpenOptions { state_dir: Some(scratch.0.join("state")), ..scratch.options() }).unwrap();
+    let back =
+        scratch.try_open(&OpenOptions { state_dir: Some(scratch.0.join("state")), ..scratch.options() }).unwrap();
     assert_eq!(read(&back, "next").unwrap(), noise(43, 30_000));
     back.close(&NothingDirty).unwrap();
 }
@@ -88,13 +90,13 @@ fn two_writers_with_half_the_directories_each_are_kept_apart() {
     hide(&["d0", "d1"]);
     let sources = vec![scratch.0.join("d2"), scratch.0.join("d3")];
     let other = || OpenOptions { take_over: false, sources: sources.clone(), ..standby(&scratch) };
-    let refused = Volume::open(other()).unwrap_err().to_string();
+    let refused = scratch.try_open(&other()).unwrap_err().to_string();
     assert!(refused.contains("2 of 4 backing directories are missing"), "{refused}");
     assert!(refused.contains("brine mount -o take_over"), "{refused}");
     // The last writer goes on by itself, another one when told to.
-    let own = Volume::open(OpenOptions { sources: sources.clone(), ..scratch.options() }).unwrap();
+    let own = scratch.try_open(&OpenOptions { sources: sources.clone(), ..scratch.options() }).unwrap();
     own.close(&NothingDirty).unwrap();
-    let told = Volume::open(OpenOptions { take_over: true, ..other() }).unwrap();
+    let told = scratch.try_open(&OpenOptions { take_over: true, ..other() }).unwrap();
     told.close(&NothingDirty).unwrap();
     let own = Volume::open(OpenOptions {
         sources: sources.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use brine_tests::command::run_for;
 use brine_tests::environment::sibling;
-use brine_tests::scenario::crash;
+use brine_tests::scenario::{crash, kills};
 
 use crate::Point;
 
@@ -13,10 +13,12 @@ use crate::Point;
 pub fn points() -> Vec<Point> {
     vec![
         ("a daemon that dies is replaced", crash::supervised),
+        ("every backing call fails in every way", || prove(&["faults"])),
         ("power cuts in memory, ten minutes", || prove(&["power-cuts", "600"])),
         ("power cuts under load", || crash::power_cuts(25)),
         ("kills with two directories lost", || crash::kill_and_lose(15)),
-        ("kills under load", || crash::kills(100)),
+        ("kills under load", || crash::kills(30)),
+        ("a thousand kills under a mixed load", || kills::cycles(1000)),
     ]
 }
 

@@ -1,8 +1,20 @@
 //! Functions in sandboxes.
 
+use brine_tests::scenario::functions;
+
 use crate::Point;
+
+/// How many runs a long point makes, unless BRINE_TEST_RUNS says otherwise.
+fn runs(usual: usize) -> usize {
+    std::env::var("BRINE_TEST_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(usual)
+}
 
 /// Every point, cheap ones first.
 pub fn points() -> Vec<Point> {
-    vec![]
+    vec![
+        ("fifty functions at once", || functions::burst(50)),
+        ("figures beside a plain run", || functions::latency(runs(2000))),
+        ("callers and daemons killed at any moment", || functions::kills(runs(200))),
+        ("ten thousand mixed runs leave nothing", || functions::soak(runs(10_000))),
+    ]
 }

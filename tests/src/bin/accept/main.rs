@@ -23,7 +23,7 @@ accept: what a release must pass
 
 Themes: storage, crash, posix, versions, exec. Prints `PASS|FAIL name: detail` a point.
 Needs root, /dev/fuse and the program built beside this one.
-BRINE_TEST_SEED repeats a run, BRINE_TEST_DIR says where volumes are made.
+BRINE_TEST_SEED repeats a run, BRINE_TEST_DIR says where volumes are made, BRINE_TEST_RUNS how long long points are.
 ";
 
 /// One point: its name, and the story that panics unless it holds and else tells in a sentence what was done.

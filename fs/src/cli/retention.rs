@@ -1,0 +1,184 @@
+//! `brine retention`: which former states are kept, and for how long.
+
+use brine_store::retention::{Period, Rules, SnapshotRule, seconds, words};
+use lexopt::{Arg, Parser, ValueExt};
+
+use super::check::{Asked, perform, whole};
+use super::target::resolve;
+use super::{args, output};
+use crate::control::Request;
+use crate::exit_code::{ExitCode, Failure};
+
+/// One change of the rules.
+type Change = Box<dyn Fn(&mut Rules)>;
+
+/// `brine retention show|set ... VOLUME`.
+pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
+    let usage = || Failure::usage("give \"show\" or \"set\" first");
+    let set = match parser.next()? {
+        Some(Arg::Value(word)) if word == "show" => false,
+        Some(Arg::Value(word)) if word == "set" => true,
+        _ => return Err(usage()),
+    };
+    let (mut asked, changes) = parse(parser, set)?;
+    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    if set && changes.is_empty() {
+        return Err(Failure::usage("name the rules to set"));
+    }
+    let target = whole(resolve(&named)?, &named)?;
+    let mut answer = perform(&target, &Request::Retention { set: None }, &asked)?;
+    if set {
+        let mut rules: Rules = serde_json::from_value(answer)
+            .map_err(|error| Failure::new(ExitCode::Failed, format!("the daemon's rules: {error}")))?;
+        changes.iter().for_each(|change| change(&mut rules));
+        rules.check()?;
+        answer = perform(&target, &Request::Retention { set: Some(rules) }, &asked)?;
+    }
+    if asked.json {
+        output::say_json(&answer);
+    } else {
+        let rules: Rules = serde_json::from_value(answer)
+            .map_err(|error| Failure::new(ExitCode::Failed, format!("the daemon's rules: {error}")))?;
+        output::say(&show(&rules));
+    }
+    Ok(ExitCode::Success)
+}
+
+fn parse(mut parser: Parser, set: bool) -> Result<(Asked, Vec<Change>), Failure> {
+    let mut asked = Asked::default();
+    let mut changes: Vec<Change> = Vec::new();
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => asked.json = true,
+            Arg::Long("state-dir") => asked.state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
+            Arg::Long("default") if set => changes.push(Box::new(|rules| *rules = Rules::default())),
+            Arg::Long(name) => {
+                let name = name.to_owned();
+                match if set { change(&name, &mut parser)? } else { None } {
+                    Some(change) => changes.push(change),
+                    None if asked.secret.take(&name, &mut parser)? => {}
+                    None => return Err(Failure::usage(format!("unknown option --{name}"))),
+                }
+            }
+            other => args::positional(other, &mut asked.paths)?,
+        }
+    }
+    Ok((asked, changes))
+}
+
+/// The change that an option stands for, if it is one of ours.
+fn change(name: &str, parser: &mut Parser) -> Result<Option<Change>, Failure> {
+    let field: fn(&mut Rules) -> &mut u64 = match name {
+        "all" => |rules| &mut rules.all_s,
+        "minutely" => |rules| &mut rules.minutely_s,
+        "hourly" => |rules| &mut rules.hourly_s,
+        "daily" => |rules| &mut rules.daily_s,
+        "weekly" => |rules| &mut rules.weekly_s,
+        "monthly" => |rules| &mut rules.monthly_s,
+        "last" => {
+            let number: u64 = value(parser, name)?.parse().map_err(|_| Failure::usage("--last: a number of states"))?;
+            return Ok(Some(Box::new(move |rules| rules.last = number)));
+        }
+        "budget" => {
+            let text = value(parser, name)?;
+            let percent: u8 = text
+                .trim_end_matches('%')
+                .parse()
+                .map_err(|_| Failure::usage(format!("--budget {text}: a percentage, 1 to 90")))?;
+            return Ok(Some(Box::new(move |rules| rules.budget_percent = percent)));
+        }
+        "snapshots" => {
+            let text = value(parser, name)?;
+            let rule = text.split_once('=').and_then(|(every, keep)| {
+                Some(SnapshotRule { every: Period::from_name(every)?, keep: keep.parse().ok()? })
+            });
+            let Some(rule) = rule else {
+                let say = format!("--snapshots {text}: hourly, daily, weekly or monthly, =, and how many are kept");
+                return Err(Failure::usage(say));
+            };
+            return Ok(Some(Box::new(move |rules| {
+                rules.snapshots.retain(|other| other.every != rule.every);
+                if rule.keep > 0 {
+                    rules.snapshots.push(rule.clone());
+                    rules.snapshots.sort_by_key(|rule| rule.every);
+                }
+            })));
+        }
+        _ => return Ok(None),
+    };
+    let text = value(parser, name)?;
+    let Some(time) = seconds(&text) else {
+        return Err(Failure::usage(format!("--{name} {text}: a number with s, m, h, d, w or y, or 0")));
+    };
+    Ok(Some(Box::new(move |rules| *field(rules) = time)))
+}
+
+fn value(parser: &mut Parser, name: &str) -> Result<String, Failure> {
+    parser.value()?.string().map_err(|_| Failure::usage(format!("--{name}: not text")))
+}
+
+fn show(rules: &Rules) -> String {
+    let mut lines = Vec::new();
+    for (what, time) in [
+        ("every state", rules.all_s),
+        ("the last of each minute", rules.minutely_s),
+        ("the last of each hour", rules.hourly_s),
+        ("the last of each day", rules.daily_s),
+        ("the last of each week", rules.weekly_s),
+        ("the last of each 30 days", rules.monthly_s),
+    ] {
+        if time > 0 {
+            lines.push(format!("{what:<26} for {}", words(time)));
+        }
+    }
+    if rules.last > 0 {
+        lines.push(format!("the newest {} states whatever their age", rules.last));
+    }
+    if lines.is_empty() {
+        lines.push("no former states".to_owned());
+    }
+    for rule in &rules.snapshots {
+        lines.push(format!("a snapshot {}, the last {} of them", rule.every.name(), rule.keep));
+    }
+    lines.push(format!("history takes at most {} % of the usable space", rules.budget_percent));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn changed(words: &[&str]) -> Result<Rules, Failure> {
+        let (_, changes) = parse(Parser::from_args(words), true)?;
+        let mut rules = Rules::default();
+        changes.iter().for_each(|change| change(&mut rules));
+        rules.check()?;
+        Ok(rules)
+    }
+
+    #[test]
+    fn rules_are_read_from_options() {
+        let rules =
+            changed(&["--all", "1h", "--minutely=2h", "--hourly", "3d", "--daily", "4w", "--last", "7", "/v"]).unwrap();
+        assert_eq!((rules.all_s, rules.minutely_s, rules.hourly_s), (3600, 7200, 259_200));
+        assert_eq!((rules.daily_s, rules.last, rules.budget_percent), (2_419_200, 7, 20));
+        let rules = changed(&["--budget", "30%", "--snapshots", "daily=7", "--snapshots", "hourly=24", "/v"]).unwrap();
+        assert_eq!(rules.budget_percent, 30);
+        assert_eq!(rules.snapshots[0], SnapshotRule { every: Period::Hourly, keep: 24 });
+        assert!(changed(&["--snapshots", "daily=7", "--snapshots", "daily=0", "/v"]).unwrap().snapshots.is_empty());
+        assert_eq!(changed(&["--all", "1s", "--default", "/v"]).unwrap(), Rules::default());
+    }
+
+    #[test]
+    fn wrong_and_contradicting_rules_are_refused() {
+        for words in
+            [&["--all", "soon"][..], &["--budget", "x"], &["--snapshots", "often=3"], &["--last", "-1"], &["--frob"]]
+        {
+            assert_eq!(changed(words).unwrap_err().code(), ExitCode::Usage, "{words:?}");
+        }
+        let failure = changed(&["--hourly", "30m"]).unwrap_err();
+        assert_eq!(failure.code(), ExitCode::Refused);
+        assert!(failure.message().contains("keeps nothing"), "{failure}");
+        assert!(parse(Parser::from_args(["--all", "1h", "/v"]), false).is_err(), "show takes no rules");
+    }
+}

@@ -1,0 +1,207 @@
+//! Which database a volume is opened with: the one in the state directory if it stands on the log, else one rebuilt
+//! from the backing directories (R13). Also the log's uncertain end, which a writer writes again first (R15).
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::Volume;
+use crate::backing::BackingSet;
+use crate::commit_log::standing_of;
+use crate::error::{Error, Result};
+use crate::ids::{Generation, Term};
+use crate::meta::{DATABASE_FILE, Meta, Setup};
+use crate::recover::{self, Again, CaughtUp, Ground, Reader, Recovered};
+use crate::seal::VolumeKeys;
+use crate::superblock::{SUPERBLOCK_FILES, Superblock, newest_first};
+
+/// What the members' superblocks say now.
+pub(super) struct Superblocks {
+    /// The newest, by term, generation and sequence.
+    pub(super) newest: Superblock,
+    /// Each member's, with its path.
+    all: Vec<(PathBuf, Superblock)>,
+    /// Term and last durable generation of each.
+    ages: Vec<(Term, Generation)>,
+}
+
+impl Superblocks {
+    /// Read them again: a former writer may have replaced some before it was fenced. `known` is what was read before.
+    pub(super) fn read(set: &BackingSet, keys: &VolumeKeys, known: Superblock) -> Result<Self> {
+        let mut all = Vec::new();
+        for member in set.members().iter().filter(|member| member.can_read()) {
+            let Some(backing) = member.backing() else { continue };
+            let [first, second] = SUPERBLOCK_FILES.map(|name| backing.read_file(name).ok().flatten());
+            let copies = newest_first([first.as_deref(), second.as_deref()]).unwrap_or_default();
+            let sound = copies.into_iter().find_map(|copy| copy.verify(keys).ok());
+            all.extend(sound.filter(|own| own.member == member.id).map(|own| (member.path().to_path_buf(), own)));
+        }
+        let ids = |superblock: &Superblock| superblock.members.iter().map(|member| member.id).collect::<Vec<_>>();
+        let expected = ids(&known);
+        let newest = all.iter().map(|(_, superblock)| superblock.clone()).chain([known]).max_by_key(Superblock::age);
+        let ages = all.iter().map(|(_, superblock)| (superblock.term, superblock.generation)).collect();
+        match newest {
+            Some(newest) if ids(&newest) == expected => Ok(Self { newest, all, ages }),
+            _ => Err(Error::Refused("the set of backing directories changed meanwhile; try again".into())),
+        }
+    }
+
+    /// What recovery goes by.
+    pub(super) fn ground(&self, accept_rollback: bool) -> Ground<'_> {
+        Ground {
+            checkpoints: &self.newest.checkpoints,
+            term: self.newest.term,
+            generation: self.newest.generation,
+            superblocks: &self.ages,
+            accept_rollback,
+        }
+    }
+
+    /// If two writers acknowledged different states, apart from each other: who they were, how far each came, and the
+    /// commands to proceed with either.
+    pub(super) fn divided(&self, reader: &Reader<'_>) -> Option<String> {
+        let newest = &self.newest;
+        let (_, other) = self.all.iter().find(|(_, other)| {
+            if other.term == newest.term {
+                // Both claimed the next term where they could not see each other.
+                return (&other.host, &other.state_dir) != (&newest.host, &newest.state_dir);
+            }
+            // A directory that was away is older than what the later writer began with.
+            other.term < newest.term && reader.has_later_term(other.term, other.generation)
+        })?;
+        let of = |which: &Superblock| {
+            let with = self.all.iter().filter(|(_, own)| (own.term, &own.host) == (which.term, &which.host));
+            let with = with.filter(|(_, own)| own.state_dir == which.state_dir);
+            with.map(|(path, _)| path.display().to_string()).collect::<Vec<_>>().join(":")
+        };
+        let who = |which: &Superblock| {
+            format!(
+                "host {} (state directory {}, term {}) up to generation {}",
+                which.host,
+                String::from_utf8_lossy(&which.state_dir),
+                which.term,
+                which.generation
+            )
+        };
+        Some(format!(
+            "two writers went apart and each acknowledged its own state: {}, in {}; and {}, in {}. To keep the former and \
+             give up what only the latter wrote: brine mount -o accept_rollback {} MOUNTPOINT. To keep the latter: \
+             take the other directories away, and brine mount -o take_over {} MOUNTPOINT",
+            who(newest),
+            of(newest),
+            who(other),
+            of(other),
+            of(newest),
+            of(other)
+        ))
+    }
+}
+
+/// The database of a state directory if one can be opened; what is damaged is kept aside.
+pub(super) fn open_existing(
+    dir: &Path,
+    key: &[u8; 32],
+    setup: &Setup,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Meta>> {
+    let exists = || dir.join(DATABASE_FILE).exists();
+    match Meta::open(dir, key, setup) {
+        Ok(meta) => Ok(Some(meta)),
+        Err(error) if exists() && !matches!(error, Error::Format { .. } | Error::Database { .. }) => Err(error),
+        Err(error) => {
+            if exists() {
+                let aside = recover::set_aside(dir, setup.clock.now_ns())?;
+                warnings.push(format!("{error}; it is kept as {}", aside.display()));
+            }
+            Ok(None)
+        }
+    }
+}
+
+/// The database, brought up to the log; rebuilt from the backing directories if it is missing, damaged or not on the
+/// log (R13).
+pub(super) fn database(
+    dir: &Path,
+    setup: &Setup,
+    reader: &Reader<'_>,
+    superblocks: &Superblocks,
+    accept_rollback: bool,
+    warnings: &mut Vec<String>,
+) -> Result<(Arc<Meta>, Recovered)> {
+    let key = reader.keys.database_key();
+    let ground = &superblocks.ground(accept_rollback);
+    let divided = superblocks.divided(reader);
+    match &divided {
+        Some(text) if !accept_rollback => return Err(Error::Refused(text.clone())),
+        Some(text) => warnings.push(format!("accepted by option: {text}")),
+        None => {}
+    }
+    let mut aside = None;
+    if let Some(meta) = open_existing(dir, key, setup, warnings)? {
+        let outcome = match standing_of(&meta)? {
+            _ if divided.is_some() => CaughtUp::Off("it may be of either of two histories".into()),
+            Some(standing) => reader.catch_up(&meta, &standing, ground)?,
+            None => CaughtUp::Off("it does not say where on the commit log it stands".into()),
+        };
+        match outcome {
+            CaughtUp::On(recovered) => {
+                warnings.extend(recovered.notes.iter().cloned());
+                if recovered.replayed > 0 {
+                    log::info!("{} generations replayed from the commit log", recovered.replayed);
+                }
+                return Ok((Arc::new(meta), recovered));
+            }
+            CaughtUp::Off(reason) => {
+                let generation = meta.committed();
+                meta.close()?;
+                drop(meta);
+                let path = recover::set_aside(dir, setup.clock.now_ns())?;
+                let text = format!(
+                    "the metadata database (generation {generation}) is not on the commit log: {reason}; it is kept as {}",
+                    path.display()
+                );
+                aside = Some((path, text));
+            }
+        }
+    }
+    let recovered = match (reader.rebuild(dir, setup, ground), aside) {
+        (Ok(recovered), aside) => {
+            warnings.extend(aside.map(|(_, text)| text));
+            recovered
+        }
+        (Err(error), Some((path, _))) => {
+            recover::put_back(dir, &path)?;
+            return Err(error);
+        }
+        (Err(error), None) => return Err(error),
+    };
+    warnings.extend(recovered.notes.iter().cloned());
+    Ok((Arc::new(Meta::open(dir, key, setup)?), recovered))
+}
+
+/// Files of databases that were kept aside in a state directory.
+pub(super) fn kept_aside(dir: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|file| file.path());
+    let name = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().contains(".aside-"));
+    let mut kept: Vec<PathBuf> = files.filter(name).collect();
+    kept.sort();
+    kept
+}
+
+impl Volume {
+    /// Before anything new is acknowledged every record that is not known durable is written again, byte-identical, in
+    /// a new segment on all healthy members, and what it names gets the shards it lacks (R15).
+    pub(super) fn write_again(&self, again: Vec<Again>) -> Result<()> {
+        let mut unsynced = BTreeSet::new();
+        for record in again {
+            for place in record.places {
+                self.blocks.heal_stripe(place, Some(self.identity()), &mut unsynced)?;
+            }
+            for (header, message) in record.parts {
+                self.blocks.append_commit(header, &message)?;
+            }
+        }
+        self.blocks.sync_healed(&mut unsynced)?;
+        self.blocks.segments().sync()
+    }
+}
