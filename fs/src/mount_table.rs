@@ -68,7 +68,8 @@ impl Mount {
 
     /// Whether its daemon is gone. Waits for a mount that is alive and hangs: see [`Self::answer`].
     pub fn is_dead(&self) -> bool {
-        fs::metadata(&self.point).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+        // Attributes may be answered from the kernel's cache, dead or alive; space never is.
+        nix::sys::statvfs::statvfs(&self.point) == Err(nix::errno::Errno::ENOTCONN)
     }
 
     /// Ask it for its attributes, for a limited time.

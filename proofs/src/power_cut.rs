@@ -41,11 +41,23 @@ pub struct Plan {
     /// So many directories lie: their syncs do nothing. Nothing may be noticed of as many as may be lost, and anything
     /// of more.
     pub liars: usize,
+    /// Whether space is given back in between.
+    pub collections: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { seed: 0, geometry: (4, 2), sessions: 20, chain: 1, ops: 120, cuts: 60, go_on: false, liars: 0 }
+        Self {
+            seed: 0,
+            geometry: (4, 2),
+            sessions: 20,
+            chain: 1,
+            ops: 120,
+            cuts: 60,
+            go_on: false,
+            liars: 0,
+            collections: false,
+        }
     }
 }
 
@@ -156,7 +168,7 @@ fn record(start: Start, plan: &Plan, random: &Random, session: usize) -> Recordi
     let volume = world.open(&state_dir, recorded).unwrap_or_else(|error| panic!("{}", context(&error.to_string())));
     let interval = Duration::from_millis(*random.choose(&[4, 30, 1000]));
     let (vfs, told) = filesystem(volume, interval).expect("start threads");
-    let mix = Mix { sync_every: *random.choose(&[4, 9, 25]), ..Mix::default() };
+    let mix = Mix { sync_every: *random.choose(&[4, 9, 25]), collections: plan.collections, ..Mix::default() };
     let mut ops = Vec::new();
     for _ in 0..plan.ops {
         let model = models.last().expect("there is a state");
@@ -435,7 +447,7 @@ fn go_on(
     mut model: Model,
     random: &Random,
 ) -> Result<(), String> {
-    let mix = Mix { sync_every: 6, write_max: 20_000, checkpoints: true };
+    let mix = Mix { sync_every: 6, write_max: 20_000, checkpoints: true, collections: false };
     for n in 0..random.below(8) {
         let op = next_op(&model, random, &mix);
         let found = carry_out(&opened.vfs, &op).map_err(|errno| errno.0);

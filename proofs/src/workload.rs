@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use brine_fs::errno::{Errno, Outcome};
 use brine_fs::vfs::{AttrChange, Caller, Vfs};
+use brine_store::gc::GcOptions;
 use brine_store::ids::{Ino, ROOT_INO};
+use brine_store::retention::Rules;
 use brine_store::volume::{FileKind, RenameFlags};
 
 use crate::model::{FILE_LEN_MAX, Item, Model, State, short_hash};
 use crate::random::{Random, noise};
 
-/// One operation. Each but [`Op::Sync`], [`Op::SyncAll`], [`Op::Checkpoint`] and [`Op::Pause`] is one change.
+/// One operation. Each but [`Op::Sync`], [`Op::SyncAll`], [`Op::Checkpoint`], [`Op::Collect`] and [`Op::Pause`]
+/// is one change.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "named as the system calls and their arguments are")]
 pub enum Op {
@@ -81,6 +84,8 @@ pub enum Op {
     SyncAll,
     /// A checkpoint is written.
     Checkpoint,
+    /// History is given up, and space given back.
+    Collect,
     /// Nothing, for a moment: the commit timer may strike.
     Pause,
 }
@@ -101,11 +106,13 @@ pub struct Mix {
     pub write_max: u64,
     /// Whether checkpoints are written in between.
     pub checkpoints: bool,
+    /// Whether space is given back in between.
+    pub collections: bool,
 }
 
 impl Default for Mix {
     fn default() -> Self {
-        Self { sync_every: 9, write_max: 300_000, checkpoints: true }
+        Self { sync_every: 9, write_max: 300_000, checkpoints: true, collections: false }
     }
 }
 
@@ -154,6 +161,7 @@ pub fn next_op(model: &Model, random: &Random, mix: &Mix) -> Op {
         35 => Op::Chmod { path: any(random), perm: 0o600 | random.below(64) as u16 },
         36 => Op::SetXattr { path, name: format!("user.x{}", random.below(3)), value: noise(seed, random.index(200)) },
         37 => Op::RemoveXattr { path, name: format!("user.x{}", random.below(3)) },
+        38..=39 if mix.collections && random.one_in(2) => Op::Collect,
         38 if mix.checkpoints && random.one_in(3) => Op::Checkpoint,
         _ => Op::Pause,
     }
@@ -306,6 +314,15 @@ pub fn carry_out(vfs: &Arc<Vfs>, op: &Op) -> Outcome<()> {
         Op::Checkpoint => {
             // Another may be running; whether there is one is no promise.
             let _ = vfs.volume().checkpoint();
+            Ok(())
+        }
+        Op::Collect => {
+            let nothing = Rules { all_s: 0, minutely_s: 0, hourly_s: 0, ..Rules::default() };
+            if vfs.volume().retention_rules().is_ok_and(|rules| rules != nothing) {
+                let _ = vfs.volume().set_retention_rules(&nothing);
+            }
+            // What it could not free it frees the next time; that it must not free what is needed is seen by reading.
+            let _ = vfs.gc(GcOptions::default(), &|_, _, _| true);
             Ok(())
         }
         Op::Pause => {

@@ -17,7 +17,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -39,10 +39,12 @@ const MOVE_BATCH: u64 = 2 << 20;
 /// Background: the least pause between two collections.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Background: however little there is to free, it is looked for after so long.
-const PAUSE_MAX: Duration = Duration::from_secs(40);
+const PAUSE_MAX: Duration = Duration::from_secs(20);
+/// Background: so long an unreferenced block waits for a duplicate that revives it.
+const GRACE: Duration = Duration::from_secs(8);
 /// Background: a collection begins early when so many sealed bytes are dead.
 const DEAD_BYTES_MIN: u64 = 16 << 20;
-/// Background: pause after a collection, in multiples of the time its checkpoints took.
+/// Background: pause after a collection, in multiples of the time that its planning and its checkpoints took.
 const REST: u32 = 10;
 /// Background: time spent freeing in one round of housekeeping.
 const ROUND: Duration = Duration::from_millis(150);
@@ -105,10 +107,14 @@ pub(crate) struct Gc {
     /// Something is wrong with the metadata: nothing is freed any more while the volume is open.
     stopped: Option<String>,
     phase: Phase,
+    /// When which generation was the newest, ascending.
+    marks: VecDeque<(Instant, Generation)>,
     /// Blocks unreferenced since then or longer may be condemned: a duplicate had time to revive them.
     grace: Generation,
-    /// What the checkpoints of the running collection took.
-    checkpoints_took: Duration,
+    /// What planning and checkpoints of the running collection took.
+    worked: Duration,
+    /// The state that the last collection began with: while it is the newest there is nothing to do.
+    seen: Option<Generation>,
     audited: bool,
     /// Steps until one fails as if the process were killed there.
     #[cfg(test)]
@@ -125,8 +131,10 @@ impl Gc {
             no_punch: BTreeSet::new(),
             stopped: None,
             phase: Phase::Resting { until: now + PAUSE_MIN, since: now },
+            marks: VecDeque::from([(now, committed)]),
             grace: committed,
-            checkpoints_took: Duration::ZERO,
+            worked: Duration::ZERO,
+            seen: None,
             audited: false,
             #[cfg(test)]
             killed_after: None,
@@ -283,6 +291,7 @@ impl Gc {
     /// `pressed`: space is tight; `hungry`: writers wait for it.
     pub fn round(&mut self, volume: &Volume, pressed: bool, hungry: bool) -> Result<()> {
         let pressed = pressed || hungry;
+        self.mark(volume.meta().committed());
         if self.stopped.is_some() {
             return Ok(());
         }
@@ -291,9 +300,12 @@ impl Gc {
             Phase::Resting { until, since } => {
                 let now = Instant::now();
                 let worth = pressed || volume.meta().counters().dead_bytes >= DEAD_BYTES_MIN;
-                if (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
+                let committed = volume.meta().committed();
+                let changed = self.seen != Some(committed) || volume.meta().counters().dead_blocks > 0;
+                if changed && (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
                     self.audit(volume, &mut report)?;
-                    self.checkpoints_took = Duration::ZERO;
+                    self.seen = Some(committed);
+                    self.worked = now.elapsed();
                     self.phase = Phase::Condemning;
                 }
             }
@@ -303,14 +315,15 @@ impl Gc {
                 if self.condemn(volume, since, 20 * BATCH, &mut report)? >= 20 * BATCH {
                     return Ok(());
                 }
-                self.grace = volume.meta().committed();
+                let began = Instant::now();
                 volume.close_wasteful_segment(if pressed { OPEN_DEAD_MIN } else { OPEN_DEAD_BACKGROUND })?;
                 let moved = self.rewrite_all(volume, 16 << 20, &mut report)?;
                 let planned = self.plan_all(volume, pressed, &mut report)?;
+                self.worked += began.elapsed();
                 let past = self.plans.values().map(|plan| plan.noted).max();
                 self.phase = match past {
                     Some(past) => Phase::Waiting { past, asked: None },
-                    None => Self::rest(Duration::ZERO),
+                    None => self.rest(),
                 };
                 log::debug!("gc: {planned} bytes to free, {moved} moved");
             }
@@ -324,7 +337,7 @@ impl Gc {
                 if committed >= past && newest.is_none_or(|newest| newest < committed) {
                     let began = Instant::now();
                     volume.checkpoint()?;
-                    self.checkpoints_took += began.elapsed();
+                    self.worked += began.elapsed();
                 } else if asked != Some(committed) {
                     // A generation closes only if something changed.
                     volume.note_collection()?;
@@ -341,7 +354,7 @@ impl Gc {
                     }
                     self.plans.clear();
                     volume.space_was_freed();
-                    self.phase = Self::rest(self.checkpoints_took * REST);
+                    self.phase = self.rest();
                 }
             }
         }
@@ -351,9 +364,24 @@ impl Gc {
         Ok(())
     }
 
-    fn rest(at_least: Duration) -> Phase {
+    /// Note the newest generation, and what was the newest a while ago.
+    fn mark(&mut self, committed: Generation) {
         let now = Instant::now();
-        Phase::Resting { until: now + at_least.max(PAUSE_MIN), since: now }
+        if self.marks.back().is_none_or(|(_, newest)| *newest < committed) {
+            self.marks.push_back((now, committed));
+        }
+        while let Some((at, generation)) = self.marks.front()
+            && now.duration_since(*at) >= GRACE
+        {
+            self.grace = *generation;
+            self.marks.pop_front();
+        }
+    }
+
+    /// However large the volume, all this takes a tenth of one processor at most.
+    fn rest(&self) -> Phase {
+        let now = Instant::now();
+        Phase::Resting { until: now + (self.worked * REST).max(PAUSE_MIN), since: now }
     }
 }
 

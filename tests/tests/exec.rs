@@ -449,3 +449,22 @@ fn a_spawner_that_is_killed_is_replaced() {
     assert_ne!(volume.status()["exec"]["spawner_pid"].as_i64(), Some(i64::from(spawner)));
     volume.umount();
 }
+
+#[test]
+fn functions_run_again_when_the_supervisor_has_brought_the_mount_back() {
+    let builder = Builder::new("exec-supervised").directories(2).geometry(1, 1).option("allow_other");
+    let mut volume = builder.supervised().mount();
+    let f = function(&volume, "f", "echo ran");
+    call(&f, &[]).expect_success();
+    run(brine_command(&["sync"]).arg(volume.mnt())).expect_success();
+    // The kernel knows the root by now, and would answer for a dead daemon.
+    for _ in 0..3 {
+        fs::read_dir(volume.mnt()).expect("ls").for_each(drop);
+        fs::metadata(volume.mnt()).expect("stat");
+    }
+    volume.kill_daemon();
+    let runs = || Command::new(&f).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|end| end.success());
+    assert!(wait_until(Duration::from_secs(60), runs), "the mount did not come back");
+    volume.adopt();
+    volume.umount();
+}

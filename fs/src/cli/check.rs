@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
 use brine_store::gc::GcOptions;
-use brine_store::reseal::{epochs, reseal};
+use brine_store::reseal::{EpochReport, epochs, reseal};
 use brine_store::usage::usage;
 use brine_store::volume::{NothingDirty, Volume, replace};
 use lexopt::{Arg, Parser};
@@ -212,7 +212,11 @@ fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Va
                 SaltRequest::Rotate => {
                     volume.rotate_epoch()?;
                 }
-                SaltRequest::Reseal => return json(&reseal(volume, &step)?),
+                SaltRequest::Reseal => {
+                    let report = reseal(volume, &step)?;
+                    volume.commit(&NothingDirty)?;
+                    return json(&EpochReport { epochs: epochs(volume)?.epochs, ..report });
+                }
             }
             json(&epochs(volume)?)
         }

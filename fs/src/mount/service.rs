@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use brine_store::check::{CheckOptions, CheckProgress, check, heal};
 use brine_store::gc::GcOptions;
-use brine_store::reseal::{epochs, reseal};
+use brine_store::reseal::{EpochReport, epochs, reseal};
 use brine_store::usage::usage;
 use brine_store::volume::{Volume, replace};
 use parking_lot::Mutex;
@@ -109,8 +109,9 @@ impl VolumeService {
                     }
                     SaltRequest::Reseal => {
                         let report = reseal(&self.volume, &step)?;
+                        // References are folded when the generation closes.
                         self.sync()?;
-                        report
+                        EpochReport { epochs: epochs(&self.volume)?.epochs, ..report }
                     }
                 };
                 to_json(&report)

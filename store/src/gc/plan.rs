@@ -142,11 +142,17 @@ impl Gc {
     pub(super) fn rewrite_all(&mut self, volume: &Volume, max: u64, report: &mut GcReport) -> Result<u64> {
         let Some(segments) = self.settled(volume)? else { return Ok(0) };
         self.images = Some(volume.image_stripes(self.images.take())?);
+        let rows_live = volume.meta().reader()?.live_bytes(false)?;
         let mut moved = 0;
         let mut leaving = Vec::new();
         for row in segments.iter().filter(|row| row.state == SegmentState::Closed) {
             if moved >= max {
                 break;
+            }
+            // Without reading its rows: can it waste anything?
+            let most = volume.allocated(row).into_iter().max().unwrap_or(0);
+            if most < 2 * rows_live.get(&row.id).copied().unwrap_or(0) + 4 * FS_BLOCK {
+                continue;
             }
             let (live, _) = self.live(volume, row.id)?;
             if live.is_empty() || !self.wastes(volume, row, &live) {

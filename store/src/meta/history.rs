@@ -255,7 +255,7 @@ impl Txn<'_> {
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn xattrs_at(&mut self, ino: Ino, generation: Generation) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+    pub fn xattrs_at(&mut self, ino: Ino, generation: Generation) -> Result<past::Xattrs> {
         past::xattrs_at(&self.core.conn, ino, generation).at(&self.core.path)
     }
 

@@ -45,7 +45,7 @@ use zeroize::Zeroizing;
 
 pub use counters::Counters;
 pub use outbox::OutboxRow;
-pub use past::{NameSpan, PastReader};
+pub use past::{NameSpan, PastReader, Xattrs};
 pub use reader::{Reader, Walk};
 pub use txn::Txn;
 

@@ -26,6 +26,9 @@ const IDLE_MAX: usize = 4;
 #[derive(Default)]
 pub(super) struct Idle(Mutex<Vec<Connection>>);
 
+/// Extended attributes: names and values.
+pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
+
 /// One look at committed states: everything asked of it is as of one moment.
 pub struct PastReader<'m> {
     conn: &'m Connection,
@@ -196,7 +199,7 @@ impl PastReader<'_> {
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn xattrs(&self, ino: Ino, generation: Generation) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+    pub fn xattrs(&self, ino: Ino, generation: Generation) -> Result<Xattrs> {
         xattrs_at(self.conn, ino, generation).at(self.path)
     }
 
@@ -327,11 +330,7 @@ pub(super) fn read_dir_at(
 }
 
 /// Extended attributes of an inode at the end of a generation, sorted by name.
-pub(super) fn xattrs_at(
-    conn: &Connection,
-    ino: Ino,
-    generation: Generation,
-) -> rusqlite::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+pub(super) fn xattrs_at(conn: &Connection, ino: Ino, generation: Generation) -> rusqlite::Result<Xattrs> {
     let sql = "SELECT name, value FROM xattrs WHERE ino = ?1 AND since <= ?2 \
         UNION ALL SELECT name, value FROM xattrs_past WHERE ino = ?1 AND since <= ?2 AND until > ?2 ORDER BY name";
     let mut statement = conn.prepare_cached(sql)?;

@@ -23,6 +23,9 @@ pub enum Difference {
     Changed(Vec<&'static str>),
 }
 
+/// Is told each name that differs: its path, its kind, how.
+pub type Found<'a> = dyn FnMut(&[u8], FileKind, &Difference) -> Result<()> + 'a;
+
 /// What of an inode differs between two of its states.
 pub fn changes(old: &InodeRow, new: &InodeRow) -> Vec<&'static str> {
     let content = |row: &InodeRow| (row.size, row.mtime_ns, row.data, row.inline.clone());
@@ -54,11 +57,7 @@ pub fn changes(old: &InodeRow, new: &InodeRow) -> Vec<&'static str> {
 ///
 /// # Errors
 /// Those of reading; of `found`.
-pub fn differences(
-    (old_tree, old): (&View, Ino),
-    (new_tree, new): (&View, Ino),
-    found: &mut dyn FnMut(&[u8], FileKind, &Difference) -> Result<()>,
-) -> Result<()> {
+pub fn differences((old_tree, old): (&View, Ino), (new_tree, new): (&View, Ino), found: &mut Found<'_>) -> Result<()> {
     let mut path = Vec::new();
     directories((old_tree, Some(old)), (new_tree, Some(new)), &mut path, found)
 }
@@ -75,7 +74,7 @@ fn directories(
     (old_tree, old): (&View, Option<Ino>),
     (new_tree, new): (&View, Option<Ino>),
     path: &mut Vec<u8>,
-    found: &mut dyn FnMut(&[u8], FileKind, &Difference) -> Result<()>,
+    found: &mut Found<'_>,
 ) -> Result<()> {
     let (olds, news) = (names(old_tree, old)?, names(new_tree, new)?);
     let mut all: Vec<&Vec<u8>> = olds.keys().chain(news.keys()).collect();

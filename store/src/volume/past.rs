@@ -11,8 +11,8 @@ use super::{GenerationPin, Volume};
 use crate::blocks::Chunk;
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, Generation, Ino};
-use crate::meta::PastReader;
 use crate::meta::rows::{Attr, DirEntry, FileKind, GenerationRow, InodeRow, SnapshotRow};
+use crate::meta::{PastReader, Xattrs};
 
 /// Extents looked at in one step when searching for data or holes.
 const SEEK_CHUNKS: u64 = 4096;
@@ -148,7 +148,7 @@ impl View {
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn xattrs(&self, ino: Ino) -> Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+    pub fn xattrs(&self, ino: Ino) -> Result<Xattrs> {
         self.look(|past, generation| past.xattrs(ino, generation))
     }
 

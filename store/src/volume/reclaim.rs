@@ -227,7 +227,9 @@ impl Volume {
                 self.blocks.segments().abandon(id);
             }
         }
-        Ok(())
+        // Noted at once: while nothing else changes no generation would be closed for it.
+        let _held = self.gate();
+        self.meta.with(|txn| self.blocks.settle_segments(txn))
     }
 
     /// No checkpoint is written while this is held.

@@ -193,7 +193,25 @@ impl Run {
         }
     }
 
+    /// Chunks of one file become another's.
+    fn share(&mut self) {
+        let (source, target) = (self.pick(), self.pick());
+        let (from, to, count) = (self.random.below(10), self.random.below(10), 1 + self.random.below(6));
+        let places = ((Ino(source), ChunkNo(from)), (Ino(target), ChunkNo(to)));
+        let seen = self.meta.with(|txn| txn.share_extents(places.0, places.1, count));
+        let wanted = self.model.share((source, from), (target, to), count);
+        let done = wanted.is_ok();
+        same("share_extents", seen, wanted);
+        if done {
+            let size = self.model.nodes[&target].size.max(4096 * (to + count) - 1);
+            self.set_file(target, size, None);
+        }
+    }
+
     fn write(&mut self) {
+        if self.random.chance(25) {
+            return self.share();
+        }
         let ino = self.pick();
         let first = self.random.below(8);
         let chunks: Vec<_> = (first..first + 1 + self.random.below(6))
@@ -326,6 +344,23 @@ fn check_past(past: &PastReader<'_>, generation: Generation, ino: Ino, node: &No
 }
 
 impl Model {
+    fn share(&mut self, (source, from): (u64, u64), (target, to): (u64, u64), count: u64) -> Result<(), Errno> {
+        let (one, two) = (self.get(source)?, self.get(target)?);
+        if one.kind != FileKind::File || two.kind != FileKind::File || one.inline.is_some() {
+            return Err("EINVAL");
+        }
+        if source == target && from < to + count && to < from + count {
+            return Err("EINVAL");
+        }
+        let copied: Vec<_> =
+            one.chunks.range(from..from + count).map(|(chunk, key)| (chunk - from + to, *key)).collect();
+        let node = self.nodes.get_mut(&target).unwrap();
+        node.inline = None;
+        node.chunks.retain(|chunk, _| !(to..to + count).contains(chunk));
+        node.chunks.extend(copied);
+        Ok(())
+    }
+
     fn punch(&mut self, ino: u64, first: u64, count: u64) -> Result<(), Errno> {
         if self.get(ino)?.kind != FileKind::File {
             return Err("EINVAL");
