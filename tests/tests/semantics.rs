@@ -146,8 +146,7 @@ fn umount() {
 /// Files of the repository that hold tests or code, with their text.
 fn sources(root: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
-    let mut queue: Vec<PathBuf> =
-        ["store", "exec", "fs", "mount-helper", "tests", "proofs"].map(|c| root.join(c)).into();
+    let mut queue: Vec<PathBuf> = ["store", "exec", "fs", "mount-helper", "tests"].map(|c| root.join(c)).into();
     while let Some(path) = queue.pop() {
         if path.is_dir() {
             if !path.ends_with("target") {

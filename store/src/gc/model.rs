@@ -208,10 +208,10 @@ impl State {
                 }
             }
         }
-        if let Some((place, noted)) = self.plan {
-            if self.checkpoints[0] >= noted || without.checkpoints {
-                out.push(Self { plan: None, freed: self.freed | 1 << place, ..self.clone() });
-            }
+        if let Some((place, noted)) = self.plan
+            && (self.checkpoints[0] >= noted || without.checkpoints)
+        {
+            out.push(Self { plan: None, freed: self.freed | 1 << place, ..self.clone() });
         }
         if let Some(row) = self.now.row
             && row.life == Life::Condemned

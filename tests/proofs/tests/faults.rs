@@ -10,7 +10,7 @@ const BEGIN: &str = "<!-- table of outcomes: begin -->\n";
 const END: &str = "<!-- table of outcomes: end -->";
 
 fn page() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/TESTING.md")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/TESTING.md")
 }
 
 /// Outcomes of each cell of a table, by row.
