@@ -29,7 +29,7 @@ impl Reader<'_> {
         for batch in index.entries.chunks(BATCH) {
             (self.report)("reading the checkpoint", done, index.entries.len() as u64);
             let rows = on_threads(batch, |entry| -> Result<_> {
-                Ok(decode_changes(&self.image_block(&entry.key, &entry.location)?)?)
+                decode_changes(&self.image_block(&entry.key, &entry.location)?)
             });
             for rows in rows {
                 meta.import(&rows?)?;

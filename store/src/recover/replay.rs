@@ -76,14 +76,14 @@ impl Reader<'_> {
     /// The row changes of a record.
     pub(super) fn changes(&self, link: &Link) -> Result<Vec<RowChange>> {
         if let Some(kept) = &link.changes {
-            return Ok(decode_changes(kept)?);
+            return decode_changes(kept);
         }
         let mut changes = Vec::new();
         for part in &link.parts {
             let (record, _) = self.open_part(part).ok_or_else(|| gone(link))?;
             changes.extend_from_slice(&record.changes);
         }
-        Ok(decode_changes(&changes)?)
+        decode_changes(&changes)
     }
 
     /// True if every stripe of the blocks that a record adds still has k good shards.
