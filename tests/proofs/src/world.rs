@@ -184,7 +184,9 @@ impl World {
             codec: None,
             use_member: Vec::new(),
             report: None,
-            take_over: false,
+            // Every opening has a state directory of its own, as another host would: where half of the directories are
+            // enough for a writer, only who takes over may go on without the others (R16).
+            take_over: self.geometry.total() <= 2 * self.geometry.parity(),
             accept_rollback: false,
         };
         Volume::open_in(options, &places)

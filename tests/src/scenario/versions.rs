@@ -85,7 +85,9 @@ pub fn dead_names_cost_a_listing_nothing(dead: usize, percent: u32) -> String {
     let volume = volume("dead-names");
     // Nothing is to be forgotten meanwhile.
     let mnt = volume.mnt().display().to_string();
-    volume.brine(&["retention", "set", "--all", "1d", "--budget", "90", &mnt]).expect_success();
+    volume
+        .brine(&["retention", "set", "--all", "1d", "--minutely", "0", "--hourly", "0", "--budget", "90", &mnt])
+        .expect_success();
     let (fresh, old) = (volume.path("fresh"), volume.path("old"));
     for dir in [&fresh, &old] {
         fs::create_dir(dir).expect("mkdir");
