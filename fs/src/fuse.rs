@@ -31,7 +31,7 @@ pub use session::{FuseConfig, Unmounter, serve, serve_with};
 
 /// Largest write request, bytes: what the kernel allows by default.
 const WRITE_MAX: u32 = 1 << 20;
-/// Reads of at least this many bytes are taken for read-ahead.
+/// Reads of at least this many bytes are taken for read-ahead, writes for part of a stream.
 const READ_AHEAD_MIN: u32 = 64 << 10;
 /// Background requests (read-ahead, release) the kernel may have in flight.
 const BACKGROUND_MAX: u16 = 64;
@@ -329,6 +329,8 @@ impl Filesystem for Adapter {
         // Larger reads are read-ahead, which works best beside its reader.
         if size < READ_AHEAD_MIN {
             follow::note(request.pid());
+        } else {
+            follow::let_go();
         }
         match self.vfs.read(handle.0, offset, size as usize) {
             Ok(ReadStart::Done(bytes)) => reply.data(bytes.as_slice()),
@@ -359,7 +361,11 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        follow::note(request.pid());
+        if data.len() < READ_AHEAD_MIN as usize {
+            follow::note(request.pid());
+        } else {
+            follow::let_go();
+        }
         let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.room_for(data.len()) {
             Room::Now => answer_written(self.vfs.write(handle.0, offset, data, drop_set_id), reply),

