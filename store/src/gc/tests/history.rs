@@ -93,7 +93,7 @@ fn contradicting_rules_are_refused_and_change_nothing() {
 fn snapshots_are_made_by_rule_once_a_period() {
     let scratch = Scratch::new("retention-snapshots");
     scratch.format(2, 1);
-    let volume = scratch.open();
+    let volume = with_history(&scratch);
     let rules = Rules { snapshots: vec![SnapshotRule { every: Period::Monthly, keep: 2 }], ..Rules::default() };
     volume.meta().with(|txn| txn.create_snapshot(b"auto-monthly-of-a-user")).unwrap();
     volume.commit(&NothingDirty).unwrap();
