@@ -95,6 +95,9 @@ pub struct Parts<'a> {
     pub overrides: &'a dyn AckOverrides,
 }
 
+/// Attempts at appending a record, each after directories that had been silent answered again.
+const APPENDS_MAX: u32 = 8;
+
 impl Commit {
     /// Hold off commits while a change is made. Not to be taken twice by one thread: a commit that waits in between goes
     /// first, or streams of changes would hold it off for ever.
@@ -187,13 +190,27 @@ impl Commit {
             log.note_durable(txn)
         })?;
         let (mut appended, mut syncing) = (None, None);
-        let closed = meta.commit_with(|closed| {
-            let (record, notes) = log.append(blocks, closed)?;
-            appended = Some(record);
-            // The directories are at it while the rows are committed.
-            syncing = blocks.segments().try_begin_sync();
-            Ok(notes)
-        })?;
+        let mut tries = 0;
+        let closed = loop {
+            let attempt = meta.commit_with(|closed| {
+                // Readers wait for the database meanwhile, and must not wait for directories that are silent.
+                let _haste = blocks.segments().in_haste();
+                let (record, notes) = log.append(blocks, closed)?;
+                appended = Some(record);
+                // The directories are at it while the rows are committed.
+                syncing = blocks.segments().try_begin_sync();
+                Ok(notes)
+            });
+            match attempt {
+                // The generation is still open, and is appended anew.
+                Err(Error::TooFewMembers { .. } | Error::Backing { .. })
+                    if tries < APPENDS_MAX && blocks.segments().quorum_returns() =>
+                {
+                    tries += 1;
+                }
+                other => break other?,
+            }
+        };
         if let Some(record) = &appended {
             log.advance(record);
         }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -122,13 +122,21 @@ impl Drop for SyncInFlight<'_> {
     }
 }
 
+/// See [`Segments::in_haste`].
+#[derive(Debug)]
+pub struct Haste<'a>(&'a AtomicBool);
+
+impl Drop for Haste<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     open: Option<(Arc<OpenSegment>, u64)>,
     /// Segments (open or closed) with bytes not known synced.
     unsynced: BTreeMap<SegmentId, Unsynced>,
-    /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
-    lacking: BTreeMap<SegmentId, u64>,
     /// Segments closed since the last [`Segments::take_closed`], with their tails.
     closed: Vec<(SegmentId, u64)>,
     next: u64,
@@ -155,7 +163,12 @@ pub struct Segments {
     min_slots: usize,
     /// Members known lost do not lower `min_slots`.
     fixed: bool,
+    /// Held while a segment is announced, which may wait for directories.
     state: Mutex<State>,
+    /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
+    lacking: Mutex<BTreeMap<SegmentId, u64>>,
+    /// Set while a commit appends: see [`Self::in_haste`].
+    hasty: AtomicBool,
     unsynced_bytes: AtomicU64,
     /// One sync at a time: who comes second must not be told "nothing to sync" while the first is still at it.
     syncing: Mutex<()>,
@@ -187,6 +200,8 @@ impl Segments {
             min_slots,
             fixed,
             state: Mutex::new(state),
+            lacking: Mutex::default(),
+            hasty: AtomicBool::new(false),
             unsynced_bytes: AtomicU64::new(0),
             syncing: Mutex::new(()),
         }
@@ -370,7 +385,9 @@ impl Segments {
     /// How long calls on these members are waited for.
     fn wait<'w>(&self, members: &[MemberId], enough: &'w (dyn Fn(&[bool]) -> bool + Sync)) -> Wait<'w> {
         let usual = members.iter().filter_map(|id| self.set.get(id)).map(|member| member.patience()).max();
-        Wait { patience: usual.unwrap_or_default().max(PATIENCE), enough, limit: QUORUM_PATIENCE }
+        let patience = usual.unwrap_or_default().max(PATIENCE);
+        let limit = if self.hasty.load(Ordering::Relaxed) { patience } else { QUORUM_PATIENCE };
+        Wait { patience, enough, limit }
     }
 
     /// True if the members that answer are enough for a new segment.
@@ -381,11 +398,27 @@ impl Segments {
     /// Wait for directories that are merely silent, as long as without them there are too few: a disk that is busy for
     /// some seconds must not end a volume whose directories all lie on it.
     fn await_quorum(&self, enough: impl Fn() -> bool) {
+        if self.hasty.load(Ordering::Relaxed) {
+            return;
+        }
         let deadline = Instant::now() + QUORUM_PATIENCE;
         let silent = || self.set.members().iter().any(|member| member.health() == Health::Sick);
         while !enough() && silent() && Instant::now() < deadline {
             std::thread::sleep(QUORUM_PAUSE);
         }
+    }
+
+    /// Until the answer is dropped, appending fails where it would wait for silent directories: the caller holds what
+    /// readers need. [`Self::quorum_returns`] waits then, with nothing held.
+    pub fn in_haste(&self) -> Haste<'_> {
+        self.hasty.store(true, Ordering::Relaxed);
+        Haste(&self.hasty)
+    }
+
+    /// Wait for silent directories without which there are too few; true if there are enough.
+    pub fn quorum_returns(&self) -> bool {
+        self.await_quorum(|| self.others_suffice());
+        self.others_suffice()
     }
 
     /// Write what belongs to each slot of a run, in parallel. An error marks the member; the caller abandons the segment
@@ -483,21 +516,21 @@ impl Segments {
 
     /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
     pub fn lacking(&self, segment: SegmentId) -> u64 {
-        self.state.lock().lacking.get(&segment).copied().unwrap_or(0)
+        self.lacking.lock().get(&segment).copied().unwrap_or(0)
     }
 
     /// Segments with slots in which a sync failed or was left out, with those slots.
     pub fn lacking_segments(&self) -> Vec<(SegmentId, u64)> {
-        self.state.lock().lacking.iter().map(|(id, slots)| (*id, *slots)).collect()
+        self.lacking.lock().iter().map(|(id, slots)| (*id, *slots)).collect()
     }
 
     /// These slots of a segment hold everything again, durably.
     pub fn caught_up(&self, segment: SegmentId, slots: u64) {
-        let mut state = self.state.lock();
-        if let Some(lacking) = state.lacking.get_mut(&segment) {
-            *lacking &= !slots;
-            if *lacking == 0 {
-                state.lacking.remove(&segment);
+        let mut lacking = self.lacking.lock();
+        if let Some(left) = lacking.get_mut(&segment) {
+            *left &= !slots;
+            if *left == 0 {
+                lacking.remove(&segment);
             }
         }
     }
@@ -592,14 +625,14 @@ impl Segments {
             self.abandon(segment);
         }
         let short = due.iter().find_map(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)));
-        let mut state = self.state.lock();
+        let mut lacking = self.lacking.lock();
         for (id, unsynced) in &due {
             let missed = unsynced.slots() & !good.get(id).copied().unwrap_or(0);
             if missed != 0 {
-                *state.lacking.entry(*id).or_default() |= missed;
+                *lacking.entry(*id).or_default() |= missed;
             }
         }
-        drop(state);
+        drop(lacking);
         match short {
             None => Ok(()),
             Some(error) => {
