@@ -188,6 +188,12 @@ impl Meta {
                 ));
             }
             Err(source) => return Err(Error::Database { path, source }),
+            Ok((conn, (false, _))) if schema::is_blank(&conn).at(&path)? => {
+                return Err(Error::format(
+                    format!("metadata database {}", path.display()),
+                    "it has no tables: making it was cut short",
+                ));
+            }
             Ok((_, (false, _))) => return Err(refused("is not a metadata database of brine")),
             Ok((conn, (true, schema::SCHEMA_VERSION))) => conn,
             Ok((_, (true, version))) => {

@@ -224,6 +224,11 @@ fn former_rows_stay(table: &str) -> String {
     )
 }
 
+/// True if nothing was ever put into the database: a power cut may leave it so before its first transaction.
+pub(super) fn is_blank(conn: &Connection) -> rusqlite::Result<bool> {
+    conn.query_row("SELECT count(*) = 0 FROM sqlite_schema", [], |row| row.get(0))
+}
+
 /// (is it ours, its schema version). The first query of a connection: fails with `NotADatabase` if the key is wrong.
 pub(super) fn identity(conn: &Connection) -> rusqlite::Result<(bool, i64)> {
     let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;

@@ -515,6 +515,23 @@ fn a_damaged_database_is_set_aside_and_rebuilt() {
     volume.close(&NothingDirty).unwrap();
 }
 
+#[test]
+fn a_database_that_a_power_cut_left_without_tables_is_made_anew() {
+    let scratch = Scratch::new("blank");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    write(&volume, "file", &noise(25, 70_000));
+    volume.close(&NothingDirty).unwrap();
+    for name in ["state/meta.db-wal", "state/meta.db-shm"] {
+        let _ = std::fs::remove_file(scratch.0.join(name));
+    }
+    std::fs::write(scratch.0.join("state/meta.db"), b"").unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|w| w.contains("aside")), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "file").unwrap(), noise(25, 70_000));
+    volume.close(&NothingDirty).unwrap();
+}
+
 /// Six directories and a copy of them; `more` generations are committed after the copy, then the daemon dies and the
 /// directories are found as they were copied: as a power cut leaves them that keeps the database and loses the log's end.
 fn database_ahead_by(name: &str, more: usize) -> Scratch {

@@ -35,7 +35,7 @@ fn what_cannot_be_opened_says_why() {
     assert!(text.contains("damaged"), "{text}");
     std::fs::write(&path, b"").unwrap();
     let text = refusal(Meta::open(&dir.0, &KEY, &setup()));
-    assert!(text.contains("not a metadata database"), "{text}");
+    assert!(text.contains("no tables"), "{text}");
     std::fs::write(&path, &whole).unwrap();
     {
         let conn = schema::connect(&path, &KEY, Role::Write).unwrap();
