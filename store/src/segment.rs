@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::backing::{BackingSet, Health, ShardWrite, SharedBytes, Syncs, Wait};
+use crate::backing::{BackingSet, Health, Member, ShardWrite, SharedBytes, Space, Syncs, Wait};
 use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -290,9 +290,9 @@ impl Segments {
             let healthy = candidates.iter().filter(|c| c.healthy).count();
             let needed = self.min_ack();
             if healthy < needed {
-                // Directories that could be written if there were room.
-                let present = self.set.healthy().count();
-                if present >= needed {
+                // Directories that could be written if there were room. One that does not even tell is not full.
+                let full = candidates.iter().filter(|c| !c.healthy && c.free_bytes < MEMBER_FREE_MIN).count();
+                if healthy + full >= needed {
                     return Err(Error::NoSpace);
                 }
                 return Err(Error::TooFewMembers { healthy, needed });
@@ -323,22 +323,22 @@ impl Segments {
         Err(Error::TooFewMembers { healthy: 0, needed: self.min_ack() })
     }
 
+    /// Members that can be written and tell their room; `healthy` are those that have enough for a segment.
     fn candidates(&self) -> Vec<Candidate> {
-        self.set
-            .members()
-            .iter()
-            .map(|member| {
-                let space = member.space();
-                let free_bytes = space.as_ref().map_or(0, |space| space.available_bytes);
-                Candidate {
-                    id: member.id,
-                    free_bytes,
-                    domain: None,
-                    device: space.map_or(0, |space| space.device),
-                    healthy: matches!(member.health(), Health::Healthy) && free_bytes >= MEMBER_FREE_MIN,
-                }
-            })
-            .collect()
+        let told = |(member, room): (Arc<Member>, std::io::Result<Space>)| match room {
+            Ok(space) => Some(Candidate {
+                id: member.id,
+                free_bytes: space.available_bytes,
+                domain: None,
+                device: space.device,
+                healthy: space.available_bytes >= MEMBER_FREE_MIN,
+            }),
+            Err(error) => {
+                log::warn!("{}: no segment is opened there: {error}", member.path().display());
+                None
+            }
+        };
+        self.set.rooms(PATIENCE).into_iter().filter_map(told).collect()
     }
 
     /// True if every occupied slot was announced durably.
