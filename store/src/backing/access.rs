@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam::channel::unbounded;
 
-use super::member::{CallKind, SPACE_AGE_MAX};
+use super::member::CallKind;
 use super::{Backing, BackingSet, Health, MARKER_NAMES, Member, Space};
 use crate::ids::{MemberId, SegmentId};
 

@@ -23,7 +23,7 @@ const VOLUME: VolumeId = VolumeId([3; 16]);
 struct Noted(Mutex<Vec<AckOverride>>);
 
 impl AckOverrides for Noted {
-    fn put(&self, overrides: Vec<AckOverride>) -> Result<()> {
+    fn put(&self, overrides: Vec<AckOverride>, _lacking: &[(SegmentId, u64)]) -> Result<()> {
         self.0.lock().extend(overrides);
         Ok(())
     }
