@@ -20,6 +20,7 @@ mod open;
 mod read;
 mod rename;
 mod seek;
+mod staging;
 mod statfs;
 mod sync;
 mod versions;
