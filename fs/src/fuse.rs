@@ -241,12 +241,18 @@ impl Filesystem for Adapter {
     ) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(code(Errno::INVALID)) };
         let perm = (mode & 0o7777) as u16;
-        answer_entry(self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, rdev, None), reply);
+        answer_entry(
+            self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, rdev, None),
+            reply,
+        );
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (kind, perm) = (FileKind::Directory, (mode & 0o7777) as u16);
-        answer_entry(self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, 0, None), reply);
+        answer_entry(
+            self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, 0, None),
+            reply,
+        );
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -419,7 +425,12 @@ impl Filesystem for Adapter {
         let vfs = Arc::clone(&self.vfs);
         let job = move || {
             let outcome = vfs.read_dir(handle.0, offset, false, &mut |item| {
-                reply.add(INodeNo(vfs.shown(item.ino).0), item.offset, file_type(item.kind), OsStr::from_bytes(item.name))
+                reply.add(
+                    INodeNo(vfs.shown(item.ino).0),
+                    item.offset,
+                    file_type(item.kind),
+                    OsStr::from_bytes(item.name),
+                )
             });
             match outcome {
                 Ok(()) => reply.ok(),
@@ -443,7 +454,14 @@ impl Filesystem for Adapter {
                 let Some(attr) = item.attr else { return false };
                 let (name, generation) = (OsStr::from_bytes(item.name), Generation(attr.ino_generation.into()));
                 // fuser takes one lifetime for both; names that may change are those whose attributes may.
-                reply.add(INodeNo(vfs.shown(item.ino).0), item.offset, name, &attr_ttl(attr), &file_attr(attr), generation)
+                reply.add(
+                    INodeNo(vfs.shown(item.ino).0),
+                    item.offset,
+                    name,
+                    &attr_ttl(attr),
+                    &file_attr(attr),
+                    generation,
+                )
             });
             match outcome {
                 Ok(()) => reply.ok(),

@@ -6,9 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use brine_tests::TestVolume;
-use brine_tests::volume::{Builder, wait_until};
 use brine_tests::command::shell;
 use brine_tests::sys::{get_xattr, list_xattrs, set_xattr};
+use brine_tests::volume::{Builder, wait_until};
 use serde_json::Value;
 
 fn small(name: &str) -> TestVolume {

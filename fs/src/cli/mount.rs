@@ -55,7 +55,8 @@ fn parse(mut parser: Parser) -> Result<Asked, Failure> {
 
 pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     let mut asked = parse(parser)?;
-    let [source, point] = args::exactly(std::mem::take(&mut asked.paths), "SOURCE (any directory of the volume) and MOUNTPOINT")?;
+    let [source, point] =
+        args::exactly(std::mem::take(&mut asked.paths), "SOURCE (any directory of the volume) and MOUNTPOINT")?;
     let base = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let options = MountOptions::parse(&asked.options, &base)?;
     let fixed = options.at.as_deref().and_then(|at| fixed_time(at, SystemClock.now_ns()));

@@ -142,9 +142,9 @@ impl Service for VolumeService {
     fn status(&self) -> Result<Value, Failure> {
         let mut status = to_json(&self.volume.status()?)?;
         let counts = self.vfs.counts();
-        let at = self.past.map(|row| {
-            json!({ "generation": row.generation.0, "time": timestamp_ns(row.time_ns), "time_ns": row.time_ns })
-        });
+        let at = self.past.map(
+            |row| json!({ "generation": row.generation.0, "time": timestamp_ns(row.time_ns), "time_ns": row.time_ns }),
+        );
         let live = json!({
             "at": at,
             "mounted": true,
