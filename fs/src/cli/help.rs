@@ -65,6 +65,8 @@ Options:
                         stops writing when it notices. With state=DIR if it runs on this host
   accept_rollback       go on from an older state where acknowledged generations are gone, or two writers went apart;
                         what came after it is given up. A mount that needs this says which generations
+  at=SNAPSHOT|TIME      the volume as it was, read-only: a snapshot's name, 2026-01-31T23:59 (UTC), @SECONDS, or 2h for
+                        that long before now. One mount of a volume at a time, this one included
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor

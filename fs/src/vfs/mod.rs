@@ -17,6 +17,7 @@ mod dir;
 mod exec;
 mod lookup;
 mod open;
+mod past_root;
 mod read;
 mod rename;
 mod seek;
@@ -135,6 +136,8 @@ pub struct Vfs {
     commit_errors: ErrorMark,
     scratch: Arc<Scratch>,
     kernel: OnceLock<TellKernel>,
+    /// Root of the past tree that is shown in place of the live one.
+    past_root: OnceLock<Ino>,
     /// When somebody last looked for something, ns.
     used_ns: AtomicI64,
 }
@@ -169,6 +172,7 @@ impl Vfs {
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
             kernel: OnceLock::new(),
+            past_root: OnceLock::new(),
             used_ns: AtomicI64::new(SystemClock.now_ns()),
             options,
         });
