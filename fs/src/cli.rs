@@ -305,6 +305,7 @@ mod tests {
             "compress",
             "use_member",
             "take_over",
+            "at=",
             "threads",
             "log",
             "nosupervise",

@@ -20,6 +20,7 @@ mod rebuild;
 mod reclaim;
 mod replace;
 mod restore;
+mod staging;
 mod space;
 mod status;
 #[cfg(test)]
@@ -61,6 +62,7 @@ pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Destination, Done, Restored};
 pub use space::Reservation;
+pub use staging::{Base, Published, Staged};
 pub use status::{StatFs, VolumeStatus};
 
 use crate::backing::BackingSet;
