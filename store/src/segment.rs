@@ -6,8 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
@@ -243,7 +243,10 @@ impl Segments {
         self.handed_out.lock().push((segment.id, Arc::downgrade(&segment)));
         let vacant = segment.slots.iter().filter(|slot| slot.is_none()).count();
         if vacant > 0 {
-            log::warn!("segment {} is opened with {vacant} vacant slots: as many directories cannot be written", segment.id);
+            log::warn!(
+                "segment {} is opened with {vacant} vacant slots: as many directories cannot be written",
+                segment.id
+            );
             self.vacated.store(true, Ordering::Release);
         }
         state.open = Some((segment.clone(), SEGMENT_HEADER_LEN as u64 + len));

@@ -2,8 +2,8 @@
 
 use super::pointer::SEALED_LEN_MAX;
 use super::{
-    ACK_OVERRIDES_MAX, AckOverride, BEHIND_MAX, CHECKPOINTS_MAX, CHUNK_BITS, DOMAIN_LEN_MAX, DomainPolicy, FORMAT, Features,
-    HOST_LEN_MAX, INCOMPAT_KNOWN, LABEL_LEN_MAX, MEMBERS_MAX, MemberEntry, MemberState, PATH_LEN_MAX,
+    ACK_OVERRIDES_MAX, AckOverride, BEHIND_MAX, CHECKPOINTS_MAX, CHUNK_BITS, DOMAIN_LEN_MAX, DomainPolicy, FORMAT,
+    Features, HOST_LEN_MAX, INCOMPAT_KNOWN, LABEL_LEN_MAX, MEMBERS_MAX, MemberEntry, MemberState, PATH_LEN_MAX,
     SUPERBLOCK_LEN_MAX, Superblock, SuperblockError, UnverifiedSuperblock,
 };
 use crate::geometry::Geometry;

@@ -452,7 +452,10 @@ impl Volume {
 /// What a superblock has room for of the segments that are behind.
 fn noted(mut behind: Vec<(SegmentId, u64)>) -> Vec<(SegmentId, u64)> {
     if behind.len() > BEHIND_MAX {
-        log::error!("{} segments are not complete in all directories; a crash forgets which, but {BEHIND_MAX}", behind.len());
+        log::error!(
+            "{} segments are not complete in all directories; a crash forgets which, but {BEHIND_MAX}",
+            behind.len()
+        );
         behind.truncate(BEHIND_MAX);
     }
     behind

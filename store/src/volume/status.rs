@@ -356,9 +356,7 @@ impl Volume {
                 segment: id.0,
                 since: since.map(|since| since.0),
                 tolerated_losses: self.geometry.parity().saturating_sub(lost),
-                directories: lacks
-                    .filter_map(|(_, slot)| Some(member(slot)?.path().display().to_string()))
-                    .collect(),
+                directories: lacks.filter_map(|(_, slot)| Some(member(slot)?.path().display().to_string())).collect(),
                 vacant,
             });
         }

@@ -76,7 +76,9 @@ fn what_a_directory_lacks_is_remembered_over_a_crash_and_caught_up() {
     volume.commit(&NothingDirty).unwrap();
     let open = volume.blocks().segments().open_tails()[0].0;
     // The sync of this generation fails in one directory, which loses what it had not synced.
-    directories.faulty.add(Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO }).segment(open).times(1));
+    directories
+        .faulty
+        .add(Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO }).segment(open).times(1));
     write(&volume, "file", &content);
     volume.commit(&NothingDirty).unwrap();
     let status = volume.status().unwrap();
@@ -113,7 +115,11 @@ fn a_slot_that_stood_vacant_is_given_to_its_directory_when_that_is_back() {
     });
     std::fs::rename(scratch.0.join("away"), scratch.0.join("d3")).unwrap();
     let status = status_of(&scratch);
-    assert_eq!(status.tolerated_losses, 1, "all directories are there, and a segment lies in five: {:?}", status.behind);
+    assert_eq!(
+        status.tolerated_losses, 1,
+        "all directories are there, and a segment lies in five: {:?}",
+        status.behind
+    );
     assert!(status.behind.iter().any(|behind| behind.vacant == 1 && behind.since.is_some()), "{:?}", status.behind);
     let volume = scratch.open();
     wait_until_complete(&volume);
