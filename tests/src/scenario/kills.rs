@@ -281,7 +281,7 @@ fn replace(volume: &TestVolume, lost: &[usize], when: &str) {
 /// daemon had to do without one for a while. Looked at with a copy of the state directory, so that the mount that follows
 /// has as much to do as without this.
 #[track_caller]
-fn tolerated_losses(volume: &TestVolume) -> usize {
+pub(super) fn tolerated_losses(volume: &TestVolume) -> usize {
     let copy = volume.root().join("state-copy");
     let _ = fs::remove_dir_all(&copy);
     copy_tree(volume.state_dir(), &copy);
@@ -351,7 +351,10 @@ pub fn cycles(rounds: u64) -> String {
         committed += promises.rows.lock().expect("promises").values().sum::<u64>();
     }
     assert!(saved > 0 && bytes > 0 && committed > 0, "nothing was acknowledged in {rounds} rounds");
-    assert!(rounds < 3 || losses > fewer, "{losses} times two directories were lost, {fewer} times fewer are tolerated");
+    assert!(
+        rounds < 3 || losses > fewer,
+        "{losses} times two directories were lost, {fewer} times fewer are tolerated"
+    );
     format!(
         "{rounds} kills, {:.2} s each; {saved} files, {bytes} appended bytes and {committed} database rows that were \
          acknowledged compared, all right; {losses} times two directories were lost, {fewer} times fewer; seed {seed}",
