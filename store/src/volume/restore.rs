@@ -69,7 +69,7 @@ impl Volume {
         to: Destination<'_>,
     ) -> Result<Restored> {
         self.commit(flusher)?;
-        let pinned = self.view(generation)?;
+        let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, false, |txn| {
             let mut work = Restorer::new(txn, generation);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
@@ -102,7 +102,7 @@ impl Volume {
         dry_run: bool,
     ) -> Result<Restored> {
         self.commit(flusher)?;
-        let pinned = self.view(generation)?;
+        let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, dry_run, |txn| {
             let mut work = Restorer::new(txn, generation);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
