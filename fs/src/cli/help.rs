@@ -230,6 +230,7 @@ policy grants. Root and who mounted the volume see all runs, others their own.
 
   brine exec policy FUNCTION [options]   show or change what it may do; its owner and root only
     --read PATH, --write PATH   paths that exist for every run; relative ones from the function's directory
+    --stage on|off     what is written to --write paths appears in one step when the program ends with 0, or not at all
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
@@ -241,6 +242,7 @@ policy grants. Root and who mounted the volume see all runs, others their own.
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on
   brine exec kill RUN                 end one; the beginning of its name is enough
+  brine exec publish RUN              publish staged outputs that met somebody else's changes, over these
   brine exec log [--json] [-n N] [RUN]   records of runs, the newest first
 
   --at PATH   on which volume, if not that of the working directory or the only one";

@@ -21,6 +21,7 @@ mod past_root;
 mod read;
 mod rename;
 mod seek;
+mod staging;
 mod statfs;
 mod sync;
 mod versions;
