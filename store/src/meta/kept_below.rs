@@ -195,7 +195,7 @@ impl Txn<'_> {
     /// [`Error::Database`].
     pub fn rules_of_directories(&mut self) -> Result<Vec<(Ino, Box<[u8]>)>> {
         let rows = shelf::with_prefix(&self.core.conn, Shelf::Settings, RULES).at(&self.core.path)?;
-        let read = |(key, value): (Box<[u8]>, Box<[u8]>)| {
+        let read = |(key, value): shelf::Pair| {
             let number: [u8; 8] = key.strip_prefix(RULES)?.try_into().ok()?;
             Some((Ino(u64::from_be_bytes(number)), value))
         };

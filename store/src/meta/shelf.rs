@@ -20,12 +20,15 @@ pub(super) fn get(conn: &Connection, shelf: Shelf, key: &[u8]) -> rusqlite::Resu
     rows.next()?.map(|row| blob(row, 0)).transpose()
 }
 
+/// A key and its value.
+pub(super) type Pair = (Box<[u8]>, Box<[u8]>);
+
 /// Keys that begin with `prefix`, in order, and their values.
 pub(super) fn with_prefix(
     conn: &Connection,
     shelf: Shelf,
     prefix: &[u8],
-) -> rusqlite::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+) -> rusqlite::Result<Vec<Pair>> {
     let sql = format!("SELECT key, value FROM {} WHERE key >= ?1 ORDER BY key", table(shelf));
     let mut statement = conn.prepare_cached(&sql)?;
     let mut rows = statement.query(params![prefix])?;
