@@ -24,11 +24,7 @@ pub(super) fn get(conn: &Connection, shelf: Shelf, key: &[u8]) -> rusqlite::Resu
 pub(super) type Pair = (Box<[u8]>, Box<[u8]>);
 
 /// Keys that begin with `prefix`, in order, and their values.
-pub(super) fn with_prefix(
-    conn: &Connection,
-    shelf: Shelf,
-    prefix: &[u8],
-) -> rusqlite::Result<Vec<Pair>> {
+pub(super) fn with_prefix(conn: &Connection, shelf: Shelf, prefix: &[u8]) -> rusqlite::Result<Vec<Pair>> {
     let sql = format!("SELECT key, value FROM {} WHERE key >= ?1 ORDER BY key", table(shelf));
     let mut statement = conn.prepare_cached(&sql)?;
     let mut rows = statement.query(params![prefix])?;
