@@ -468,3 +468,36 @@ fn functions_run_again_when_the_supervisor_has_brought_the_mount_back() {
     volume.adopt();
     volume.umount();
 }
+
+#[test]
+fn a_program_that_runs_is_not_restored_over() {
+    let mut volume = small("exec-restore");
+    let f = function(&volume, "f", "echo ready; read x; echo old");
+    volume.sync();
+    let log = run(brine_command(&["log", "--json"]).arg(&f)).expect_success().stdout;
+    let log: Value = serde_json::from_str(&log).expect("JSON");
+    let version = log["states"][0]["version"].as_u64().expect("a version");
+    fs::write(&f, "#!/bin/sh\necho ready; read x; echo new\n").expect("write");
+    volume.sync();
+    let mut child = Command::new(&f).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    let mut out = child.stdout.take().expect("stdout");
+    let mut ready = [0; 6];
+    out.read_exact(&mut ready).expect("it starts");
+    let restore = || run(brine_command(&["restore"]).arg(format!("{}@{version}", f.display())));
+    let write = || run(brine_command(&["write"]).arg(&f).stdin(Stdio::null()));
+    let rewind = || run(brine_command(&["rewind"]).arg(volume.path("exec")).args(["--to", "@1"]));
+    let busy = restore();
+    assert!(busy.code() == Some(3) && busy.stderr.contains("being run"), "{busy}");
+    let busy = write();
+    assert!(!busy.success() && busy.stderr.contains("usy"), "{busy}");
+    assert_eq!(rewind().code(), Some(5), "there is no such state");
+    drop(child.stdin.take());
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("read");
+    assert_eq!(rest, "new\n", "the run kept its version");
+    child.wait().expect("wait");
+    let free = || restore().success();
+    assert!(wait_until(Duration::from_secs(20), free), "{}", restore());
+    assert!(fs::read_to_string(&f).expect("read").contains("echo old"));
+    volume.umount();
+}
