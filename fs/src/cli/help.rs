@@ -227,6 +227,7 @@ policy grants. Root and who mounted the volume see all runs, others their own.
     --read PATH, --write PATH   paths that exist for every run; relative ones from the function's directory
     --stage on|off     what is written to --write paths appears in one step when the program ends with 0, or not at all
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
+               (memory, unless given: a 96th of the machine's, 128M to 1G)
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
     --call FUNCTION    a function that runs may invoke
