@@ -5,6 +5,7 @@
 //! own user and root are heard. Each family of commands has its own enum of requests in a module of its own.
 
 mod client;
+mod quota;
 mod registry;
 mod server;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 pub use client::Client;
+pub use quota::{NewLimit, QuotaRequest};
 pub use registry::{Entry, Registration, find_mountpoint, find_volume, list, process_alive, start_time, supervisor_of};
 pub use server::{Server, Service};
 pub use versions::VersionsRequest;
@@ -89,6 +91,11 @@ pub enum Request {
     Umount {
         /// Take it out of sight at once, and answer at once.
         lazy: bool,
+    },
+    /// Quotas of directories.
+    Quota {
+        /// What.
+        ask: QuotaRequest,
     },
     /// Something about past states.
     Versions {

@@ -20,6 +20,13 @@ pub(super) fn get(conn: &Connection, shelf: Shelf, key: &[u8]) -> rusqlite::Resu
     rows.next()?.map(|row| blob(row, 0)).transpose()
 }
 
+/// Keys and values, sorted by key.
+pub(super) fn all(conn: &Connection, shelf: Shelf) -> rusqlite::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
+    let mut statement = conn.prepare_cached(&format!("SELECT key, value FROM {} ORDER BY key", table(shelf)))?;
+    let rows = statement.query_map([], |row| Ok((blob(row, 0)?, blob(row, 1)?)))?;
+    rows.collect()
+}
+
 pub(super) fn put(conn: &Connection, row: &ShelfRow) -> rusqlite::Result<usize> {
     let sql = format!("INSERT OR REPLACE INTO {} (key, value, since) VALUES (?1, ?2, ?3)", table(row.shelf));
     conn.prepare_cached(&sql)?.execute(params![&*row.key, &*row.value, int(row.since.0)])
