@@ -53,12 +53,26 @@ pub struct Template {
 }
 
 /// What may be done with what a view shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViewAccess {
     /// Read and, where mode bits allow, execute.
     Read,
     /// Write as well.
     Write,
+    /// Write, into this directory of the volume instead, from its root: it holds `upper` and `work` for overlayfs, and
+    /// what the view shows is left as it is.
+    Stage(PathBuf),
+}
+
+impl ViewAccess {
+    /// For records and reports.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Stage(_) => "stage",
+        }
+    }
 }
 
 /// A path of the volume that the run sees.
@@ -168,8 +182,11 @@ impl Plan {
             {
                 return refuse(format!("{} cannot be shown at this path in a sandbox", view.at.display()));
             }
-            if view.source.is_absolute() || !view.source.components().all(|part| matches!(part, Component::Normal(_))) {
-                return refuse(format!("{} is no path of the volume", view.source.display()));
+            let staged = if let ViewAccess::Stage(path) = &view.access { Some(path) } else { None };
+            for path in [&view.source].into_iter().chain(staged) {
+                if path.is_absolute() || !path.components().all(|part| matches!(part, Component::Normal(_))) {
+                    return refuse(format!("{} is no path of the volume", path.display()));
+                }
             }
         }
         if !inside(&self.directory) {
@@ -231,7 +248,7 @@ impl fmt::Display for Plan {
         writeln!(f, "identity uid {uid} gid {gid} groups {groups:?}, capabilities none")?;
         writeln!(f, "program {} at {}", self.program.source.display(), self.program.at.display())?;
         for view in &self.views {
-            let access = if view.access == ViewAccess::Write { "write" } else { "read" };
+            let access = view.access.word();
             writeln!(f, "{access} {} at {}", view.source.display(), view.at.display())?;
         }
         let limits = &self.limits;

@@ -313,6 +313,7 @@ mod tests {
             "compress",
             "use_member",
             "take_over",
+            "at=",
             "threads",
             "log",
             "nosupervise",

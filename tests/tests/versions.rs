@@ -8,6 +8,7 @@ use std::path::Path;
 use brine_tests::TestVolume;
 use brine_tests::command::shell;
 use brine_tests::sys::{get_xattr, list_xattrs, set_xattr};
+use brine_tests::volume::{Builder, wait_until};
 use serde_json::Value;
 
 fn small(name: &str) -> TestVolume {
@@ -121,6 +122,88 @@ fn a_snapshot_is_the_tree_as_it_was() {
     assert_eq!(fingerprint(&past), before);
     assert_eq!(fs::metadata(past.join("small")).expect("stat").ino(), number);
     assert!(!volume.path("tree").exists());
+    volume.expect_clean();
+}
+
+#[test]
+fn a_volume_is_mounted_as_it_was() {
+    let mut volume = Builder::new("mount-at").directories(3).geometry(2, 1).supervised().mount();
+    let p = |name: &str| volume.path(name);
+    fs::create_dir_all(p("tree/sub")).expect("mkdir");
+    fs::write(p("tree/file"), vec![7; 300_000]).expect("write");
+    fs::write(p("tree/sub/gone"), b"gone").expect("write");
+    fs::write(p("top"), b"first").expect("write");
+    set_xattr(&p("top"), "user.note", b"first", 0).expect("setxattr");
+    let before = fingerprint(volume.mnt());
+    let made = snapshot(&volume, &["create", "first, of all"]);
+    fs::write(p("top"), b"second").expect("write");
+    fs::remove_dir_all(p("tree")).expect("rm -r");
+    fs::create_dir(p("new")).expect("mkdir");
+    let after = fingerprint(volume.mnt());
+    volume.umount();
+
+    // What cannot be shown is refused before anything is mounted.
+    for (at, code, word) in [
+        ("at=nothing", 5, "no snapshot"),
+        ("at=1999-01-01", 5, "no state is kept"),
+        ("at=2999-01-01", 5, "still to come"),
+        ("at=7", 2, "snapshot or a time"),
+    ] {
+        let finished = volume.try_mount(&[at]);
+        assert_eq!(finished.code(), Some(code), "{at}: {finished}");
+        assert!(finished.stderr.contains(word), "{at}: {finished}");
+        assert!(!brine_tests::environment::is_mounted(volume.mnt()));
+    }
+
+    let generation = made["generation"].as_u64().expect("a number");
+    let mut at = "at=first\\, of all".to_owned();
+    for _ in 0..2 {
+        volume.mount_with(&["rw", &at]);
+        assert_eq!(fingerprint(volume.mnt()), before, "{at}");
+        let shown = volume.status()["at"].clone();
+        assert_eq!(shown["generation"], generation, "{at}");
+        let root = fs::metadata(volume.mnt()).expect("stat");
+        assert_eq!(root.ino(), 1);
+        assert_eq!(fs::metadata(volume.path("tree/..")).expect("stat").ino(), 1);
+        // The root lists itself as what is above it.
+        let dots = shell(volume.mnt(), "ls -aif | awk '$2 == \".\" || $2 == \"..\" { print $1 }' | head -1");
+        assert_eq!(dots.expect_success().stdout.trim(), "1");
+        for path in ["top", "tree/sub/gone"] {
+            assert_eq!(errno(fs::write(volume.path(path), b"x")), libc::EROFS, "{path}");
+            assert_eq!(errno(fs::remove_file(volume.path(path))), libc::EROFS, "{path}");
+        }
+        assert_eq!(errno(fs::create_dir(volume.path("more"))), libc::EROFS);
+        assert_eq!(errno(fs::metadata(volume.path("new"))), libc::ENOENT);
+        // The rest of the volume can be asked for beside it.
+        assert_eq!(fs::read(volume.path(".brine/snapshots/first, of all/top")).expect("read"), b"first");
+        let log = volume.brine(&["log", &volume.path("top").display().to_string(), "--json"]).expect_success().stdout;
+        let log: Value = serde_json::from_str(&log).expect("JSON");
+        assert!(log["states"].as_array().expect("a list").len() >= 2, "{log}");
+        let mnt = volume.mnt().display().to_string();
+        assert_eq!(volume.brine(&["snapshot", "create", "more", &mnt]).code(), Some(11));
+        volume.umount();
+        // The same by its time.
+        let time_ns = shown["time_ns"].as_i64().expect("a time");
+        at = format!("at=@{}.{:09}", time_ns / 1_000_000_000, time_ns % 1_000_000_000);
+    }
+
+    // The state is the same one when the daemon died and was started again.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    volume.mount_with(&["at=1s"]);
+    assert_eq!(fingerprint(volume.mnt()), after);
+    let shown = volume.status()["at"].clone();
+    let daemon = volume.daemon().expect("it runs").clone();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    daemon.kill();
+    let back = || fs::read(volume.path("top")).is_ok_and(|bytes| bytes == b"second");
+    assert!(wait_until(std::time::Duration::from_secs(30), back), "the mount came back");
+    volume.adopt();
+    assert_eq!(volume.status()["at"], shown);
+    volume.umount();
+    // All of it changed nothing.
+    volume.mount();
+    assert_eq!(fingerprint(volume.mnt()), after);
+    fs::write(volume.path("top"), b"third").expect("write");
     volume.expect_clean();
 }
 

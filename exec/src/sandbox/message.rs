@@ -106,7 +106,11 @@ impl Run {
     pub fn encode(&self) -> Vec<u8> {
         fn view(out: &mut Writer, view: &View) {
             out.path(&view.source).u64(view.ino.unwrap_or(0)).u8(u8::from(view.ino.is_some())).path(&view.at);
-            out.u8(u8::from(view.access == ViewAccess::Write));
+            match &view.access {
+                ViewAccess::Read => out.u8(0),
+                ViewAccess::Write => out.u8(1),
+                ViewAccess::Stage(path) => out.u8(2).path(path),
+            };
         }
         fn strings(out: &mut Writer, strings: &[OsString]) {
             out.u32(strings.len() as u32);
@@ -132,7 +136,12 @@ impl Run {
             let source = body.path()?;
             let (ino, known) = (body.u64()?, body.u8()? == 1);
             let at = body.path()?;
-            let access = if body.u8()? == 1 { ViewAccess::Write } else { ViewAccess::Read };
+            let access = match body.u8()? {
+                0 => ViewAccess::Read,
+                1 => ViewAccess::Write,
+                2 => ViewAccess::Stage(body.path()?),
+                _ => return Err(Error::Malformed("an unknown kind of view")),
+            };
             Ok(View { source, ino: known.then_some(ino), at, access })
         }
         let mut body = Reader(body);
@@ -289,7 +298,10 @@ mod tests {
         let identity = Identity { uid: 7, gid: 8, groups: vec![9, 10] };
         let program = View { source: "exec/a".into(), ino: Some(5), at: "/m/exec/a".into(), access: ViewAccess::Read };
         let mut plan = Plan::new(identity.clone(), program.clone());
-        plan.views = vec![View { ino: None, access: ViewAccess::Write, ..program }];
+        plan.views = vec![
+            View { ino: None, access: ViewAccess::Write, ..program.clone() },
+            View { access: ViewAccess::Stage(".brine/stage/x/0".into()), ..program },
+        ];
         plan.template.root = Root::Image("img".into());
         plan.nice = -3;
 

@@ -65,6 +65,8 @@ Options:
                         stops writing when it notices. With state=DIR if it runs on this host
   accept_rollback       go on from an older state where acknowledged generations are gone, or two writers went apart;
                         what came after it is given up. A mount that needs this says which generations
+  at=SNAPSHOT|TIME      the volume as it was, read-only: a snapshot's name, 2026-01-31T23:59 (UTC), @SECONDS, or 2h for
+                        that long before now. One mount of a volume at a time, this one included
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor
@@ -234,6 +236,7 @@ policy grants. Root and who mounted the volume see all runs, others their own.
 
   brine exec policy FUNCTION [options]   show or change what it may do; its owner and root only
     --read PATH, --write PATH   paths that exist for every run; relative ones from the function's directory
+    --stage on|off     what is written to --write paths appears in one step when the program ends with 0, or not at all
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
@@ -245,6 +248,7 @@ policy grants. Root and who mounted the volume see all runs, others their own.
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on
   brine exec kill RUN                 end one; the beginning of its name is enough
+  brine exec publish RUN              publish staged outputs that met somebody else's changes, over these
   brine exec log [--json] [-n N] [RUN]   records of runs, the newest first
 
   --at PATH   on which volume, if not that of the working directory or the only one";

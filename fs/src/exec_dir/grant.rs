@@ -99,7 +99,7 @@ impl Scout<'_> {
             if !matches!(attr.kind, FileKind::File | FileKind::Directory) {
                 return Err(self.mountpoint.join(&inside));
             }
-            grants.views.push(self.view(&inside, &attr, access));
+            grants.views.push(self.view(&inside, &attr, access.clone()));
             grants.inputs.push(Input { path: inside, ino: attr.ino, version: attr.version });
         }
         for path in &policy.call {

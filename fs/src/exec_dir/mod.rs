@@ -18,6 +18,7 @@ pub mod policy;
 pub mod record;
 pub mod request;
 pub mod runs;
+pub mod staging;
 pub mod ticket;
 
 use std::ffi::OsStr;

@@ -28,6 +28,7 @@ use crate::exec_dir::grant::LAUNCHER;
 use crate::exec_dir::host::RunHost;
 use crate::exec_dir::request::{Asker, COMMAND_SOCKET, ExecRequest};
 use crate::exec_dir::runs::Runs;
+use crate::exec_dir::staging::Stagings;
 use crate::exit_code::{ExitCode, Failure};
 use crate::vfs::Vfs;
 
@@ -37,6 +38,9 @@ const PUBLIC_DIR: &str = "/run/brine-exec";
 const LAUNCH_SOCKET: &str = "exec.sock";
 /// Name of the launcher beside it, where the one in the mount cannot be named.
 const LAUNCHER_FILE: &str = "launcher";
+
+/// How often staged outputs that were kept are looked through, nanoseconds.
+const STAGED_SWEEP_NS: i64 = 600 * 1_000_000_000;
 
 /// How far it is.
 enum Stage {
@@ -81,15 +85,18 @@ impl ExecSide {
         let now_ns = SystemClock.now_ns();
         let runs = Runs::new(vfs, now_ns)?;
         let code = CodeNodes::new(vfs, now_ns);
+        let stagings = Stagings::new(vfs, now_ns);
+        stagings.sweep(&runs, now_ns);
         let directory = socket_directory(vfs.volume().volume_id(), vfs.volume().state_dir())
             .map_err(|error| Failure::io("the directory of the sockets", &error))?;
         let control = vfs.control();
         control.add(Arc::clone(&runs) as _);
         control.add(Arc::clone(&code) as _);
+        control.add(Arc::clone(&stagings) as _);
         let socket = directory.join(LAUNCH_SOCKET);
         control.add(Arc::new(SocketLink::new(socket.clone(), now_ns)));
         control.add(Arc::new(Launcher::new(launcher::PROGRAM, now_ns)));
-        let host = Arc::new(RunHost::new(Arc::clone(vfs), mountpoint.to_owned(), device, code, runs));
+        let host = Arc::new(RunHost::new(Arc::clone(vfs), mountpoint.to_owned(), device, code, runs, stagings));
         // Launchers may come from now on; they wait until the sandboxes are ready.
         let listener =
             listen_at(&socket).map_err(|error| Failure::io(format!("the socket {}", socket.display()), &error))?;
@@ -119,9 +126,15 @@ impl ExecSide {
     /// No thread can be started, or the mount not be watched.
     pub(super) fn start(self: &Arc<Self>) -> io::Result<()> {
         let (ticking, gone) = (Arc::clone(self), Arc::clone(self));
+        let mut next_ns = SystemClock.now_ns() + STAGED_SWEEP_NS;
         let tick = move || {
             ticking.vfs.exec().tickets.sweep(Instant::now());
-            ticking.host.runs().sweep(SystemClock.now_ns());
+            let now_ns = SystemClock.now_ns();
+            ticking.host.runs().sweep(now_ns);
+            if now_ns >= next_ns {
+                next_ns = now_ns + STAGED_SWEEP_NS;
+                ticking.host.stagings().sweep(ticking.host.runs(), now_ns);
+            }
         };
         *self.watch.lock() = Some(Watch::start(&self.mountpoint, &self.device, tick, move || gone.stop())?);
         let exec = Arc::clone(self);

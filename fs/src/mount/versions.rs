@@ -9,7 +9,7 @@ use brine_store::ids::{Generation, Ino, ROOT_INO, Version};
 
 use brine_store::volume::{
     Destination, Difference, Done, FileKind, GenerationRow, InodeRow, NameSpan, PastReader, Restored, SnapshotRow,
-    changes, differences,
+    Volume, changes, differences,
 };
 use serde_json::{Value, json};
 
@@ -142,31 +142,8 @@ impl VolumeService {
         Ok(json!({ "path": path.to_string_lossy(), "deleted": deleted }))
     }
 
-    /// The generation that a text names.
     fn generation(&self, at: &str) -> Result<GenerationRow, Failure> {
-        let now_ns = SystemClock.now_ns();
-        match Moment::parse(at, now_ns) {
-            Moment::Time(time_ns) if time_ns > now_ns => {
-                Err(Failure::new(ExitCode::NotFound, format!("{at} is still to come")))
-            }
-            Moment::Time(time_ns) => self.volume().generation_at(time_ns).map_err(|error| match error {
-                Error::NotFound => self.nothing_from(time_ns),
-                error => error.into(),
-            }),
-            Moment::Snapshot(name) => {
-                let row = self.volume().snapshot(name.as_bytes()).map_err(|error| about_snapshot(&name, &error))?;
-                Ok(GenerationRow { generation: row.generation, time_ns: row.time_ns })
-            }
-            Moment::Version { .. } => {
-                Err(Failure::usage(format!("\"{at}\" is a version of a file; a tree is named by a time or a snapshot")))
-            }
-        }
-    }
-
-    fn nothing_from(&self, time_ns: i64) -> Failure {
-        let oldest = self.volume().past(|past| past.oldest()).ok().flatten();
-        let oldest = oldest.map(|row| format!("; the oldest is of {}", timestamp_ns(row.time_ns))).unwrap_or_default();
-        Failure::new(ExitCode::NotFound, format!("no state is kept from {} or before{oldest}", timestamp_ns(time_ns)))
+        generation_of(self.volume(), at)
     }
 
     /// The inode that a path was at a moment, and a kept generation in which it was so.
@@ -354,6 +331,35 @@ impl VolumeService {
         }
         Ok(answer)
     }
+}
+
+/// The generation that a text names.
+pub(super) fn generation_of(volume: &Volume, at: &str) -> Result<GenerationRow, Failure> {
+    let now_ns = SystemClock.now_ns();
+    match Moment::parse(at, now_ns) {
+        Moment::Time(time_ns) if time_ns > now_ns => {
+            Err(Failure::new(ExitCode::NotFound, format!("{at} is still to come")))
+        }
+        Moment::Time(time_ns) => volume.generation_at(time_ns).map_err(|error| match error {
+            Error::NotFound => nothing_from(volume, time_ns),
+            error => error.into(),
+        }),
+        Moment::Snapshot(name) => {
+            let row = volume.snapshot(name.as_bytes()).map_err(|error| about_snapshot(&name, &error))?;
+            // The state closed a moment after it was named.
+            let closed = volume.past(|past| past.generation(row.generation))?;
+            Ok(closed.unwrap_or(GenerationRow { generation: row.generation, time_ns: row.time_ns }))
+        }
+        Moment::Version { .. } => {
+            Err(Failure::usage(format!("\"{at}\" is a version of a file; a tree is named by a time or a snapshot")))
+        }
+    }
+}
+
+fn nothing_from(volume: &Volume, time_ns: i64) -> Failure {
+    let oldest = volume.past(|past| past.oldest()).ok().flatten();
+    let oldest = oldest.map(|row| format!("; the oldest is of {}", timestamp_ns(row.time_ns))).unwrap_or_default();
+    Failure::new(ExitCode::NotFound, format!("no state is kept from {} or before{oldest}", timestamp_ns(time_ns)))
 }
 
 /// A state of a path.

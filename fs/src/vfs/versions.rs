@@ -28,6 +28,13 @@ impl Vfs {
         let _ = self.kernel.set(tell);
     }
 
+    /// Tell the kernel of a change that did not come through it.
+    pub fn tell_kernel(&self, what: Outdated<'_>) {
+        if let Some(tell) = self.kernel.get() {
+            tell(what);
+        }
+    }
+
     /// Bring a past state back under a name; see [`brine_store::volume::Volume::restore`]. Waits for disks.
     ///
     /// # Errors
@@ -61,7 +68,7 @@ impl Vfs {
         Ok(restored)
     }
 
-    fn brought_back(self: &Arc<Self>, restored: &Restored) {
+    pub(super) fn brought_back(self: &Arc<Self>, restored: &Restored) {
         for unlinked in &restored.unlinked {
             self.removed(*unlinked);
         }

@@ -144,6 +144,15 @@ impl Txn<'_> {
         self.create_masked(parent, name, node, 0)
     }
 
+    /// What a name stands for, and since which generation. None if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn name_since(&mut self, parent: Ino, name: &[u8]) -> Result<Option<(Ino, FileKind, Generation)>> {
+        let hash = self.core.names.hash(name);
+        self.core.dentry_since(parent, hash, name)
+    }
+
     /// Make an inode and its name. It inherits the directory's default access control list; without one, the bits of
     /// `umask` are taken from its permissions.
     ///

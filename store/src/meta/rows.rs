@@ -207,6 +207,9 @@ pub const INODE_QUOTA_SHIFT: u32 = 8;
 /// Name of the exec directory in the root.
 pub const EXEC_NAME: &[u8] = b"exec";
 
+/// Name in the root of the directory that holds what runs have written and not published yet. It is in no listing.
+pub const STAGED_NAME: &[u8] = b".brine.staged";
+
 /// One inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InodeRow {

@@ -21,6 +21,7 @@ mod rebuild;
 mod reclaim;
 mod replace;
 mod restore;
+mod staging;
 mod space;
 mod status;
 #[cfg(test)]
@@ -63,6 +64,7 @@ pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Destination, Done, Restored};
 pub use space::Reservation;
+pub use staging::{Base, Published, Staged};
 pub use status::{StatFs, VolumeStatus};
 
 use crate::backing::BackingSet;
@@ -74,12 +76,12 @@ use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
 use crate::gc::Gc;
 use crate::geometry::Geometry;
-use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
+use crate::ids::{Generation, Ino, MemberId, ROOT_INO, SegmentId, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
-use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, Superblock};
+use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, BEHIND_MAX, Superblock};
 use prefetch::Prefetcher;
 use space::Space;
 
@@ -128,6 +130,8 @@ pub struct Volume {
     counting: Mutex<()>,
     /// Held by what looks at every stripe, and by gc while it frees any.
     maintenance: Mutex<()>,
+    /// Members that could be written when no vacant slot could be filled.
+    fruitless: Mutex<Option<Vec<MemberId>>>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -432,6 +436,7 @@ impl Volume {
     fn write_superblocks(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
+        superblock.behind = noted(self.blocks.segments().lacking_segments());
         superblock.sequence += 1;
         // Until it is known how many members have it, nothing counts as published.
         *self.floor.lock() = None;
@@ -448,9 +453,28 @@ impl Volume {
     }
 }
 
+/// What a superblock has room for of the segments that are behind.
+fn noted(mut behind: Vec<(SegmentId, u64)>) -> Vec<(SegmentId, u64)> {
+    if behind.len() > BEHIND_MAX {
+        log::error!(
+            "{} segments are not complete in all directories; a crash forgets which, but {BEHIND_MAX}",
+            behind.len()
+        );
+        behind.truncate(BEHIND_MAX);
+    }
+    behind
+}
+
 impl AckOverrides for Volume {
-    fn put(&self, overrides: Vec<AckOverride>) -> Result<()> {
+    fn put(&self, overrides: Vec<AckOverride>, lacking: &[(SegmentId, u64)]) -> Result<()> {
         let mut superblock = self.superblock.lock();
+        let is_noted = |(segment, slots): &(SegmentId, u64)| {
+            superblock.behind.iter().any(|(other, known)| other == segment && slots & !known == 0)
+        };
+        if overrides.is_empty() && lacking.iter().all(is_noted) {
+            return Ok(());
+        }
+        superblock.behind = noted(lacking.to_vec());
         // A checkpoint stands for the generations before it, and nobody asks any more who had to sync them.
         let past = superblock.checkpoints.last().map_or(Generation(0), |pointer| pointer.generation);
         superblock.ack_overrides.retain(|old| old.generation > past);
@@ -539,7 +563,7 @@ impl Volume {
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
         self.blocks.segments().widen();
-        self.blocks.catch_up(self.identity())?;
+        self.catch_up()?;
         while self.retire_some()? {}
         self.count_quotas()?;
         self.heal_queued()?;

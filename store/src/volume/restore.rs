@@ -122,7 +122,7 @@ impl Volume {
     }
 
     /// Run one operation with everybody else held off and nothing buffered; undone if it fails, or with `dry_run`.
-    fn alone(
+    pub(super) fn alone(
         &self,
         flusher: &dyn Flusher,
         dry_run: bool,

@@ -37,6 +37,7 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
                 change.concurrency = Some(args::count(&mut parser, "--concurrency", 1, 1 << 20)? as u32);
             }
             Arg::Long("net") => change.net_host = Some(choice(&mut parser, "--net", "none", "host")?),
+            Arg::Long("stage") => change.stage = Some(choice(&mut parser, "--stage", "off", "on")?),
             Arg::Long("args") => change.args = Some(choice(&mut parser, "--args", "none", "read")?),
             Arg::Long("best-effort") => change.best_effort = Some(choice(&mut parser, "--best-effort", "off", "on")?),
             Arg::Long("env") => change.env.get_or_insert_default().push(parser.value()?.string()?),
