@@ -543,6 +543,30 @@ impl Txn<'_> {
         if outside == to || among { Ok(()) } else { Err(Error::CrossesDevices) }
     }
 
+    /// Let an inode and all below it count where `parent` does, to be renamed there by this operation, across the border.
+    /// Limits are looked at as for any step of it ([`Self::quotas_late`]).
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn adopt_quota(&mut self, ino: Ino, parent: Ino) -> Result<()> {
+        if self.core.quotas.rows.is_empty() {
+            return Ok(());
+        }
+        let to = self.core.inode(parent)?.ok_or(Error::Stale(parent))?.quota();
+        let mut todo = vec![ino];
+        while let Some(ino) = todo.pop() {
+            let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
+            let (kind, tag) = (row.kind, row.quota());
+            if tag != to {
+                self.retag(ino, to)?;
+            }
+            if kind == FileKind::Directory {
+                todo.extend(self.read_dir(ino, 0, usize::MAX, false)?.into_iter().map(|entry| entry.ino));
+            }
+        }
+        Ok(())
+    }
+
     /// Promise a writer what its file will take beyond what it takes now, in place of `held` bytes promised for it before.
     /// `need` says how much: from the file's row, and the number of `chunks` that have no row. Returns the number of the
     /// quota and the bytes promised.

@@ -140,6 +140,31 @@ fn what_writers_are_promised_counts_as_used_in_all_that_lie_around() {
 }
 
 #[test]
+fn what_is_published_counts_where_it_comes_to_be() {
+    let (_dir, meta) = fresh("quota-adopt");
+    let (staged, top) = (make_dir(&meta, ROOT_INO, b"staged"), make_dir(&meta, ROOT_INO, b"top"));
+    let tree = make_dir(&meta, staged, b"tree");
+    for name in [b"a", b"b"] {
+        meta.with(|txn| txn.create(tree, name, &file(0o644))).unwrap();
+    }
+    let publish = || {
+        meta.with(|txn| {
+            txn.quotas_late();
+            txn.adopt_quota(tree, top)?;
+            txn.rename(staged, b"tree", top, b"tree", RenameFlags::default())?;
+            txn.check_late_quotas()
+        })
+    };
+    set(&meta, top, limits(0, 3));
+    assert!(matches!(publish(), Err(Error::QuotaExceeded)));
+    assert_eq!(of(&meta, top).inodes, 1, "half of it is counted");
+    set(&meta, top, limits(0, 4));
+    publish().unwrap();
+    assert_eq!(of(&meta, top).inodes, 4);
+    verified(&meta);
+}
+
+#[test]
 fn an_operation_that_fails_leaves_usage_as_it_was() {
     let (_dir, meta) = fresh("quota-undo");
     let top = make_dir(&meta, ROOT_INO, b"top");
