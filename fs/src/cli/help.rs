@@ -241,9 +241,10 @@ policy grants. Root and who mounted the volume see all runs, others their own.
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
     --call FUNCTION    a function that runs may invoke
+    --open PATH        files below it can be opened by asking for them (docs/CLI.md), and are not shown
     --uid UID          whom runs of root are run as
     --best-effort on|off   start even where a limit cannot be enforced
-    --no-read, --no-write, --no-env, --no-call   empty the list      --reset  no policy
+    --no-read, --no-write, --no-env, --no-call, --no-open   empty the list      --reset  no policy
     --resume           the program was changed by another user and is fine
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on

@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use brine_exec::invocation::Caller as Peer;
 use brine_exec::protocol::Request;
-use brine_exec::service::{Admitted, Host};
+use brine_exec::service::Host;
 use brine_exec::{Error, ExitCause, Identity, Outcome, Plan, Result, Root, RunId, Verdict, View, ViewAccess};
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::Ino;
@@ -24,8 +24,9 @@ use parking_lot::Mutex;
 
 use super::code::{CodeNodes, CodePin};
 use super::environment;
-use super::grant::Scout;
-use super::permission::{EXECUTE, may};
+use super::grant::{CREDENTIAL, Input, Scout};
+use super::open::{OpenFiles, Opened};
+use super::permission::{EXECUTE, READ, may};
 use super::pin::Pin;
 use super::policies::Place;
 use super::policy::FunctionPolicy;
@@ -49,6 +50,9 @@ struct Active {
     _pin: Arc<Pin>,
     _code: Option<Arc<CodePin>>,
     staging: Option<Staging>,
+    /// Below these it may open files by asking, and those it did open.
+    open: Vec<PathBuf>,
+    opened: Arc<Opened>,
 }
 
 /// A run that invokes another.
@@ -76,6 +80,7 @@ pub struct RunHost {
     code: Arc<CodeNodes>,
     runs: Arc<Runs>,
     stagings: Arc<Stagings>,
+    opens: Arc<OpenFiles>,
     active: Mutex<HashMap<RunId, Active>>,
 }
 
@@ -88,8 +93,9 @@ impl RunHost {
         code: Arc<CodeNodes>,
         runs: Arc<Runs>,
         stagings: Arc<Stagings>,
+        opens: Arc<OpenFiles>,
     ) -> Self {
-        Self { vfs, mountpoint, device, code, runs, stagings, active: Mutex::default() }
+        Self { vfs, mountpoint, device, code, runs, stagings, opens, active: Mutex::default() }
     }
 
     /// The volume.
@@ -254,9 +260,12 @@ impl RunHost {
         plan.umask = request.umask;
         plan.nice = request.nice.max(0);
         plan.ignored_signals = request.ignored_signals;
-        let call = policy.call.iter().map(|path| path.trim_start_matches('/').into()).collect();
-        let (inputs, withheld) = (grants.inputs, grants.withheld);
-        Ok((plan, RunGrants { scope, inputs, withheld, granted, call, code, staging }))
+        if !policy.call.is_empty() || !grants.open.is_empty() {
+            plan.credential = Some(self.mountpoint.join(CREDENTIAL));
+        }
+        let call: Vec<PathBuf> = policy.call.iter().map(|path| path.trim_start_matches('/').into()).collect();
+        let (inputs, withheld, open) = (grants.inputs, grants.withheld, grants.open);
+        Ok((plan, RunGrants { scope, inputs, withheld, granted, call, open, code, staging }))
     }
 
     /// Read a new code node once, so that its pages, and the kernel's knowledge of it, belong to the daemon: what a run
@@ -274,6 +283,9 @@ impl RunHost {
     fn close(&self, id: RunId, caller: Option<&Peer>, end: impl FnOnce(&mut RunRow, &[PathBuf], i64)) {
         let now_ns = SystemClock.now_ns();
         let active = self.active.lock().remove(&id);
+        if let Some(active) = &active {
+            active.opened.revoke();
+        }
         let (mut row, withheld) = match (active, caller) {
             (Some(active), _) => (active.row, active.withheld),
             (None, Some(peer)) => (RunRow::new(id, peer.identity.uid, peer.identity.gid, now_ns), Vec::new()),
@@ -292,7 +304,7 @@ impl Host for RunHost {
         function: Option<OwnedFd>,
         caller: &Peer,
         parent: Option<RunId>,
-    ) -> Result<Admitted> {
+    ) -> Result<Plan> {
         let who = &caller.identity;
         let invoker = parent.map(|parent| self.parent(parent)).transpose()?;
         let (pin, attr) = self.identify(&request, function, who)?;
@@ -326,16 +338,39 @@ impl Host for RunHost {
             _pin: function.pin,
             _code: None,
             staging: None,
+            open: Vec::new(),
+            opened: self.opens.of_run(),
         };
         let plan = planned.map(|(plan, grants)| {
             (active.granted, active.staging) = (grants.granted, grants.staging);
             active.depth = plan.depth;
+            active.open = grants.open;
             (active.withheld, active.call, active._code) = (grants.withheld, grants.call, Some(grants.code));
             plan
         });
-        let calls = !active.call.is_empty();
         self.active.lock().insert(id, active);
-        Ok(Admitted { plan: plan?, calls })
+        plan
+    }
+
+    fn open(&self, parent: RunId, path: &Path, caller: &Peer) -> Result<OwnedFd> {
+        let ended = || Error::Refused("the run that asks has ended".into());
+        let (opened, below) = {
+            let active = self.active.lock();
+            let active = active.get(&parent).ok_or_else(ended)?;
+            (Arc::clone(&active.opened), active.open.clone())
+        };
+        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who: &caller.identity, within: None };
+        let inside = scout.inside(Path::new("/"), path).filter(|_| path.is_absolute());
+        let inside = inside.filter(|inside| below.iter().any(|granted| inside.starts_with(granted)));
+        let found = inside.and_then(|inside| scout.find(&inside).map(|attr| (inside, attr)));
+        let readable = found.filter(|(_, attr)| attr.kind == FileKind::File && may(&caller.identity, attr, READ));
+        // What may not be opened does not exist.
+        let (inside, attr) = readable.ok_or_else(|| Error::NotFound(path.to_owned()))?;
+        let file = opened.open(&self.mountpoint, &attr).map_err(Error::Refused)?;
+        if let Some(active) = self.active.lock().get_mut(&parent) {
+            active.row.add_input(&Input { path: inside, ino: attr.ino, version: attr.version });
+        }
+        Ok(file)
     }
 
     fn refused(&self, id: RunId, caller: &Peer, why: &Error) {
@@ -389,6 +424,7 @@ fn directory_inside(directory: PathBuf) -> PathBuf {
 
 /// What of a plan is kept beside it.
 struct RunGrants {
+    open: Vec<PathBuf>,
     /// As granted; the plan's views of staged outputs lead elsewhere.
     scope: Vec<View>,
     granted: Vec<PathBuf>,

@@ -26,6 +26,7 @@ use crate::exec_dir::command;
 use crate::exec_dir::entrance::{Launcher, SocketLink};
 use crate::exec_dir::grant::LAUNCHER;
 use crate::exec_dir::host::RunHost;
+use crate::exec_dir::open::OpenFiles;
 use crate::exec_dir::request::{Asker, COMMAND_SOCKET, ExecRequest};
 use crate::exec_dir::runs::Runs;
 use crate::exec_dir::staging::Stagings;
@@ -93,10 +94,12 @@ impl ExecSide {
         control.add(Arc::clone(&runs) as _);
         control.add(Arc::clone(&code) as _);
         control.add(Arc::clone(&stagings) as _);
+        let opens = OpenFiles::new(vfs, now_ns);
+        control.add(Arc::clone(&opens) as _);
         let socket = directory.join(LAUNCH_SOCKET);
         control.add(Arc::new(SocketLink::new(socket.clone(), now_ns)));
         control.add(Arc::new(Launcher::new(launcher::PROGRAM, now_ns)));
-        let host = Arc::new(RunHost::new(Arc::clone(vfs), mountpoint.to_owned(), device, code, runs, stagings));
+        let host = Arc::new(RunHost::new(Arc::clone(vfs), mountpoint.to_owned(), device, code, runs, stagings, opens));
         // Launchers may come from now on; they wait until the sandboxes are ready.
         let listener =
             listen_at(&socket).map_err(|error| Failure::io(format!("the socket {}", socket.display()), &error))?;
