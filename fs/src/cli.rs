@@ -116,7 +116,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "retention",
-        arguments: "show|set [rules] [--json] SOURCE|MOUNTPOINT",
+        arguments: "show|set|clear [rules] [--json] [DIRECTORY] SOURCE|MOUNTPOINT",
         summary: "which former states are kept, and for how long",
         details: help::RETENTION,
         run: retention::run,

@@ -7,6 +7,7 @@
 mod client;
 mod quota;
 mod registry;
+mod retention;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -20,10 +21,10 @@ use std::path::{Path, PathBuf};
 pub use client::Client;
 pub use quota::{NewLimit, QuotaRequest};
 pub use registry::{Entry, Registration, find_mountpoint, find_volume, list, process_alive, start_time, supervisor_of};
+pub use retention::{RetentionChange, RetentionRequest, answer_retention, rules_of};
 pub use server::{Server, Service};
 pub use versions::VersionsRequest;
 
-use brine_store::retention::Rules;
 use serde::{Deserialize, Serialize};
 
 use crate::exec_dir::request::ExecRequest;
@@ -69,8 +70,8 @@ pub enum Request {
     },
     /// Which former states are kept.
     Retention {
-        /// Other rules; none: only tell what they are.
-        set: Option<Rules>,
+        /// What of that.
+        ask: RetentionRequest,
     },
     /// Salt epochs.
     Salt {

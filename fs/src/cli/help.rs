@@ -144,14 +144,19 @@ pub(super) const RETENTION: &str = "\
 A former state is kept while a rule keeps it, or a snapshot, or somebody who reads it. With less than a tenth of the
 space free, and beyond the budget, the oldest go first whatever the rules say. The newest state always stays.
 
-  set: what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
+DIRECTORY, a path in the volume (or on its mount, then without MOUNTPOINT), has rules of its own for itself and what is
+below it, instead of those above it. They keep more than these, and are refused if they would keep less.
+
+  show               the rules; of the volume also those of its directories
+  clear              take a directory's rules away: what only they kept goes
+  set                what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
   --all TIME         keep every state for so long (10m)
   --minutely TIME    then the last of each minute (1h)
   --hourly TIME      then the last of each hour (1d)
   --daily TIME, --weekly TIME, --monthly TIME
                      then the last of each day, week, 30 days (0)
   --last N           the newest N states, whatever their age (0)
-  --budget PERCENT   of the usable space that history may take (20)
+  --budget PERCENT   of the usable space that history may take (20); the volume's only, as are snapshots
   --snapshots hourly|daily|weekly|monthly=N
                      make a snapshot every so often, keep the last N; N 0 ends that
   --default          begin with the defaults, given in brackets above

@@ -265,8 +265,9 @@ impl Txn<'_> {
         counters.next_ino += 1;
         counters.inodes += 1;
         if row.kind == FileKind::File {
-            row.data = DataId(counters.next_data);
-            counters.next_data += 1;
+            // Above every data id there is: those of files made before were not above the next inode either.
+            row.data = DataId(row.ino.0);
+            counters.next_data = row.ino.0 + 1;
             counters.files += 1;
             counters.logical_bytes += row.size;
         }

@@ -17,6 +17,7 @@ mod digest;
 mod extent;
 mod history;
 mod inode;
+mod kept_below;
 mod namespace;
 mod outbox;
 mod past;
@@ -45,6 +46,8 @@ use rusqlite::{Connection, ErrorCode};
 use zeroize::Zeroizing;
 
 pub use counters::Counters;
+pub use history::Gap;
+pub use kept_below::KeptBelow;
 pub use outbox::OutboxRow;
 pub use past::{NameSpan, PastReader, Xattrs};
 pub use reader::{Reader, Walk};

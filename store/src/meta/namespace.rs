@@ -237,6 +237,7 @@ impl Txn<'_> {
         self.touch_directory(parent, 0)?;
         self.step(ino, |row| {
             row.nlink += 1;
+            row.flags |= INODE_HAD_LINKS;
             row.ctime_ns = now;
         })
     }

@@ -151,7 +151,7 @@ impl Quotas {
         self.rows.clear();
         self.by_directory.clear();
         self.dirty.clear();
-        for (key, value) in shelf::all(conn, Shelf::Quotas).at(at)? {
+        for (key, value) in shelf::with_prefix(conn, Shelf::Quotas, &[]).at(at)? {
             self.insert(Quota::decode(&key, &value)?);
         }
         self.next = self.next.max(self.rows.keys().next_back().map_or(1, |last| last + 1));

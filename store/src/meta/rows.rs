@@ -202,6 +202,8 @@ pub struct Unlinked {
 pub const INODE_HAS_XATTRS: u32 = 1;
 /// Flag of an inode: it is the exec directory or lies in it or below, with all its names.
 pub const INODE_IN_EXEC: u32 = 2;
+/// Flag of an inode: it has, or had, more than one name at a time, so `parent` may not be the only place it was in.
+pub const INODE_HAD_LINKS: u32 = 4;
 /// The flags from this bit on are the number of the innermost quota an inode counts in.
 pub const INODE_QUOTA_SHIFT: u32 = 8;
 /// Name of the exec directory in the root.
@@ -243,7 +245,7 @@ pub struct InodeRow {
     pub data: DataId,
     /// Log2 of the chunk length; a directory's is inherited by what is made in it.
     pub chunk_bits: u8,
-    /// [`INODE_HAS_XATTRS`], [`INODE_IN_EXEC`], and from [`INODE_QUOTA_SHIFT`] on the number of a quota.
+    /// [`INODE_HAS_XATTRS`], [`INODE_IN_EXEC`], [`INODE_HAD_LINKS`], from [`INODE_QUOTA_SHIFT`] on the number of a quota.
     pub flags: u32,
     /// Content of a small file, at most [`INLINE_MAX`] bytes, or the target of a symbolic link.
     pub inline: Option<Arc<[u8]>>,

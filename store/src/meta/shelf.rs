@@ -20,11 +20,23 @@ pub(super) fn get(conn: &Connection, shelf: Shelf, key: &[u8]) -> rusqlite::Resu
     rows.next()?.map(|row| blob(row, 0)).transpose()
 }
 
-/// Keys and values, sorted by key.
-pub(super) fn all(conn: &Connection, shelf: Shelf) -> rusqlite::Result<Vec<(Box<[u8]>, Box<[u8]>)>> {
-    let mut statement = conn.prepare_cached(&format!("SELECT key, value FROM {} ORDER BY key", table(shelf)))?;
-    let rows = statement.query_map([], |row| Ok((blob(row, 0)?, blob(row, 1)?)))?;
-    rows.collect()
+/// A key and its value.
+pub(super) type Pair = (Box<[u8]>, Box<[u8]>);
+
+/// Keys that begin with `prefix`, in order, and their values.
+pub(super) fn with_prefix(conn: &Connection, shelf: Shelf, prefix: &[u8]) -> rusqlite::Result<Vec<Pair>> {
+    let sql = format!("SELECT key, value FROM {} WHERE key >= ?1 ORDER BY key", table(shelf));
+    let mut statement = conn.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![prefix])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        let key = blob(row, 0)?;
+        if !key.starts_with(prefix) {
+            break;
+        }
+        out.push((key, blob(row, 1)?));
+    }
+    Ok(out)
 }
 
 pub(super) fn put(conn: &Connection, row: &ShelfRow) -> rusqlite::Result<usize> {

@@ -69,7 +69,7 @@ impl Volume {
         to: Destination<'_>,
     ) -> Result<Restored> {
         self.commit(flusher)?;
-        let pinned = self.view(generation)?;
+        let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, false, |txn| {
             txn.quotas_late();
             let mut work = Restorer::new(txn, generation);
@@ -103,7 +103,7 @@ impl Volume {
         dry_run: bool,
     ) -> Result<Restored> {
         self.commit(flusher)?;
-        let pinned = self.view(generation)?;
+        let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, dry_run, |txn| {
             txn.quotas_late();
             let mut work = Restorer::new(txn, generation);
