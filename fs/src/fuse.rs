@@ -477,7 +477,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _request: &Request, node: INodeNo, reply: ReplyStatfs) {
-        match self.vfs.stat_fs(ino(node)) {
+        match self.vfs.stat_fs(self.ino(node)) {
             Ok(stat) => reply.statfs(
                 stat.blocks,
                 stat.free,
