@@ -530,3 +530,77 @@ fn a_tree_is_rewound_and_rewound_back() {
     refuse(&["rewind", &at(&volume, "never"), "--to", &undo], 5, &["never"]);
     assert_eq!(fingerprint(volume.mnt()), after);
 }
+
+#[test]
+fn a_directory_keeps_more_than_the_volume() {
+    let mut volume = small("retention-directory");
+    let root = volume.mnt().to_owned();
+    let p = |name: &str| root.join(name);
+    let mnt = root.display().to_string();
+    let kept = p("kept").display().to_string();
+    let json_of = |volume: &TestVolume, words: &[&str]| -> Value {
+        let args = [words, &["--json"]].concat();
+        serde_json::from_str(&volume.brine(&args).expect_success().stdout).expect("JSON")
+    };
+    fs::create_dir_all(p("kept/sub")).expect("mkdir");
+    fs::create_dir(p("other")).expect("mkdir");
+    json_of(&volume, &["retention", "set", "--all", "0", "--minutely", "0", "--hourly", "0", &mnt]);
+    // What holds there at first are the volume's.
+    assert_eq!(json_of(&volume, &["retention", "show", &kept])["own"], false);
+    let refused = volume.brine(&["retention", "set", "--budget", "30", &kept]);
+    assert_eq!(refused.code(), Some(3), "{refused}");
+    let refused = volume.brine(&["retention", "set", "--all", "0", &kept]);
+    assert!(refused.code() == Some(3) && refused.stderr.contains("keeps nothing"), "{refused}");
+    assert_eq!(json_of(&volume, &["retention", "set", "--all", "1d", &kept])["own"], true);
+    let below = json_of(&volume, &["retention", "show", "kept/sub", &mnt]);
+    assert_eq!((&below["own"], &below["all_s"]), (&Value::Bool(false), &Value::from(86_400)));
+    let all = json_of(&volume, &["retention", "show", &mnt]);
+    assert_eq!((&all["directories"][0]["path"], &all["all_s"]), (&Value::from("/kept"), &Value::from(0)));
+    let contradicts = volume.brine(&["retention", "set", "--all", "2d", &mnt]);
+    assert!(contradicts.code() == Some(3) && contradicts.stderr.contains("keeps less"), "{contradicts}");
+
+    for (round, text) in ["one", "two", "three"].iter().enumerate() {
+        for dir in ["kept/sub", "other"] {
+            fs::write(p(&format!("{dir}/file")), text.repeat(5000)).expect("write");
+            fs::write(p(&format!("{dir}/gone{round}")), text).expect("write");
+        }
+        volume.sync();
+        fs::remove_file(p(&format!("kept/sub/gone{round}"))).expect("rm");
+        fs::remove_file(p(&format!("other/gone{round}"))).expect("rm");
+        volume.sync();
+    }
+    fs::rename(p("kept"), p("renamed")).expect("mv");
+    volume.brine(&["gc", &mnt]).expect_success();
+    volume.brine(&["gc", &mnt]).expect_success();
+    let states = |volume: &TestVolume, path: &str| -> Vec<u64> {
+        let log = json_of(volume, &["log", &p(path).display().to_string()]);
+        let states = log["states"].as_array().expect("a list").clone();
+        states.iter().filter_map(|state| state["version"].as_u64()).collect()
+    };
+    let mut seen = Vec::new();
+    for version in states(&volume, "renamed/sub/file") {
+        let at = format!("{}@{version}", p("renamed/sub/file").display());
+        let shown = volume.brine(&["cat", &at]);
+        assert!(shown.success(), "{shown}");
+        seen.push(shown.stdout.chars().take(3).collect::<String>());
+    }
+    assert!(["one", "two", "thr"].iter().all(|text| seen.contains(&(*text).to_owned())), "{seen:?}");
+    assert_eq!(states(&volume, "other/file").len(), 1);
+    // What was deleted comes back, by its state before and by a version.
+    for round in 0..3 {
+        let restored = volume.brine(&["restore", &p(&format!("renamed/sub/gone{round}")).display().to_string()]);
+        assert!(restored.success(), "{restored}");
+        let lost = volume.brine(&["restore", &p(&format!("other/gone{round}")).display().to_string()]);
+        assert_eq!(lost.code(), Some(5), "{lost}");
+    }
+    assert_eq!(fs::read(p("renamed/sub/gone1")).expect("read"), b"two");
+    let renamed = p("renamed").display().to_string();
+    assert_eq!(json_of(&volume, &["retention", "clear", &renamed])["own"], false);
+    assert_eq!(volume.brine(&["retention", "clear", &renamed]).code(), Some(5));
+    // The kernel still knows what was shown, and that is being read.
+    volume.remount();
+    volume.brine(&["gc", &mnt]).expect_success();
+    volume.brine(&["gc", &mnt]).expect_success();
+    assert_eq!(states(&volume, "renamed/sub/file").len(), 1);
+    volume.expect_clean();
+}

@@ -144,19 +144,35 @@ pub(super) const RETENTION: &str = "\
 A former state is kept while a rule keeps it, or a snapshot, or somebody who reads it. With less than a tenth of the
 space free, and beyond the budget, the oldest go first whatever the rules say. The newest state always stays.
 
-  set: what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
+DIRECTORY, a path in the volume (or on its mount, then without MOUNTPOINT), has rules of its own for itself and what is
+below it, instead of those above it. They keep more than these, and are refused if they would keep less.
+
+  show               the rules; of the volume also those of its directories
+  clear              take a directory's rules away: what only they kept goes
+  set                what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
   --all TIME         keep every state for so long (10m)
   --minutely TIME    then the last of each minute (1h)
   --hourly TIME      then the last of each hour (1d)
   --daily TIME, --weekly TIME, --monthly TIME
                      then the last of each day, week, 30 days (0)
   --last N           the newest N states, whatever their age (0)
-  --budget PERCENT   of the usable space that history may take (20)
+  --budget PERCENT   of the usable space that history may take (20); the volume's only, as are snapshots
   --snapshots hourly|daily|weekly|monthly=N
                      make a snapshot every so often, keep the last N; N 0 ends that
   --default          begin with the defaults, given in brackets above
   --json             the rules as JSON
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const QUOTA: &str = "\
+Writers within are told EDQUOT when DIR and all below it hold as much as they may, root too; `df DIR` shows the quota. A
+file counts as much as `du` says of it. What is in DIR already is counted first. Moves and links into DIR and out of it
+are refused as between filesystems, so that programs copy. Quotas within quotas count in both.
+
+  set DIR      --bytes N, --inodes N: the most it may hold; `none` lifts a limit, the one not named stays
+  show DIR     the quotas that DIR counts in, innermost first
+  list DIR     all of the volume; any path on it, such as the mountpoint
+  remove DIR   from now on DIR counts only in what is around it
+  --json       fields are listed in docs/CLI.md";
 
 pub(super) const SALT: &str = "\
 Equal content is stored once within a salt epoch. In a new epoch nothing that is written shares a block, or shows by its

@@ -69,8 +69,9 @@ impl Volume {
         to: Destination<'_>,
     ) -> Result<Restored> {
         self.commit(flusher)?;
-        let pinned = self.view(generation)?;
+        let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, false, |txn| {
+            txn.quotas_late();
             let mut work = Restorer::new(txn, generation);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
             match work.txn.lookup(to.parent, to.name) {
@@ -102,8 +103,9 @@ impl Volume {
         dry_run: bool,
     ) -> Result<Restored> {
         self.commit(flusher)?;
-        let pinned = self.view(generation)?;
+        let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, dry_run, |txn| {
+            txn.quotas_late();
             let mut work = Restorer::new(txn, generation);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
             if past.kind != FileKind::Directory {
@@ -331,6 +333,7 @@ impl<'t, 'm> Restorer<'t, 'm> {
                 self.attributes(ino, &past)?;
             }
         }
+        self.txn.check_late_quotas()?;
         Ok(self.out)
     }
 
@@ -341,7 +344,7 @@ impl<'t, 'm> Restorer<'t, 'm> {
         let flags = RenameFlags { no_replace: true, ..RenameFlags::default() };
         match self.txn.rename(spare.parent, &spare.name, missing.parent, &missing.name, flags) {
             Ok(_) => {}
-            // Across the border of exec/, or a directory that came to lie below itself: made anew.
+            // Across the border of exec/ or of a quota, or a directory that came to lie below itself: made anew.
             Err(Error::CrossesDevices | Error::InvalidArgument(_)) => return Ok(false),
             Err(error) => return Err(error),
         }

@@ -8,6 +8,7 @@ use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
 mod behind;
+mod directories;
 mod history;
 mod following;
 mod recovery;
