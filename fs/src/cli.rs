@@ -11,6 +11,7 @@ mod image;
 mod mount;
 mod output;
 mod prompt;
+mod quota;
 mod rebuild;
 mod retention;
 mod secret;
@@ -126,6 +127,13 @@ const COMMANDS: &[Command] = &[
         summary: "what takes the space: files, history, redundancy, and what can be given back",
         details: help::USAGE,
         run: space::run_usage,
+    },
+    Command {
+        name: "quota",
+        arguments: "set|show|list|remove DIR [--bytes N] [--inodes N] [--json]",
+        summary: "how much a directory may hold with everything below it",
+        details: help::QUOTA,
+        run: quota::run,
     },
     Command {
         name: "salt",

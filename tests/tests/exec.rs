@@ -501,3 +501,32 @@ fn a_program_that_runs_is_not_restored_over() {
     assert!(fs::read_to_string(&f).expect("read").contains("echo old"));
     volume.umount();
 }
+
+#[test]
+fn what_a_run_began_with_is_kept_while_it_runs() {
+    let mut volume = small("exec-kept");
+    let mnt = volume.mnt().display().to_string();
+    let f = function(&volume, "f", "echo ready; read x; cat \"$1\"");
+    let input = volume.path("input");
+    fs::write(&input, "first\n").expect("write");
+    volume.brine(&["retention", "set", "--all", "0", "--minutely", "0", "--hourly", "0", &mnt]).expect_success();
+    let mut child = Command::new(&f).arg(&input).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    let mut out = child.stdout.take().expect("stdout");
+    let mut ready = [0; 6];
+    out.read_exact(&mut ready).expect("it starts");
+    let version = log(&volume)[0]["inputs"][0]["version"].as_u64().expect("a version");
+    for text in ["second\n", "third\n"] {
+        fs::write(&input, text).expect("write");
+        volume.sync();
+        volume.brine(&["gc", &mnt]).expect_success();
+    }
+    let then = || run(brine_command(&["cat"]).arg(format!("{}@{version}", input.display())));
+    assert_eq!(then().expect_success().stdout, "first\n");
+    drop(child.stdin.take());
+    child.wait().expect("wait");
+    // The kernel may know the state that was shown until it is unmounted.
+    volume.remount();
+    volume.brine(&["gc", &mnt]).expect_success();
+    assert_eq!(then().code(), Some(5));
+    volume.umount();
+}

@@ -163,6 +163,17 @@ below it, instead of those above it. They keep more than these, and are refused 
   --json             the rules as JSON
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
+pub(super) const QUOTA: &str = "\
+Writers within are told EDQUOT when DIR and all below it hold as much as they may, root too; `df DIR` shows the quota. A
+file counts as much as `du` says of it. What is in DIR already is counted first. Moves and links into DIR and out of it
+are refused as between filesystems, so that programs copy. Quotas within quotas count in both.
+
+  set DIR      --bytes N, --inodes N: the most it may hold; `none` lifts a limit, the one not named stays
+  show DIR     the quotas that DIR counts in, innermost first
+  list DIR     all of the volume; any path on it, such as the mountpoint
+  remove DIR   from now on DIR counts only in what is around it
+  --json       fields are listed in docs/CLI.md";
+
 pub(super) const SALT: &str = "\
 Equal content is stored once within a salt epoch. In a new epoch nothing that is written shares a block, or shows by its
 block's name that it is equal, with what was written before. Old blocks stay readable; they go as files are rewritten.
@@ -241,6 +252,7 @@ policy grants. Root and who mounted the volume see all runs, others their own.
     --read PATH, --write PATH   paths that exist for every run; relative ones from the function's directory
     --stage on|off     what is written to --write paths appears in one step when the program ends with 0, or not at all
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
+               (memory, unless given: a 96th of the machine's, 128M to 1G)
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
     --call FUNCTION    a function that runs may invoke

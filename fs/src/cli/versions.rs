@@ -22,13 +22,13 @@ use crate::telemetry::printable;
 const SHOWN_MAX: usize = 200;
 
 /// A path on a mounted volume.
-struct Place {
-    live: Live,
+pub(super) struct Place {
+    pub(super) live: Live,
     /// From the root of the volume.
-    inside: PathBuf,
+    pub(super) inside: PathBuf,
 }
 
-fn place(path: &Path) -> Result<Place, Failure> {
+pub(super) fn place(path: &Path) -> Result<Place, Failure> {
     match resolve(path)? {
         Target::Mounted(live) => {
             let inside = live.inside.clone().unwrap_or_else(|| PathBuf::from("/"));

@@ -133,7 +133,8 @@ impl VolumeService {
             | Request::Sync
             | Request::Exec { .. }
             | Request::Umount { .. }
-            | Request::Versions { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
+            | Request::Versions { .. }
+            | Request::Quota { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
         }
     }
 }
@@ -204,6 +205,7 @@ impl Service for VolumeService {
     fn family(&self, request: &Request, _step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
         match request {
             Request::Versions { ask } => self.versions(ask),
+            Request::Quota { ask } => self.quota(ask),
             other => Err(Failure::new(ExitCode::Failed, format!("{other:?} belongs to no family of commands"))),
         }
     }

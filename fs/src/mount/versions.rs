@@ -291,7 +291,7 @@ impl VolumeService {
     }
 
     /// The inode that names from the root lead to now.
-    fn live(&self, names: &[Vec<u8>]) -> Result<Ino, Error> {
+    pub(super) fn live(&self, names: &[Vec<u8>]) -> Result<Ino, Error> {
         names.iter().try_fold(ROOT_INO, |at, name| self.volume().lookup(at, name).map(|attr| attr.ino))
     }
 
@@ -411,7 +411,7 @@ struct Found {
     generation: GenerationRow,
 }
 
-fn names_of(path: &Path) -> Vec<Vec<u8>> {
+pub(super) fn names_of(path: &Path) -> Vec<Vec<u8>> {
     let bytes = path.as_os_str().as_bytes();
     bytes.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).collect()
 }

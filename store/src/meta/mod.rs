@@ -22,6 +22,7 @@ mod namespace;
 mod outbox;
 mod past;
 pub mod patch;
+pub mod quota;
 mod reader;
 pub mod rows;
 mod schema;
@@ -492,7 +493,7 @@ fn wal_path(path: &Path) -> PathBuf {
 
 impl Core {
     pub(in crate::meta) fn has_changes(&self) -> bool {
-        !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty()
+        !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty() || self.quotas.has_dirty()
     }
 
     fn check_idle(&self) -> Result<()> {
@@ -516,6 +517,7 @@ impl Core {
         self.write_atimes()?;
         self.write_inodes()?;
         self.fold_refs()?;
+        self.write_quotas()?;
         let generation = self.generation();
         if self.counters != self.counters_written {
             let value = self.counters.encode().into();

@@ -80,6 +80,7 @@ impl Volume {
         self.commit(flusher)?;
         let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, false, |txn| {
+            txn.quotas_late();
             let mut work = Restorer::new(txn, generation, busy);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
             let now = work.txn.lookup(to.parent, to.name);
@@ -121,6 +122,7 @@ impl Volume {
         self.commit(flusher)?;
         let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, dry_run, |txn| {
+            txn.quotas_late();
             let mut work = Restorer::new(txn, generation, busy);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
             if past.kind != FileKind::Directory {
@@ -160,6 +162,8 @@ impl Volume {
                 return Err(Error::InvalidArgument("not a regular file of its own"));
             }
             new.mtime_ns = txn.now_ns();
+            // The source makes room for what the target gains.
+            txn.quotas_late();
             // What is open now is as readable as what is committed.
             let open = txn.generation();
             let mut work = Restorer::new(txn, open, &|_| false);
@@ -168,6 +172,7 @@ impl Volume {
             out.changed.push(target);
             out.unlinked.push(txn.unlink(from.0, from.1)?);
             out.names.push((from.0, from.1.to_vec()));
+            txn.check_late_quotas()?;
             Ok((txn.attr(target)?, out))
         })
     }
@@ -386,6 +391,7 @@ impl<'t, 'm> Restorer<'t, 'm> {
                 self.attributes(ino, &past)?;
             }
         }
+        self.txn.check_late_quotas()?;
         Ok(self.out)
     }
 
@@ -396,7 +402,7 @@ impl<'t, 'm> Restorer<'t, 'm> {
         let flags = RenameFlags { no_replace: true, ..RenameFlags::default() };
         match self.txn.rename(spare.parent, &spare.name, missing.parent, &missing.name, flags) {
             Ok(_) => {}
-            // Across the border of exec/, or a directory that came to lie below itself: made anew.
+            // Across the border of exec/ or of a quota, or a directory that came to lie below itself: made anew.
             Err(Error::CrossesDevices | Error::InvalidArgument(_)) => return Ok(false),
             Err(error) => return Err(error),
         }
