@@ -103,6 +103,8 @@ pub struct Plan {
     pub limits: Limits,
     /// Start even if a limit cannot be enforced here.
     pub best_effort: bool,
+    /// Where processes of the run find the socket of its credential (X12); none: it has no credential.
+    pub credential: Option<PathBuf>,
     /// How many runs it was invoked through: 0 for a launcher outside, at most [`DEPTH_MAX`].
     pub depth: u8,
     /// Arguments, the first being the path it was called by.
@@ -131,6 +133,7 @@ impl Plan {
             views: Vec::new(),
             limits,
             best_effort: false,
+            credential: None,
             depth: 0,
             environment: Self::environment_default(),
             directory: PathBuf::from("/"),
@@ -188,6 +191,9 @@ impl Plan {
                     return refuse(format!("{} is no path of the volume", path.display()));
                 }
             }
+        }
+        if self.credential.as_ref().is_some_and(|path| !inside(path) || path.file_name().is_none()) {
+            return refuse("the credential cannot be shown at this path".into());
         }
         if !inside(&self.directory) {
             return refuse(format!("{} cannot be a working directory", self.directory.display()));

@@ -476,8 +476,8 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
-        match self.vfs.stat_fs() {
+    fn statfs(&self, _request: &Request, node: INodeNo, reply: ReplyStatfs) {
+        match self.vfs.stat_fs(self.ino(node)) {
             Ok(stat) => reply.statfs(
                 stat.blocks,
                 stat.free,

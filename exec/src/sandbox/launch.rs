@@ -93,7 +93,7 @@ fn prepare(run: &Run, with: With, ready: Ready) -> Result<Command, Failure> {
     }
     files(ready.rules.as_ref(), &with, &writable)?;
     place(with)?;
-    let keep = if run.credential { CREDENTIAL_FD + 1 } else { CREDENTIAL_FD };
+    let keep = if run.credential.is_some() { CREDENTIAL_FD + 1 } else { CREDENTIAL_FD };
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(run.umask));
     limits(run).map_err(failed("resource limits"))?;
     give_up().map_err(failed("giving up rights"))?;

@@ -129,7 +129,7 @@ fn policy(host: &RunHost, path: &Path, change: Option<&PolicyChange>, asker: Ask
             let old = old.unwrap_or_default().unwrap_or_default();
             let new = change.clone().apply(old, asker.uid);
             new.check().map_err(refuse)?;
-            for granted in new.read.iter().chain(&new.write).chain(&new.root).chain(&new.call) {
+            for granted in new.read.iter().chain(&new.write).chain(&new.root).chain(&new.call).chain(&new.open) {
                 if scout.find(Path::new(granted.trim_start_matches('/'))).is_none() {
                     return Err(refuse(format!("{granted} does not exist, or is reached through a symbolic link")));
                 }

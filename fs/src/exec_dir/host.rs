@@ -13,19 +13,20 @@ use std::time::Instant;
 
 use brine_exec::invocation::Caller as Peer;
 use brine_exec::protocol::Request;
-use brine_exec::service::{Admitted, Host};
+use brine_exec::service::Host;
 use brine_exec::{Error, ExitCause, Identity, Outcome, Plan, Result, Root, RunId, Verdict, View, ViewAccess};
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::Ino;
-use brine_store::volume::{Attr, FileKind};
+use brine_store::volume::{Attr, FileKind, GenerationPin};
 use nix::sys::stat::fstat;
 use nix::unistd::{Uid, User};
 use parking_lot::Mutex;
 
 use super::code::{CodeNodes, CodePin};
 use super::environment;
-use super::grant::Scout;
-use super::permission::{EXECUTE, may};
+use super::grant::{CREDENTIAL, Input, Scout};
+use super::open::{OpenFiles, Opened};
+use super::permission::{EXECUTE, READ, may};
 use super::pin::Pin;
 use super::policies::Place;
 use super::policy::FunctionPolicy;
@@ -47,8 +48,13 @@ struct Active {
     call: Vec<PathBuf>,
     granted: Vec<PathBuf>,
     _pin: Arc<Pin>,
+    /// What its record tells of can be looked at while it runs.
+    _state: Option<GenerationPin>,
     _code: Option<Arc<CodePin>>,
     staging: Option<Staging>,
+    /// Below these it may open files by asking, and those it did open.
+    open: Vec<PathBuf>,
+    opened: Arc<Opened>,
 }
 
 /// A run that invokes another.
@@ -76,6 +82,7 @@ pub struct RunHost {
     code: Arc<CodeNodes>,
     runs: Arc<Runs>,
     stagings: Arc<Stagings>,
+    opens: Arc<OpenFiles>,
     active: Mutex<HashMap<RunId, Active>>,
 }
 
@@ -88,8 +95,9 @@ impl RunHost {
         code: Arc<CodeNodes>,
         runs: Arc<Runs>,
         stagings: Arc<Stagings>,
+        opens: Arc<OpenFiles>,
     ) -> Self {
-        Self { vfs, mountpoint, device, code, runs, stagings, active: Mutex::default() }
+        Self { vfs, mountpoint, device, code, runs, stagings, opens, active: Mutex::default() }
     }
 
     /// The volume.
@@ -254,9 +262,12 @@ impl RunHost {
         plan.umask = request.umask;
         plan.nice = request.nice.max(0);
         plan.ignored_signals = request.ignored_signals;
-        let call = policy.call.iter().map(|path| path.trim_start_matches('/').into()).collect();
-        let (inputs, withheld) = (grants.inputs, grants.withheld);
-        Ok((plan, RunGrants { scope, inputs, withheld, granted, call, code, staging }))
+        if !policy.call.is_empty() || !grants.open.is_empty() {
+            plan.credential = Some(self.mountpoint.join(CREDENTIAL));
+        }
+        let call: Vec<PathBuf> = policy.call.iter().map(|path| path.trim_start_matches('/').into()).collect();
+        let (inputs, withheld, open) = (grants.inputs, grants.withheld, grants.open);
+        Ok((plan, RunGrants { scope, inputs, withheld, granted, call, open, code, staging }))
     }
 
     /// Read a new code node once, so that its pages, and the kernel's knowledge of it, belong to the daemon: what a run
@@ -274,6 +285,9 @@ impl RunHost {
     fn close(&self, id: RunId, caller: Option<&Peer>, end: impl FnOnce(&mut RunRow, &[PathBuf], i64)) {
         let now_ns = SystemClock.now_ns();
         let active = self.active.lock().remove(&id);
+        if let Some(active) = &active {
+            active.opened.revoke();
+        }
         let (mut row, withheld) = match (active, caller) {
             (Some(active), _) => (active.row, active.withheld),
             (None, Some(peer)) => (RunRow::new(id, peer.identity.uid, peer.identity.gid, now_ns), Vec::new()),
@@ -292,9 +306,11 @@ impl Host for RunHost {
         function: Option<OwnedFd>,
         caller: &Peer,
         parent: Option<RunId>,
-    ) -> Result<Admitted> {
+    ) -> Result<Plan> {
         let who = &caller.identity;
         let invoker = parent.map(|parent| self.parent(parent)).transpose()?;
+        // On a volume whose database fails nothing can be kept, and little else done.
+        let state = self.vfs.volume().pin_present().ok();
         let (pin, attr) = self.identify(&request, function, who)?;
         let function = self.locate(pin, attr, &request, who)?;
         if invoker.as_ref().is_some_and(|invoker| !invoker.call.contains(&function.path)) {
@@ -324,18 +340,42 @@ impl Host for RunHost {
             call: Vec::new(),
             granted: Vec::new(),
             _pin: function.pin,
+            _state: state,
             _code: None,
             staging: None,
+            open: Vec::new(),
+            opened: self.opens.of_run(),
         };
         let plan = planned.map(|(plan, grants)| {
             (active.granted, active.staging) = (grants.granted, grants.staging);
             active.depth = plan.depth;
+            active.open = grants.open;
             (active.withheld, active.call, active._code) = (grants.withheld, grants.call, Some(grants.code));
             plan
         });
-        let calls = !active.call.is_empty();
         self.active.lock().insert(id, active);
-        Ok(Admitted { plan: plan?, calls })
+        plan
+    }
+
+    fn open(&self, parent: RunId, path: &Path, caller: &Peer) -> Result<OwnedFd> {
+        let ended = || Error::Refused("the run that asks has ended".into());
+        let (opened, below) = {
+            let active = self.active.lock();
+            let active = active.get(&parent).ok_or_else(ended)?;
+            (Arc::clone(&active.opened), active.open.clone())
+        };
+        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who: &caller.identity, within: None };
+        let inside = scout.inside(Path::new("/"), path).filter(|_| path.is_absolute());
+        let inside = inside.filter(|inside| below.iter().any(|granted| inside.starts_with(granted)));
+        let found = inside.and_then(|inside| scout.find(&inside).map(|attr| (inside, attr)));
+        let readable = found.filter(|(_, attr)| attr.kind == FileKind::File && may(&caller.identity, attr, READ));
+        // What may not be opened does not exist.
+        let (inside, attr) = readable.ok_or_else(|| Error::NotFound(path.to_owned()))?;
+        let file = opened.open(&self.mountpoint, &attr).map_err(Error::Refused)?;
+        if let Some(active) = self.active.lock().get_mut(&parent) {
+            active.row.add_input(&Input { path: inside, ino: attr.ino, version: attr.version });
+        }
+        Ok(file)
     }
 
     fn refused(&self, id: RunId, caller: &Peer, why: &Error) {
@@ -389,6 +429,7 @@ fn directory_inside(directory: PathBuf) -> PathBuf {
 
 /// What of a plan is kept beside it.
 struct RunGrants {
+    open: Vec<PathBuf>,
     /// As granted; the plan's views of staged outputs lead elsewhere.
     scope: Vec<View>,
     granted: Vec<PathBuf>,

@@ -11,6 +11,7 @@ pub mod entrance;
 pub mod environment;
 pub mod grant;
 pub mod host;
+pub mod open;
 pub mod permission;
 pub mod pin;
 pub mod policies;

@@ -54,6 +54,8 @@ mod tests {
             btime_ns: 0,
             ino_generation: 1,
             in_exec: true,
+            quota: 0,
+            chunk_bytes: 0,
         }
     }
 

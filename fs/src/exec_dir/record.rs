@@ -194,6 +194,16 @@ impl RunRow {
         self.inputs = inputs.iter().map(row).collect();
     }
 
+    /// Note what it opened by asking. So many are told at most.
+    pub fn add_input(&mut self, input: &Input) {
+        const INPUTS_MAX: usize = 1024;
+        let path = format!("/{}", input.path.display());
+        let known = self.inputs.iter().any(|row| row.ino == input.ino.0 && row.version == input.version.0);
+        if !known && self.inputs.len() < INPUTS_MAX {
+            self.inputs.push(InputRow { path, ino: input.ino.0, version: input.version.0 });
+        }
+    }
+
     /// It was not started.
     pub fn refuse(&mut self, cause: ExitCause, exit_code: u8, message: String, now_ns: i64) {
         self.cause = cause.word().into();

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::busy::users_of;
 use super::exec_side::ExecSide;
-use crate::control::{Progress, Request, SaltRequest, Service};
+use crate::control::{Progress, Request, RetentionChange, SaltRequest, Service, answer_retention};
 use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount_table::{self, UnmountError};
@@ -97,12 +97,12 @@ impl VolumeService {
                 };
                 to_json(&self.vfs.gc(GcOptions { dry_run: *dry_run }, &step)?)
             }
-            Request::Retention { set } => {
-                if let Some(rules) = set {
-                    self.volume.set_retention_rules(rules)?;
+            Request::Retention { ask } => {
+                let answer = answer_retention(&self.volume, ask)?;
+                if ask.change != RetentionChange::None {
                     self.sync()?;
                 }
-                to_json(&self.volume.retention_rules()?)
+                Ok(answer)
             }
             Request::Salt { ask } => {
                 let step = |phase: &str, done, total| {
@@ -133,7 +133,8 @@ impl VolumeService {
             | Request::Sync
             | Request::Exec { .. }
             | Request::Umount { .. }
-            | Request::Versions { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
+            | Request::Versions { .. }
+            | Request::Quota { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
         }
     }
 }
@@ -204,6 +205,7 @@ impl Service for VolumeService {
     fn family(&self, request: &Request, _step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
         match request {
             Request::Versions { ask } => self.versions(ask),
+            Request::Quota { ask } => self.quota(ask),
             other => Err(Failure::new(ExitCode::Failed, format!("{other:?} belongs to no family of commands"))),
         }
     }

@@ -4,6 +4,7 @@
 //! permissions and stripped set-group-id from files (`mode_strip_sgid`); this module decides what exists.
 
 use super::dentry::check_name;
+use super::quota::tagged;
 use super::rows::*;
 use super::txn::Txn;
 use crate::error::{Error, Result};
@@ -157,7 +158,7 @@ impl Txn<'_> {
     ///
     /// # Errors
     /// [`Error::Exists`], [`Error::NotFound`] (the directory was removed), [`Error::NotADirectory`],
-    /// [`Error::NameTooLong`], [`Error::TooManyLinks`], [`Error::InvalidArgument`] (a target where none belongs, or
+    /// [`Error::NameTooLong`], [`Error::TooManyLinks`], [`Error::QuotaExceeded`], [`Error::InvalidArgument`] (a target where none belongs, or
     /// none, or longer than [`TARGET_MAX`]).
     pub fn create_masked(&mut self, parent: Ino, name: &[u8], node: &NewNode<'_>, umask: u16) -> Result<Attr> {
         check_name(name)?;
@@ -183,12 +184,14 @@ impl Txn<'_> {
             }
         }
         let chunk_bits = directory.chunk_bits;
-        let in_exec = directory.flags & INODE_IN_EXEC;
+        let (in_exec, quota) = (directory.flags & INODE_IN_EXEC, directory.quota());
         let inherited = self.inherit_acl(parent, node.kind, node.perm, umask)?;
         node.perm = inherited.perm;
         let mut row = self.new_row(&node, parent, chunk_bits);
         row.flags |= if inherited.attributes.is_empty() { 0 } else { INODE_HAS_XATTRS };
         row.flags |= if is_directory && is_exec_place(parent, name) { INODE_IN_EXEC } else { in_exec };
+        row.flags = tagged(row.flags, quota);
+        let fits = self.quota_fits(quota, row.charge(), 1);
         let attr = self.insert_inode(row);
         for (name, value) in &inherited.attributes {
             self.put_xattr(attr.ino, name, value)?;
@@ -197,6 +200,7 @@ impl Txn<'_> {
         if too_many {
             return Err(Error::TooManyLinks);
         }
+        fits?;
         self.touch_directory(parent, i64::from(is_directory))?;
         Ok(attr)
     }
@@ -227,11 +231,13 @@ impl Txn<'_> {
         if row.nlink >= nlink_max {
             return Err(Error::TooManyLinks);
         }
+        self.quota_border(ino, None, parent)?;
         let now = self.now_ns();
         self.add_name(parent, name, ino, kind)?;
         self.touch_directory(parent, 0)?;
         self.step(ino, |row| {
             row.nlink += 1;
+            row.flags |= INODE_HAD_LINKS;
             row.ctime_ns = now;
         })
     }
@@ -287,6 +293,9 @@ impl Txn<'_> {
             row.nlink = if row.kind == FileKind::Directory { 0 } else { row.nlink.saturating_sub(1) };
             row.ctime_ns = now;
         })?;
+        if attr.kind == FileKind::Directory {
+            self.forget_quota_of(ino);
+        }
         Ok(Unlinked { ino, nlink: attr.nlink, kind: attr.kind })
     }
 
@@ -357,8 +366,10 @@ impl Txn<'_> {
         }
         if !matches!(target, Some((target, _)) if target == ino) {
             self.border(ino, new_parent, new_name)?;
+            self.quota_border(ino, Some(parent), new_parent)?;
             if let (Some((target, _)), true) = (target, flags.exchange) {
                 self.border(target, parent, name)?;
+                self.quota_border(target, Some(new_parent), parent)?;
             }
         }
         match target {
@@ -437,12 +448,14 @@ impl Txn<'_> {
 
     /// The parent's version was stepped by the rename this belongs to.
     fn add_whiteout(&mut self, parent: Ino, name: &[u8]) -> Result<()> {
-        let (uid, gid, chunk_bits) = {
+        let (uid, gid, chunk_bits, quota) = {
             let directory = self.directory(parent)?;
-            (directory.uid, directory.gid, directory.chunk_bits)
+            (directory.uid, directory.gid, directory.chunk_bits, directory.quota())
         };
+        self.quota_fits(quota, 0, 1)?;
         let node = NewNode { kind: FileKind::CharDevice, perm: 0, uid, gid, rdev: 0, target: None };
-        let row = self.new_row(&node, parent, chunk_bits);
+        let mut row = self.new_row(&node, parent, chunk_bits);
+        row.flags = tagged(row.flags, quota);
         let attr = self.insert_inode(row);
         self.add_name(parent, name, attr.ino, attr.kind)
     }

@@ -31,8 +31,8 @@ pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
 
 /// One look at committed states: everything asked of it is as of one moment.
 pub struct PastReader<'m> {
-    conn: &'m Connection,
-    path: &'m Path,
+    pub(super) conn: &'m Connection,
+    pub(super) path: &'m Path,
     names: &'m NameHash,
 }
 

@@ -26,7 +26,9 @@ pub const FORMAT: u16 = 1;
 /// Incompatible features this version knows: a volume with any other is refused.
 pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features that must be known for writing: a volume with any other is opened read-only.
-pub const RO_COMPAT_KNOWN: u64 = 0;
+pub const RO_COMPAT_KNOWN: u64 = RO_COMPAT_QUOTAS;
+/// Directories have, or had, quotas: who writes must count.
+pub const RO_COMPAT_QUOTAS: u64 = 1;
 
 /// Longest superblock, bytes.
 pub const SUPERBLOCK_LEN_MAX: usize = 256 << 10;

@@ -15,6 +15,7 @@ mod image;
 mod open;
 mod past;
 mod prefetch;
+mod quota;
 mod probe;
 mod rebuild;
 mod reclaim;
@@ -41,6 +42,7 @@ pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
+pub use crate::meta::quota::{Quota, QuotaLimits, QuotaRoom, QuotaState};
 pub use crate::meta::rows::{
     ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
     NewNode, RenameFlags, SetAttr, Unlinked,
@@ -60,7 +62,7 @@ pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
-pub use restore::{Destination, Done, Restored};
+pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
 pub use staging::{Base, Published, Staged};
 pub use status::{StatFs, VolumeStatus};
@@ -124,6 +126,8 @@ pub struct Volume {
     retention: Mutex<Retention>,
     /// Former states that are being read, and by how many.
     pinned: Mutex<BTreeMap<Generation, usize>>,
+    /// Held by who sets or counts a quota.
+    counting: Mutex<()>,
     /// Held by what looks at every stripe, and by gc while it frees any.
     maintenance: Mutex<()>,
     /// Members that could be written when no vacant slot could be filled.
@@ -561,6 +565,7 @@ impl Volume {
         self.blocks.segments().widen();
         self.catch_up()?;
         while self.retire_some()? {}
+        self.count_quotas()?;
         self.heal_queued()?;
         self.retention_round()?;
         self.gc_round()

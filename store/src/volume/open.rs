@@ -344,6 +344,7 @@ impl Volume {
             hungry: AtomicUsize::new(0),
             retention: Mutex::default(),
             pinned: Mutex::default(),
+            counting: Mutex::default(),
             maintenance: Mutex::default(),
             fruitless: Mutex::default(),
             clock,

@@ -157,11 +157,14 @@ impl Volume {
     ) -> Result<Published> {
         let mut conflicts = Vec::new();
         let outcome = self.alone(flusher, false, |txn| {
+            // What is replaced makes room for what is published.
+            txn.quotas_late();
             let mut work = Publisher::new(txn, base, allowed);
             for one in staged {
                 work.publish(one)?;
             }
             if work.conflicts.is_empty() {
+                work.txn.check_late_quotas()?;
                 return Ok(work.out);
             }
             conflicts = work.conflicts;
@@ -287,6 +290,7 @@ impl Publisher<'_, '_, '_> {
         }
         self.strip(ino, kind)?;
         self.may_change(to.0)?;
+        self.txn.adopt_quota(ino, to.0)?;
         let unlinked = self.txn.rename(from.0, from.1, to.0, to.1, RenameFlags::default())?;
         self.out.names.push((from.0, from.1.to_vec()));
         self.out.names.push((to.0, to.1.to_vec()));

@@ -9,6 +9,7 @@ use crate::ids::{ChunkNo, ROOT_INO};
 
 mod behind;
 mod checked;
+mod directories;
 mod history;
 mod following;
 mod recovery;

@@ -22,10 +22,12 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
             Arg::Long("read") => paths.push(("read", parser.value()?)),
             Arg::Long("write") => paths.push(("write", parser.value()?)),
             Arg::Long("call") => paths.push(("call", parser.value()?)),
+            Arg::Long("open") => paths.push(("open", parser.value()?)),
             Arg::Long("root") => paths.push(("root", parser.value()?)),
             Arg::Long("no-read") => change.read = Some(Vec::new()),
             Arg::Long("no-write") => change.write = Some(Vec::new()),
             Arg::Long("no-call") => change.call = Some(Vec::new()),
+            Arg::Long("no-open") => change.open = Some(Vec::new()),
             Arg::Long("no-env") => change.env = Some(Vec::new()),
             Arg::Long("memory") => change.memory_bytes = Some(size(&mut parser, "--memory")?),
             Arg::Long("scratch") => change.scratch_bytes = Some(size(&mut parser, "--scratch")?),
@@ -55,6 +57,7 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
         match option {
             "read" => change.read.get_or_insert_default().push(path),
             "write" => change.write.get_or_insert_default().push(path),
+            "open" => change.open.get_or_insert_default().push(path),
             "call" => change.call.get_or_insert_default().push(path),
             _ => change.root = Some(path),
         }
