@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Disposed;
+use super::make::is_readable;
 use crate::cgroup::GroupUsage;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -116,8 +117,12 @@ impl Running {
                 }
                 Some(Some(Frame { kind: Kind::Failed, body, .. })) => return Err(Failure::decode(&body)?.into()),
                 Some(Some(_)) => return Err(Error::Malformed("an init's report")),
-                // The init is gone without a word: killed, with everything in its namespace.
+                // The init is gone without a word: killed, with everything in its namespace. Its socket closes before
+                // that is done; its process ends only then.
                 Some(None) => {
+                    if !is_readable(&self.sandbox.get().pidfd, KILL_WAIT) {
+                        log::warn!("run {}: some of its processes do not end", self.id);
+                    }
                     self.steps.ended = self.begun.elapsed();
                     if ended.is_none() && self.steps.started.is_zero() && !self.killed.load(Ordering::SeqCst) {
                         let oom = self.sandbox.get().group.usage().oom_kills > 0;

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -71,10 +71,13 @@ impl ExecSide {
     /// # Errors
     /// Why nothing can be run.
     pub(super) fn new(vfs: &Arc<Vfs>, mountpoint: &Path, shown_device: &str) -> Result<Arc<Self>, Failure> {
-        if vfs.volume().is_read_only().is_some() {
-            return Err(Failure::new(ExitCode::ReadOnly, "the volume is read-only"));
+        if vfs.shows_past() {
+            return Err(Failure::new(ExitCode::ReadOnly, "a past state is shown"));
         }
         if vfs.make_exec_directory()?.is_none() {
+            if vfs.volume().is_read_only().is_some() {
+                return Err(Failure::new(ExitCode::ReadOnly, "the volume is read-only and has no exec directory"));
+            }
             return Err(Failure::new(
                 ExitCode::Refused,
                 "\"exec\" in the root of the volume is no exec directory; give it another name and mount again",
@@ -88,6 +91,8 @@ impl ExecSide {
         let code = CodeNodes::new(vfs, now_ns);
         let stagings = Stagings::new(vfs, now_ns);
         stagings.sweep(&runs, now_ns);
+        // Held until its socket is there: another daemon that starts takes what nobody listens in for left behind.
+        let public = lock_public().map_err(|error| Failure::io(PUBLIC_DIR, &error))?;
         let directory = socket_directory(vfs.volume().volume_id(), vfs.volume().state_dir())
             .map_err(|error| Failure::io("the directory of the sockets", &error))?;
         let control = vfs.control();
@@ -103,6 +108,10 @@ impl ExecSide {
         // Launchers may come from now on; they wait until the sandboxes are ready.
         let listener =
             listen_at(&socket).map_err(|error| Failure::io(format!("the socket {}", socket.display()), &error))?;
+        if public.is_some() {
+            sweep_public(Path::new(PUBLIC_DIR), &directory);
+        }
+        drop(public);
         if vfs.exec().start(&mountpoint.join(LAUNCHER)).is_err() {
             // A blank in the mountpoint, or too long for an interpreter line: by a copy beside the socket.
             let beside = directory.join(LAUNCHER_FILE);
@@ -230,6 +239,34 @@ impl ExecSide {
     }
 }
 
+/// The directory of root's daemons, locked; none for other users.
+fn lock_public() -> io::Result<Option<fs::File>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    make_public(Path::new(PUBLIC_DIR))?;
+    let directory = fs::File::open(PUBLIC_DIR)?;
+    directory.lock()?;
+    Ok(Some(directory))
+}
+
+/// Remove the directories of daemons that were killed: those in which nobody listens. `own` is left alone.
+fn sweep_public(public: &Path, own: &Path) {
+    let Ok(entries) = fs::read_dir(public) else { return };
+    for directory in entries.flatten().map(|entry| entry.path()).filter(|directory| directory != own) {
+        let listens =
+            |name: &str| control::with_short_name(&directory.join(name), |name| UnixStream::connect(name)).is_ok();
+        if listens(LAUNCH_SOCKET) || listens(COMMAND_SOCKET) {
+            continue;
+        }
+        for file in [LAUNCH_SOCKET, COMMAND_SOCKET, LAUNCHER_FILE] {
+            let _ = fs::remove_file(directory.join(file));
+        }
+        // Only if nothing else is in it.
+        let _ = fs::remove_dir(&directory);
+    }
+}
+
 /// The launcher, where everybody may run it.
 fn write_program(at: &Path) -> io::Result<()> {
     match fs::remove_file(at) {
@@ -263,23 +300,46 @@ fn socket_directory(volume: VolumeId, state_dir: &Path) -> io::Result<PathBuf> {
         return Ok(state_dir.to_owned());
     }
     let directory = Path::new(PUBLIC_DIR).join(volume.to_string());
-    for directory in [Path::new(PUBLIC_DIR), &directory] {
-        match fs::DirBuilder::new().mode(0o755).create(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        let meta = fs::symlink_metadata(directory)?;
-        if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-            let what = format!("{} must be a directory of root's that only root can write to", directory.display());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
-        }
-    }
+    make_public(&directory)?;
     Ok(directory)
+}
+
+/// Make a directory that everybody can search and only root can write to, unless it is there.
+fn make_public(directory: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(directory)?;
+    if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+        let what = format!("{} must be a directory of root's that only root can write to", directory.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_of_daemons_that_are_gone_are_removed_and_others_stay() {
+        let base = std::env::temp_dir().join(format!("brine-public-{}", std::process::id()));
+        for name in ["own", "listens", "commands", "killed", "empty", "other"] {
+            fs::create_dir_all(base.join(name)).unwrap();
+        }
+        let bind = |path: &str| UnixListener::bind(base.join(path)).unwrap();
+        let listening = [bind("listens/exec.sock"), bind("commands/command.sock")];
+        drop((bind("killed/exec.sock"), bind("killed/command.sock")));
+        for path in ["killed/launcher", "other/file"] {
+            fs::write(base.join(path), "x").unwrap();
+        }
+        sweep_public(&base, &base.join("own"));
+        let left = ["own", "listens", "commands", "killed", "empty", "other"].map(|name| base.join(name).exists());
+        assert_eq!(left, [true, true, true, false, false, true]);
+        drop(listening);
+        fs::remove_dir_all(base).unwrap();
+    }
 
     #[test]
     fn device_numbers_are_those_of_stat() {

@@ -10,6 +10,11 @@ use crate::control_dir::{Family, is_reserved};
 use crate::errno::Outcome;
 
 impl Vfs {
+    /// Whether a past state is shown in place of the live one.
+    pub fn shows_past(&self) -> bool {
+        self.past_root.get().is_some()
+    }
+
     /// Show the tree of a generation as the root from now on. Its generation stays pinned until the volume is closed.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
-pub use restore::{Destination, Done, Restored};
+pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
 pub use staging::{Base, Published, Staged};
 pub use status::{StatFs, VolumeStatus};

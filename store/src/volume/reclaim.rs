@@ -155,6 +155,18 @@ impl Volume {
         Ok(pin)
     }
 
+    /// Keep what is there now readable while the result is held, once it is a former state: of the generation that is
+    /// open if anything changed in it.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn pin_present(self: &Arc<Self>) -> Result<GenerationPin> {
+        // Noted while no generation can close, and retention has no row of it yet.
+        let _held = self.gate();
+        let generation = self.meta.with(|txn| Ok(txn.settled_in()))?;
+        Ok(self.noted(generation))
+    }
+
     /// The same of what is kept of a generation for a directory, if `ino` was in that.
     pub(super) fn pin_below(self: &Arc<Self>, generation: Generation, ino: Ino) -> Result<GenerationPin> {
         let pin = self.noted(generation);
