@@ -20,19 +20,20 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Start `threads` threads (at least one), named `name-N`.
+    /// Start `threads` threads, named `name-N`. Without any, jobs run on the threads of who asks for them.
     ///
     /// # Errors
     /// What the system says when it cannot start a thread.
     pub fn new(name: &str, threads: usize) -> io::Result<Self> {
         let (sender, receiver) = unbounded::<Job>();
         let mut started = Vec::new();
-        for index in 0..threads.max(1) {
+        for index in 0..threads {
             let receiver = receiver.clone();
             let thread = thread::Builder::new().name(format!("{name}-{index}"));
             started.push(thread.spawn(move || receiver.iter().for_each(run_caught))?);
         }
-        Ok(Self { queue: Mutex::new(Some(sender)), threads: Mutex::new(started) })
+        let queue = (threads > 0).then_some(sender);
+        Ok(Self { queue: Mutex::new(queue), threads: Mutex::new(started) })
     }
 
     /// Run `job` on one of the threads; after [`Self::finish`], here and now.

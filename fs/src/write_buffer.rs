@@ -286,7 +286,7 @@ impl WriteBuffer {
         now_ns: i64,
         drop_set_id: bool,
     ) -> Result<(), Error> {
-        let _gate = self.change();
+        let gate = self.change();
         let mut state = node.state.lock();
         let accepted = self.ensure(&mut state, node).and_then(|dirty| {
             let granted = dirty.buffer.reserve(offset, data.len() as u64, |bytes| self.volume.reserve(bytes))?;
@@ -303,6 +303,8 @@ impl WriteBuffer {
         self.settle(node, &mut state);
         drop(state);
         let (runs, run_len) = accepted?;
+        // Who seals takes it, and that may be this thread.
+        drop(gate);
         for (first, count) in runs {
             self.queued.fetch_add(run_len, Ordering::Relaxed);
             let (buffer, node) = (Arc::clone(self), Arc::clone(node));

@@ -55,7 +55,7 @@ pub use data::FileChunks;
 pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
-pub use format::{FormatOptions, Formatted, format};
+pub use format::{FormatOptions, Formatted, format, format_with};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};

@@ -37,24 +37,14 @@ fn every_backing_call_fails_once_in_every_way() {
         std::fs::write(page(), format!("{head}{BEGIN}{measured}{END}{tail}")).expect("write docs/TESTING.md");
         return;
     }
-    // That nothing was lost is asserted for each run. With one directory the outcome is promised, too; with more, timing
-    // decides between clean ones (which sync was under way), and whether a call happens in a phase at all.
+    // That nothing was lost is asserted for each run. Nothing depends on time, so the outcome is promised, too: with fewer
+    // errnos than the page was written with there may be fewer kinds of it, never others.
     let (written, measured) = (cells(written), cells(&measured));
-    let mut news = Vec::new();
+    let rows = |table: &BTreeMap<String, Vec<BTreeSet<String>>>| table.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(rows(&measured), rows(&written), "docs/TESTING.md has other rows; BRINE_WRITE_TABLE=1");
     for (row, outcomes) in &measured {
-        let Some(known) = written.get(row) else {
-            assert!(outcomes[0].iter().all(|outcome| outcome == "success"), "{row}: {outcomes:?} and not in the page");
-            news.push(row);
-            continue;
-        };
-        let (found, known) = (&outcomes[0], &known[0]);
-        assert!(found.is_subset(known), "{row}: docs/TESTING.md says {known:?} of one directory, found {found:?}");
-        if outcomes.iter().zip(&written[row]).any(|(found, known)| !found.is_subset(known)) {
-            news.push(row);
+        for (found, known) in outcomes.iter().zip(&written[row]) {
+            assert!(found.is_subset(known), "{row}: docs/TESTING.md says {known:?}, found {found:?}");
         }
     }
-    println!("rows that show more than docs/TESTING.md has (BRINE_WRITE_TABLE=1 writes it anew): {news:?}");
-    assert!(news.len() <= 5, "docs/TESTING.md is out of date: {news:?}; BRINE_WRITE_TABLE=1");
-    let stale: Vec<&String> = written.keys().filter(|row| !measured.contains_key(*row)).collect();
-    assert!(stale.len() <= 3, "docs/TESTING.md has rows that do not occur any more: {stale:?}; BRINE_WRITE_TABLE=1");
 }
