@@ -5,6 +5,7 @@
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
@@ -20,20 +21,19 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Start `threads` threads, named `name-N`. Without any, jobs run on the threads of who asks for them.
+    /// Start `threads` threads (at least one), named `name-N`.
     ///
     /// # Errors
     /// What the system says when it cannot start a thread.
     pub fn new(name: &str, threads: usize) -> io::Result<Self> {
         let (sender, receiver) = unbounded::<Job>();
         let mut started = Vec::new();
-        for index in 0..threads {
+        for index in 0..threads.max(1) {
             let receiver = receiver.clone();
             let thread = thread::Builder::new().name(format!("{name}-{index}"));
             started.push(thread.spawn(move || receiver.iter().for_each(run_caught))?);
         }
-        let queue = (threads > 0).then_some(sender);
-        Ok(Self { queue: Mutex::new(queue), threads: Mutex::new(started) })
+        Ok(Self { queue: Mutex::new(Some(sender)), threads: Mutex::new(started) })
     }
 
     /// Run `job` on one of the threads; after [`Self::finish`], here and now.
@@ -79,9 +79,10 @@ impl Drop for MustFinish {
     }
 }
 
-/// Number of processors this process may use, at least 1.
+/// Number of processors this process may use, at least 1. Asked once: finding out reads files of its control group.
 pub fn processors() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Call `work` for each of `0..count` from up to one thread a processor, the caller's among them, and wait for all.

@@ -18,7 +18,7 @@ use brine_store::ids::SegmentId;
 use crate::model::{Model, State, difference};
 use crate::random::Random;
 use crate::workload::{Op, carry_out, read_state};
-use crate::world::{Scratch, World, filesystem_of};
+use crate::world::{Scratch, World, filesystem};
 
 /// Where in the flow a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -223,7 +223,7 @@ fn prepare(geometry: (usize, usize)) -> Before {
     world.put_files(&state_dir);
     let there = |_, disk| Some(Arc::new(disk) as Arc<dyn Backing>);
     let volume = world.open(&state_dir, there).expect("open");
-    let (vfs, _) = filesystem_of(volume, Duration::from_secs(3600), 0).expect("start threads");
+    let (vfs, _) = filesystem(volume, Duration::from_secs(3600)).expect("start threads");
     for op in [
         create("old"),
         write("old", 0, 500_000, 1),
@@ -285,7 +285,7 @@ fn run(before: &Before, strike: Option<&Strike>) -> Result<Seen, String> {
     count(Phase::Open);
     let refused = opened.is_err();
     if let Ok(volume) = opened {
-        let (vfs, told) = filesystem_of(volume, Duration::from_secs(3600), 0).map_err(|error| error.to_string())?;
+        let (vfs, told) = filesystem(volume, Duration::from_secs(3600)).map_err(|error| error.to_string())?;
         for phase in &PHASES[1..] {
             arm(*phase);
             for op in ops_of(*phase) {
@@ -360,7 +360,7 @@ fn look(world: &World, states: &[State], acknowledged: usize) -> Result<(), Stri
         let volume = after
             .open(&state_dir, |_, disk| Some(Arc::new(disk) as Arc<dyn Backing>))
             .map_err(|error| format!("afterwards, without faults, it does not open: {error}"))?;
-        let (vfs, told) = filesystem_of(volume, Duration::from_secs(3600), 0).map_err(|error| error.to_string())?;
+        let (vfs, told) = filesystem(volume, Duration::from_secs(3600)).map_err(|error| error.to_string())?;
         let state = read_state(&vfs)
             .map_err(|what| format!("afterwards {what}; {:?}; {:?}", vfs.volume().warnings(), told.lock()))?;
         let found = states[acknowledged..].contains(&state);

@@ -236,25 +236,13 @@ pub type Told = Arc<Mutex<Vec<String>>>;
 /// # Errors
 /// What the system says when it cannot start a thread.
 pub fn filesystem(volume: Arc<Volume>, commit_interval: Duration) -> io::Result<(Arc<Vfs>, Told)> {
-    filesystem_of(volume, commit_interval, 2)
-}
-
-/// As [`filesystem`], with so many threads that seal; without any, who writes seals.
-///
-/// # Errors
-/// What the system says when it cannot start a thread.
-pub fn filesystem_of(
-    volume: Arc<Volume>,
-    commit_interval: Duration,
-    seal_threads: usize,
-) -> io::Result<(Arc<Vfs>, Told)> {
     let told = Told::default();
     let teller = Arc::clone(&told);
     let options = VfsOptions {
         dirty_limit_bytes: 8 << 20,
         commit_interval,
         io_threads: 1,
-        seal_threads,
+        seal_threads: 2,
         readahead_bytes: 0,
         atime: Atime::Off,
         dir_atime: true,

@@ -64,8 +64,7 @@ pub fn stopped_writer() -> String {
     fs::write(volume.path("unsynced"), content(2, 400_000)).expect("write");
 
     let stopped = Stopped::new(volume.daemon().expect("it is mounted").pid);
-    let options =
-        format!("keyfile={},state={},take_over,nosupervise", volume.key_file().display(), standby.display());
+    let options = format!("keyfile={},state={},take_over,nosupervise", volume.key_file().display(), standby.display());
     let mut mount = brine_command(&["mount"]);
     run_for(mount.arg(volume.dir(0)).arg(&mountpoint).args(["-o", &options]), Duration::from_secs(90)).expect_success();
     let second = Second(mountpoint.clone());
@@ -76,8 +75,7 @@ pub fn stopped_writer() -> String {
 
     drop(stopped);
     let failed = wait_until(Duration::from_secs(30), || {
-        write_synced(&volume.path("late"), &content(4, 400_000)).is_err()
-            && volume.status()["taken_over"].is_object()
+        write_synced(&volume.path("late"), &content(4, 400_000)).is_err() && volume.status()["taken_over"].is_object()
     });
     let status = volume.status();
     assert!(failed, "the former writer goes on: {status:#}");
