@@ -3,8 +3,8 @@
 //!
 //! The kernel may cache everything for long: all changes come through it, as the daemon is the volume's only writer.
 
+mod busy;
 mod convert;
-mod follow;
 mod session;
 
 use std::ffi::OsStr;
@@ -26,6 +26,7 @@ use fuser::{
 use crate::control_dir::{Caching, is_control, is_passing};
 use crate::errno::{Errno, Outcome};
 use crate::vfs::{AttrChange, Caller, FilePlace, Handle, ReadStart, Room, Vfs};
+use busy::Device;
 use convert::{attr_ttl, file_attr, file_type, kind_of_mode, name_ttl, negative_entry, rename_flags, stamp};
 pub use session::{FuseConfig, Unmounter, serve, serve_with};
 
@@ -65,6 +66,8 @@ const CAPABILITIES: [InitFlags; 10] = [
 /// Serves the kernel's requests from a [`Vfs`].
 struct Adapter {
     vfs: Arc<Vfs>,
+    /// Where requests come from.
+    device: Device,
 }
 
 fn code(errno: Errno) -> Code {
@@ -167,9 +170,9 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.vfs.note_use();
-        follow::note(request.pid());
+        let _turn = self.device.turn();
         let parent = ino(parent);
         if is_control(parent) {
             let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
@@ -183,8 +186,8 @@ impl Filesystem for Adapter {
         self.vfs.forget(ino(node), count);
     }
 
-    fn getattr(&self, request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        follow::note(request.pid());
+    fn getattr(&self, _request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.device.turn();
         answer_attr(self.vfs.attr(ino(node)), reply);
     }
 
@@ -206,6 +209,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.device.turn();
         self.vfs.note_use();
         let perm = mode.map(|mode| (mode & 0o7777) as u16);
         let change = AttrChange { perm, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
@@ -219,6 +223,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
+        let _turn = self.device.turn();
         match self.vfs.read_link(ino(node)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(code(errno)),
@@ -235,26 +240,30 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.device.turn();
         let Some(kind) = kind_of_mode(mode) else { return reply.error(code(Errno::INVALID)) };
         let perm = (mode & 0o7777) as u16;
         answer_entry(self.vfs.make(maker(request, umask), ino(parent), name.as_bytes(), kind, perm, rdev, None), reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _turn = self.device.turn();
         let (kind, perm) = (FileKind::Directory, (mode & 0o7777) as u16);
         answer_entry(self.vfs.make(maker(request, umask), ino(parent), name.as_bytes(), kind, perm, 0, None), reply);
     }
 
-    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        follow::note(request.pid());
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.unlink(ino(parent), name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.rmdir(ino(parent), name.as_bytes()), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _turn = self.device.turn();
         let target = Some(target.as_os_str().as_bytes());
         let (kind, name) = (FileKind::Symlink, name.as_bytes());
         answer_entry(self.vfs.make(caller(request), ino(parent), name, kind, 0o777, 0, target), reply);
@@ -270,18 +279,20 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.device.turn();
         let (parent, new_parent, flags) = (ino(parent), ino(new_parent), rename_flags(flags));
         let (caller, name, new_name) = (caller(request), name.as_bytes(), new_name.as_bytes());
         answer_empty(self.vfs.rename(caller, parent, name, new_parent, new_name, flags), reply);
     }
 
     fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.device.turn();
         answer_entry(self.vfs.link(caller(request), ino(node), ino(parent), name.as_bytes()), reply);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.vfs.note_use();
-        follow::note(request.pid());
+        let _turn = self.device.turn();
         let (caller, node, flags) = (caller(request), ino(node), flags.0);
         if self.vfs.open_waits(node, flags) {
             let vfs = Arc::clone(&self.vfs);
@@ -302,7 +313,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         self.vfs.note_use();
-        follow::note(request.pid());
+        let _turn = self.device.turn();
         let perm = (mode & 0o7777) as u16;
         match self.vfs.create(maker(request, umask), ino(parent), name.as_bytes(), perm, flags) {
             Ok(opened) => {
@@ -317,7 +328,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        request: &Request,
+        _request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -327,11 +338,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         // Larger reads are read-ahead, which works best beside its reader.
-        if size < READ_AHEAD_MIN {
-            follow::note(request.pid());
-        } else {
-            follow::let_go();
-        }
+        let _turn = (size < READ_AHEAD_MIN).then(|| self.device.turn());
         match self.vfs.read(handle.0, offset, size as usize) {
             Ok(ReadStart::Done(bytes)) => reply.data(bytes.as_slice()),
             Ok(ReadStart::Waits(pending)) => {
@@ -351,7 +358,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        request: &Request,
+        _request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -361,11 +368,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if data.len() < READ_AHEAD_MIN as usize {
-            follow::note(request.pid());
-        } else {
-            follow::let_go();
-        }
+        let _turn = (data.len() < READ_AHEAD_MIN as usize).then(|| self.device.turn());
         let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.room_for(data.len()) {
             Room::Now => answer_written(self.vfs.write(handle.0, offset, data, drop_set_id), reply),
@@ -379,6 +382,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.flush(handle.0), reply);
     }
 
@@ -392,6 +396,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.device.turn();
         self.vfs.close_file(handle.0);
         reply.ok();
     }
@@ -405,6 +410,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.device.turn();
         self.vfs.note_use();
         let handle = FileHandle(self.vfs.open_dir(ino(node)));
         let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
@@ -450,6 +456,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         self.vfs.close_dir(handle.0);
         reply.ok();
     }
@@ -480,10 +487,12 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.set_xattr(caller(request), ino(node), name.as_bytes(), value, flags), reply);
     }
 
     fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.device.turn();
         answer_xattr(self.vfs.get_xattr(ino(node), name.as_bytes()), size, reply);
     }
 
