@@ -31,10 +31,7 @@ pub struct Capacity {
 impl Capacity {
     /// Three quarters of this machine's memory, and bounds that do not depend on it.
     pub fn of_this_machine() -> Self {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let kib =
-            text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse().ok());
-        let memory_bytes = kib.unwrap_or(1_u64 << 20) * 1024 / 4 * 3;
+        let memory_bytes = crate::policy::machine_memory_bytes() / 4 * 3;
         Self { memory_bytes, pids: 16384, runs: 512, waiting: 1024, wait: Duration::from_secs(60) }
     }
 }

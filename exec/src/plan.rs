@@ -53,12 +53,26 @@ pub struct Template {
 }
 
 /// What may be done with what a view shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViewAccess {
     /// Read and, where mode bits allow, execute.
     Read,
     /// Write as well.
     Write,
+    /// Write, into this directory of the volume instead, from its root: it holds `upper` and `work` for overlayfs, and
+    /// what the view shows is left as it is.
+    Stage(PathBuf),
+}
+
+impl ViewAccess {
+    /// For records and reports.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Stage(_) => "stage",
+        }
+    }
 }
 
 /// A path of the volume that the run sees.
@@ -89,6 +103,8 @@ pub struct Plan {
     pub limits: Limits,
     /// Start even if a limit cannot be enforced here.
     pub best_effort: bool,
+    /// Where processes of the run find the socket of its credential (X12); none: it has no credential.
+    pub credential: Option<PathBuf>,
     /// How many runs it was invoked through: 0 for a launcher outside, at most [`DEPTH_MAX`].
     pub depth: u8,
     /// Arguments, the first being the path it was called by.
@@ -117,6 +133,7 @@ impl Plan {
             views: Vec::new(),
             limits,
             best_effort: false,
+            credential: None,
             depth: 0,
             environment: Self::environment_default(),
             directory: PathBuf::from("/"),
@@ -168,9 +185,15 @@ impl Plan {
             {
                 return refuse(format!("{} cannot be shown at this path in a sandbox", view.at.display()));
             }
-            if view.source.is_absolute() || !view.source.components().all(|part| matches!(part, Component::Normal(_))) {
-                return refuse(format!("{} is no path of the volume", view.source.display()));
+            let staged = if let ViewAccess::Stage(path) = &view.access { Some(path) } else { None };
+            for path in [&view.source].into_iter().chain(staged) {
+                if path.is_absolute() || !path.components().all(|part| matches!(part, Component::Normal(_))) {
+                    return refuse(format!("{} is no path of the volume", path.display()));
+                }
             }
+        }
+        if self.credential.as_ref().is_some_and(|path| !inside(path) || path.file_name().is_none()) {
+            return refuse("the credential cannot be shown at this path".into());
         }
         if !inside(&self.directory) {
             return refuse(format!("{} cannot be a working directory", self.directory.display()));
@@ -231,7 +254,7 @@ impl fmt::Display for Plan {
         writeln!(f, "identity uid {uid} gid {gid} groups {groups:?}, capabilities none")?;
         writeln!(f, "program {} at {}", self.program.source.display(), self.program.at.display())?;
         for view in &self.views {
-            let access = if view.access == ViewAccess::Write { "write" } else { "read" };
+            let access = view.access.word();
             writeln!(f, "{access} {} at {}", view.source.display(), view.at.display())?;
         }
         let limits = &self.limits;

@@ -29,7 +29,7 @@ use crate::run_record::{Outcome, RunId, Steps};
 use crate::sandbox::message;
 use crate::spawner::Client;
 use make::Sandbox;
-pub use running::Running;
+pub use running::{Event, Running};
 
 /// Period in which the pool is looked through for what is not needed any more.
 const POOL_TICK: Duration = Duration::from_secs(1);
@@ -215,7 +215,7 @@ impl Sandboxes {
         steps.sandbox = begun.elapsed();
         let (launcher, theirs) = make::socket_pair().map_err(Error::step("a socket for the launcher"))?;
         let has = |name: &str| !missing.contains(&name);
-        let order = message::Run::of(plan, has("pids"), has("memory"), credential.is_some());
+        let order = message::Run::of(plan, has("pids"), has("memory"));
         let mut fds = vec![theirs.as_raw_fd()];
         fds.extend(credential.as_ref().map(AsRawFd::as_raw_fd));
         send_frame(inner.control.as_ref(), Kind::Run, &order.encode(), &fds)
@@ -252,7 +252,7 @@ impl Sandboxes {
         // An init that is gone already says more when it is waited for.
         let _ = send_frame(&begun.launcher, Kind::Streams, &said.encode(), &fds);
         drop(streams);
-        let outcome = begun.running.wait(|| {});
+        let outcome = begun.running.wait(|_| {});
         drop(begun.launcher);
         outcome
     }

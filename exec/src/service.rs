@@ -4,9 +4,12 @@
 //! serves the filesystem, so that a function may read the volume it runs from (X5). A launcher that goes away takes
 //! its run with it: the run's init sees its connection end.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -21,27 +24,17 @@ use crate::plan::{Identity, Plan};
 use crate::protocol::frame::{Kind, receive_frame, send_frame};
 use crate::protocol::{Ended, Request};
 use crate::run_record::{Outcome, RunId, Verdict};
-use crate::sandboxes::Sandboxes;
+use crate::sandboxes::{Event, Sandboxes};
 use crate::sys;
 
 /// Launchers that are talked to at one time; the kernel queues some more. Runs are bounded by the ledger.
 const LAUNCHERS_MAX: usize = 2048;
-/// Functions one run may have invoked at one time.
+/// Things one run may ask for over its credential at one time.
 const CALLS_MAX: usize = 64;
 /// A launcher that started to talk finishes within this time.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
 /// Stack of a thread that talks to a launcher: it decodes, and asks the host.
 const STACK_BYTES: usize = 1 << 20;
-
-/// A run the host agreed to.
-#[derive(Debug)]
-pub struct Admitted {
-    /// What to do.
-    pub plan: Plan,
-    /// It may invoke functions: it gets a credential (X12), descriptor 3 of the program, over which launchers inside it
-    /// connect. Revoked before its end is told to anybody.
-    pub calls: bool,
-}
 
 /// Who decides what is run, and keeps the records. Called on threads of the service, one a run; may block.
 pub trait Host: Send + Sync + 'static {
@@ -57,7 +50,14 @@ pub trait Host: Send + Sync + 'static {
         function: Option<OwnedFd>,
         caller: &Caller,
         parent: Option<RunId>,
-    ) -> Result<Admitted>;
+    ) -> Result<Plan>;
+
+    /// A process of a run, `parent`, asks over its credential for a file: a descriptor to read it by, which is of no more
+    /// use when the run has ended.
+    ///
+    /// # Errors
+    /// Why not.
+    fn open(&self, parent: RunId, path: &Path, caller: &Caller) -> Result<OwnedFd>;
 
     /// The run was not started: refused by [`Self::admit`], no room, or its sandbox could not be made. Called before
     /// its launcher hears; what the run held (ticket, credential) is revoked here.
@@ -159,7 +159,15 @@ struct Talk {
     sandboxes: Arc<Sandboxes>,
     host: Arc<dyn Host>,
     /// The run it is in.
-    parent: Option<RunId>,
+    parent: Option<Parent>,
+}
+
+/// A run whose credential is used.
+#[derive(Clone, Copy)]
+struct Parent {
+    run: RunId,
+    /// Process number of its init, which is above every process of the run.
+    init: i32,
 }
 
 impl Talk {
@@ -170,16 +178,16 @@ impl Talk {
 
     fn serve(&self) {
         match self.request() {
-            Ok(Some((request, function, caller))) => {
+            Ok(Some((asked, caller))) => {
                 let id = RunId::random();
-                let ended = match self.run(id, request, function, &caller) {
-                    Ok(outcome) => Ended { verdict: outcome.verdict, line: outcome.line },
+                match self.answer(id, asked, &caller) {
+                    Ok(Some(ended)) => self.say(&ended),
+                    Ok(None) => {}
                     Err(error) => {
                         self.host.refused(id, &caller, &error);
-                        refusal(&error)
+                        self.say(&refusal(&error));
                     }
-                };
-                self.say(&ended);
+                }
             }
             // It looked and went.
             Ok(None) => {}
@@ -187,84 +195,192 @@ impl Talk {
         }
     }
 
-    fn request(&self) -> Result<Option<(Request, Option<OwnedFd>, Caller)>> {
+    /// What it is told in the end, if anything.
+    fn answer(&self, id: RunId, asked: Asked, caller: &Caller) -> Result<Option<Ended>> {
+        if let Some(parent) = self.parent
+            && !is_below(caller.pid, parent.init)
+        {
+            return Err(Error::Refused(format!("the credential of run {} was used from outside of it", parent.run)));
+        }
+        match asked {
+            Asked::Run(request, function) => {
+                let outcome = self.run(id, *request, function, caller)?;
+                Ok(Some(Ended { verdict: outcome.verdict, line: outcome.line }))
+            }
+            Asked::Open(path, run) => {
+                match self.host.open(run, &path, caller) {
+                    Ok(file) => {
+                        // Whoever went away needs no file.
+                        let _ = send_frame(&self.launcher, Kind::Opened, &[], &[file.as_raw_fd()]);
+                        Ok(None)
+                    }
+                    // No run, so there is no record of it.
+                    Err(error) => Ok(Some(refusal(&error))),
+                }
+            }
+        }
+    }
+
+    fn request(&self) -> Result<Option<(Asked, Caller)>> {
         let failed = Error::step("hearing a launcher");
         self.launcher.set_nonblocking(false).map_err(&failed)?;
         self.launcher.set_read_timeout(Some(REQUEST_WAIT)).map_err(&failed)?;
         let (pid, uid, gid, groups) = sys::peer(&self.launcher).map_err(&failed)?;
         let Some(mut frame) = receive_frame(&self.launcher).map_err(&failed)? else { return Ok(None) };
-        if frame.kind != Kind::Request || frame.fds.len() > 1 {
+        let caller = Caller { pid, identity: Identity { uid, gid, groups } };
+        if frame.fds.len() > 1 {
             return Err(Error::Malformed("a launcher asks for a run, with one descriptor at most"));
         }
-        let caller = Caller { pid, identity: Identity { uid, gid, groups } };
-        Ok(Some((Request::decode(&frame.body)?, frame.fds.pop(), caller)))
+        match (frame.kind, self.parent) {
+            (Kind::Request, _) => {
+                let request = Box::new(Request::decode(&frame.body)?);
+                Ok(Some((Asked::Run(request, frame.fds.pop()), caller)))
+            }
+            (Kind::Open, Some(parent)) => {
+                Ok(Some((Asked::Open(OsString::from_vec(frame.body).into(), parent.run), caller)))
+            }
+            _ => Err(Error::Malformed("a launcher asks for a run, with one descriptor at most")),
+        }
     }
 
     fn run(&self, id: RunId, request: Request, function: Option<OwnedFd>, caller: &Caller) -> Result<Outcome> {
-        let admitted = self.host.admit(id, request, function, caller, self.parent)?;
-        let credential = if admitted.calls { Some(self.credential(id)?) } else { None };
-        let (inner, credential) = credential.unzip();
-        let begun = self.sandboxes.begin(id, &admitted.plan, inner)?;
+        let plan = self.host.admit(id, request, function, caller, self.parent.map(|parent| parent.run))?;
+        let pair = match plan.credential {
+            Some(_) => Some(UnixStream::pair().map_err(Error::step("making the credential"))?),
+            None => None,
+        };
+        let (outer, inner) = pair.unzip();
+        let begun = self.sandboxes.begin(id, &plan, inner.map(OwnedFd::from))?;
+        let mut credential = Credential { run: id, init: begun.running.init(), heard: Vec::new() };
+        if let Some(outer) = outer {
+            let (sandboxes, host, parent) = self.parts(&credential);
+            credential.hear(outer.into(), move |outer| hear_calls(&outer, parent, &sandboxes, &host))?;
+        }
         let accepted = send_frame(&self.launcher, Kind::Accepted, &id.0, &[begun.launcher.as_raw_fd()]);
         // Ours is closed: from now on the launcher's end is the only one, and if it never got it the run ends.
         drop(begun.launcher);
         if accepted.is_err() {
             log::debug!("run {id}: its launcher went away");
         }
-        let mut outcome = begun.running.wait(|| self.host.started(id))?;
+        let mut outcome = begun.running.wait(|event| match event {
+            Event::Started => self.host.started(id),
+            Event::Listens(socket) => {
+                let (sandboxes, host, parent) = self.parts(&credential);
+                let heard = credential.hear(socket, move |socket| {
+                    hear_connections(&socket.into(), parent, &sandboxes, &host);
+                });
+                if let Err(error) = heard {
+                    log::warn!("run {id}: {error}");
+                }
+            }
+        })?;
         drop(credential);
         self.host.ended(&mut outcome);
         Ok(outcome)
     }
 
-    /// A run's credential: the end it gets, and what revokes it when dropped.
-    fn credential(&self, id: RunId) -> Result<(OwnedFd, Credential)> {
-        let failed = Error::step("making the credential");
-        let (outer, inner) = UnixStream::pair().map_err(&failed)?;
-        let heard = outer.try_clone().map_err(&failed)?;
-        let (sandboxes, host) = (Arc::clone(&self.sandboxes), Arc::clone(&self.host));
-        std::thread::Builder::new()
-            .name("brine-exec-call".into())
-            .stack_size(STACK_BYTES)
-            .spawn(move || hear_calls(&heard, id, &sandboxes, &host))
-            .map_err(&failed)?;
-        Ok((inner.into(), Credential(outer)))
+    fn parts(&self, credential: &Credential) -> (Arc<Sandboxes>, Arc<dyn Host>, Parent) {
+        let parent = Parent { run: credential.run, init: credential.init };
+        (Arc::clone(&self.sandboxes), Arc::clone(&self.host), parent)
     }
 }
 
-/// Revokes a run's credential when dropped: what comes over it later is heard by nobody.
-struct Credential(UnixStream);
+/// What was asked.
+enum Asked {
+    Run(Box<Request>, Option<OwnedFd>),
+    /// Over the credential of this run.
+    Open(PathBuf, RunId),
+}
+
+/// A run's credential (X12), revoked when dropped: what comes over its sockets later is heard by nobody.
+struct Credential {
+    run: RunId,
+    init: i32,
+    heard: Vec<OwnedFd>,
+}
+
+impl Credential {
+    fn hear(&mut self, socket: OwnedFd, run: impl FnOnce(OwnedFd) + Send + 'static) -> Result<()> {
+        let failed = Error::step("hearing a run's credential");
+        let heard = socket.try_clone().map_err(&failed)?;
+        let thread = std::thread::Builder::new().name("brine-exec-call".into()).stack_size(STACK_BYTES);
+        thread.spawn(move || run(heard)).map_err(&failed)?;
+        self.heard.push(socket);
+        Ok(())
+    }
+}
 
 impl Drop for Credential {
     fn drop(&mut self) {
-        let _ = self.0.shutdown(std::net::Shutdown::Both);
+        for socket in &self.heard {
+            let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        }
     }
 }
 
-/// Serve the launchers inside a run until its credential is revoked or it says what is no call.
-fn hear_calls(credential: &UnixStream, run: RunId, sandboxes: &Arc<Sandboxes>, host: &Arc<dyn Host>) {
+/// Whether process `pid` is `above` or one that it, or one of its children, started and that was not adopted by another.
+/// Every process of a pid namespace is below the first one of it; who joined it by setns(2) is not.
+fn is_below(pid: i32, above: i32) -> bool {
+    const DEPTH_MAX: usize = 4096;
+    let mut at = pid;
+    for _ in 0..DEPTH_MAX {
+        if at == above {
+            return true;
+        }
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{at}/stat")) else { return false };
+        // Behind the name in parentheses, which may hold anything: state, then the parent.
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        match parent {
+            Some(parent) if parent > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// Serve the processes of a run that hand over connections, until its credential is revoked or one says what is no
+/// call.
+fn hear_calls(credential: &OwnedFd, parent: Parent, sandboxes: &Arc<Sandboxes>, host: &Arc<dyn Host>) {
     let talking = Arc::new(AtomicUsize::new(0));
     while let Ok(Some(mut frame)) = receive_frame(credential) {
         let (Kind::Call, Some(launcher)) = (frame.kind, frame.fds.pop()) else { return };
-        let talk = Talk {
-            launcher: launcher.into(),
-            sandboxes: Arc::clone(sandboxes),
-            host: Arc::clone(host),
-            parent: Some(run),
-        };
-        if talking.fetch_add(1, Ordering::SeqCst) >= CALLS_MAX {
-            talking.fetch_sub(1, Ordering::SeqCst);
-            talk.say(&refusal(&Error::Full("the run invokes too many functions at once")));
-            continue;
+        talk_inside(launcher.into(), parent, &talking, sandboxes, host);
+    }
+}
+
+/// Serve the processes of a run that connect, until its credential is revoked.
+fn hear_connections(socket: &UnixListener, parent: Parent, sandboxes: &Arc<Sandboxes>, host: &Arc<dyn Host>) {
+    let talking = Arc::new(AtomicUsize::new(0));
+    loop {
+        match socket.accept() {
+            Ok((launcher, _)) => talk_inside(launcher, parent, &talking, sandboxes, host),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Shut down, or descriptors are out: what waits is refused with the socket.
+            Err(_) => return,
         }
-        let counter = Arc::clone(&talking);
-        let thread = std::thread::Builder::new().name("brine-exec-run".into()).stack_size(STACK_BYTES);
-        let spawned = thread.spawn(move || {
-            talk.serve();
-            counter.fetch_sub(1, Ordering::SeqCst);
-        });
-        if spawned.is_err() {
-            talking.fetch_sub(1, Ordering::SeqCst);
-        }
+    }
+}
+
+fn talk_inside(
+    launcher: UnixStream,
+    parent: Parent,
+    talking: &Arc<AtomicUsize>,
+    sandboxes: &Arc<Sandboxes>,
+    host: &Arc<dyn Host>,
+) {
+    let talk = Talk { launcher, sandboxes: Arc::clone(sandboxes), host: Arc::clone(host), parent: Some(parent) };
+    if talking.fetch_add(1, Ordering::SeqCst) >= CALLS_MAX {
+        talking.fetch_sub(1, Ordering::SeqCst);
+        talk.say(&refusal(&Error::Full("the run asks for too much at once")));
+        return;
+    }
+    let counter = Arc::clone(talking);
+    let thread = std::thread::Builder::new().name("brine-exec-run".into()).stack_size(STACK_BYTES);
+    let spawned = thread.spawn(move || {
+        talk.serve();
+        counter.fetch_sub(1, Ordering::SeqCst);
+    });
+    if spawned.is_err() {
+        talking.fetch_sub(1, Ordering::SeqCst);
     }
 }

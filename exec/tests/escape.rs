@@ -9,6 +9,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
+use std::time::Duration;
 
 use brine_exec::{Identity, ViewAccess};
 use harness::{Place, view};
@@ -419,9 +420,40 @@ fn what_it_leaves_running_is_gone_when_the_run_is() {
         place.script("daemon", &format!("#!/bin/sh\nsetsid sleep {mark} >/dev/null 2>&1 </dev/null &\nexit 0\n"));
     let (outcome, _) = place.run(&plan);
     assert_eq!(outcome.cause, brine_exec::ExitCause::Exited(0));
-    assert!(!harness::is_running(&format!("sleep\0{mark}")));
+    assert!(!harness::is_running(&format!("sleep {mark}")));
     let mut canary = Command::new("sleep").arg(&mark).spawn().unwrap();
-    assert!(harness::is_running(&format!("sleep\0{mark}")));
+    assert!(harness::is_running(&format!("sleep {mark}")));
     canary.kill().unwrap();
     canary.wait().unwrap();
+
+    // However it ends: a crowd that will not go, the run's time over, its init killed from outside, the run killed.
+    let crowd = format!(
+        "#!/bin/sh\ntrap '' TERM\nfor n in 1 2 3 4 5 6 7 8 9 10; do for m in 1 2 3 4 5 6 7 8; do setsid sleep {mark} & \
+         done; done\nwait; wait\n"
+    );
+    for end in ["time", "init", "order"] {
+        let mut plan = place.script("crowd", &crowd);
+        if end == "time" {
+            plan = plan.with_limits(harness::limits(|limits| {
+                (limits.wall, limits.grace) = (Duration::from_millis(700), Duration::from_millis(50));
+            }));
+        }
+        let begun = std::thread::scope(|scope| {
+            let run = scope.spawn(|| place.sandboxes.run(&plan, [None, None, None]));
+            while end != "time" && harness::running(&format!("sleep {mark}")) < 80 {
+                assert!(!run.is_finished(), "it runs until it is ended");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let active = place.sandboxes.active();
+            match end {
+                "init" => nix::sys::signal::kill(nix::unistd::Pid::from_raw(active[0].init), nix::sys::signal::SIGKILL)
+                    .unwrap(),
+                "order" => assert!(place.sandboxes.kill(active[0].id)),
+                _ => {}
+            }
+            let outcome = run.join().unwrap().unwrap();
+            (outcome, harness::running(&format!("sleep {mark}")))
+        });
+        assert_eq!(begun.1, 0, "left when the end is visible ({end}): {:?}", begun.0);
+    }
 }

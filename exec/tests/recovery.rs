@@ -182,7 +182,7 @@ fn what_a_killed_daemon_left_is_swept_by_the_next() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let running = || harness::is_running(&format!("sleep\0{mark}"));
+    let running = || harness::is_running(&format!("sleep {mark}"));
     while !running() {
         assert!(daemon.try_wait().unwrap().is_none(), "the daemon ended");
         std::thread::sleep(Duration::from_millis(10));

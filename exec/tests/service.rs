@@ -14,7 +14,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
 use brine_exec::protocol::{Request, Ticket};
-use brine_exec::service::{Admitted, Host, Service};
+use brine_exec::service::{Host, Service};
 use brine_exec::{Caller, Config, Error, ExitCause, Outcome, Plan, Result, RunId, Sandboxes, ViewAccess};
 use harness::view;
 
@@ -26,14 +26,7 @@ struct Tester {
 }
 
 impl Host for Tester {
-    fn admit(
-        &self,
-        _: RunId,
-        request: Request,
-        _: Option<OwnedFd>,
-        caller: &Caller,
-        _: Option<RunId>,
-    ) -> Result<Admitted> {
+    fn admit(&self, _: RunId, request: Request, _: Option<OwnedFd>, caller: &Caller, _: Option<RunId>) -> Result<Plan> {
         let ticket = request.ticket.ok_or_else(|| Error::Refused("no ticket".into()))?;
         if !self.tickets.lock().unwrap().remove(&ticket.0) {
             return Err(Error::Refused("the ticket is not valid".into()));
@@ -47,7 +40,11 @@ impl Host for Tester {
         plan.umask = request.umask;
         plan.ignored_signals = request.ignored_signals;
         plan.directory = request.directory;
-        Ok(Admitted { plan, calls: false })
+        Ok(plan)
+    }
+
+    fn open(&self, _: RunId, _: &Path, _: &Caller) -> Result<OwnedFd> {
+        Err(Error::Refused("there is nothing to open".into()))
     }
 
     fn refused(&self, _: RunId, _: &Caller, why: &Error) {

@@ -11,6 +11,7 @@ mod image;
 mod mount;
 mod output;
 mod prompt;
+mod quota;
 mod rebuild;
 mod retention;
 mod secret;
@@ -115,7 +116,7 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         name: "retention",
-        arguments: "show|set [rules] [--json] SOURCE|MOUNTPOINT",
+        arguments: "show|set|clear [rules] [--json] [DIRECTORY] SOURCE|MOUNTPOINT",
         summary: "which former states are kept, and for how long",
         details: help::RETENTION,
         run: retention::run,
@@ -126,6 +127,13 @@ const COMMANDS: &[Command] = &[
         summary: "what takes the space: files, history, redundancy, and what can be given back",
         details: help::USAGE,
         run: space::run_usage,
+    },
+    Command {
+        name: "quota",
+        arguments: "set|show|list|remove DIR [--bytes N] [--inodes N] [--json]",
+        summary: "how much a directory may hold with everything below it",
+        details: help::QUOTA,
+        run: quota::run,
     },
     Command {
         name: "salt",
@@ -170,8 +178,15 @@ const COMMANDS: &[Command] = &[
         run: versions::run_diff,
     },
     Command {
+        name: "write",
+        arguments: "[--if-version V] [--json] PATH",
+        summary: "give a file what standard input holds, as one new version, if nobody changed it meanwhile",
+        details: help::WRITE,
+        run: versions::run_write,
+    },
+    Command {
         name: "restore",
-        arguments: "PATH[@V] [--to NEW_PATH] [--json]",
+        arguments: "PATH[@V] [--to NEW_PATH|--if-version V] [--json]",
         summary: "bring a file or directory back as it was",
         details: help::RESTORE,
         run: versions::run_restore,
@@ -305,6 +320,7 @@ mod tests {
             "compress",
             "use_member",
             "take_over",
+            "at=",
             "threads",
             "log",
             "nosupervise",

@@ -10,6 +10,7 @@ use std::time::Duration;
 use brine_store::volume::{Codec, DomainPolicy, Hedge};
 
 use crate::exit_code::Failure;
+use crate::moment::Moment;
 use crate::vfs::Atime;
 
 /// Decoded blocks kept in memory unless `cache=` says otherwise, bytes: enough that a tree of sources stays.
@@ -69,6 +70,8 @@ pub struct MountOptions {
     pub take_over: bool,
     /// Go on from an older state where what was acknowledged is gone.
     pub accept_rollback: bool,
+    /// Show the tree as it was: a time, or a snapshot's name. Read-only.
+    pub at: Option<String>,
     /// FUSE event threads.
     pub threads: usize,
     /// Log file, if not `daemon.log` in the state directory.
@@ -106,6 +109,7 @@ impl Default for MountOptions {
             use_member: Vec::new(),
             take_over: false,
             accept_rollback: false,
+            at: None,
             threads: 1,
             log: None,
             supervise: true,
@@ -162,6 +166,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("use_member", Effect::Path(|o, path| o.use_member.push(path))),
     ("take_over", Effect::Flag(|o| o.take_over = true)),
     ("accept_rollback", Effect::Flag(|o| o.accept_rollback = true)),
+    ("at", Effect::Word(at)),
     ("threads", Effect::Word(threads)),
     ("log", Effect::Path(|o, path| o.log = Some(path))),
     ("supervise", Effect::Flag(|o| o.supervise = true)),
@@ -294,6 +299,14 @@ fn cache(options: &mut MountOptions, word: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+fn at(options: &mut MountOptions, word: &str) -> Result<(), &'static str> {
+    if word.is_empty() || matches!(Moment::parse(word, 0), Moment::Version { .. }) {
+        return Err("the name of a snapshot or a time, such as 2026-01-31T23:59 or 2h");
+    }
+    options.at = Some(word.to_owned());
+    Ok(())
+}
+
 fn threads(options: &mut MountOptions, word: &str) -> Result<(), &'static str> {
     options.threads = number(word, 1, THREADS_MAX as u64).ok_or("1 to 64")? as usize;
     Ok(())
@@ -315,6 +328,8 @@ impl MountOptions {
             // Who shares a domain can test guesses about the others' content.
             options.domain = Some(DomainPolicy::Owner);
         }
+        // Whatever `rw` says: mount(8) passes it on its own.
+        options.read_only |= options.at.is_some();
         Ok(options)
     }
 
@@ -476,6 +491,16 @@ mod tests {
     fn later_options_win() {
         assert!(!parse("ro,rw").unwrap().read_only);
         assert!(MountOptions::parse(&["rw", "ro"], Path::new("/")).unwrap().read_only);
+    }
+
+    #[test]
+    fn past_states_are_read_only_and_named_by_a_time_or_a_snapshot() {
+        let o = parse(r"at=before\,after,rw").unwrap();
+        assert!(o.read_only && o.at.as_deref() == Some("before,after"));
+        assert!(parse("rw,at=2026-01-31T23:59:59+01:00").unwrap().read_only);
+        for version in ["at=7", "at=12:7", "at="] {
+            assert!(complaint(version).contains("snapshot"), "{version}");
+        }
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! own user and root are heard. Each family of commands has its own enum of requests in a module of its own.
 
 mod client;
+mod quota;
 mod registry;
+mod retention;
 mod server;
 #[cfg(test)]
 mod tests;
@@ -17,11 +19,12 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 pub use client::Client;
+pub use quota::{NewLimit, QuotaRequest};
 pub use registry::{Entry, Registration, find_mountpoint, find_volume, list, process_alive, start_time, supervisor_of};
+pub use retention::{RetentionChange, RetentionRequest, answer_retention, rules_of};
 pub use server::{Server, Service};
 pub use versions::VersionsRequest;
 
-use brine_store::retention::Rules;
 use serde::{Deserialize, Serialize};
 
 use crate::exec_dir::request::ExecRequest;
@@ -67,8 +70,8 @@ pub enum Request {
     },
     /// Which former states are kept.
     Retention {
-        /// Other rules; none: only tell what they are.
-        set: Option<Rules>,
+        /// What of that.
+        ask: RetentionRequest,
     },
     /// Salt epochs.
     Salt {
@@ -89,6 +92,11 @@ pub enum Request {
     Umount {
         /// Take it out of sight at once, and answer at once.
         lazy: bool,
+    },
+    /// Quotas of directories.
+    Quota {
+        /// What.
+        ask: QuotaRequest,
     },
     /// Something about past states.
     Versions {

@@ -83,8 +83,10 @@ fn maker(request: &Request, umask: u32) -> Caller {
     Caller { umask: (umask & 0o777) as u16, ..caller(request) }
 }
 
-fn ino(number: INodeNo) -> Ino {
-    Ino(number.0)
+impl Adapter {
+    fn ino(&self, number: INodeNo) -> Ino {
+        self.vfs.meant(Ino(number.0))
+    }
 }
 
 fn answer_empty(outcome: Outcome<()>, reply: ReplyEmpty) {
@@ -111,13 +113,13 @@ fn answer_attr(outcome: Outcome<Attr>, reply: ReplyAttr) {
     }
 }
 
-fn answer_lookup(outcome: Outcome<Attr>, parent: Ino, reply: ReplyEntry) {
-    match outcome {
+fn answer_lookup(vfs: &Vfs, parent: Ino, name: &[u8], reply: ReplyEntry) {
+    match vfs.lookup(parent, name) {
         // What is not there now may be soon, without the kernel's doing.
         Err(Errno::NOT_FOUND) if !is_passing(parent) => {
             reply.entry_with_ttls(&Duration::ZERO, &TTL, &negative_entry(), Generation(0));
         }
-        outcome => answer_entry(outcome, reply),
+        outcome => answer_entry(outcome.map(|attr| Attr { ino: vfs.shown(attr.ino), ..attr }), reply),
     }
 }
 
@@ -173,22 +175,24 @@ impl Filesystem for Adapter {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.vfs.note_use();
         let _turn = self.device.turn();
-        let parent = ino(parent);
+        let parent = self.vfs.meant_by(Ino(parent.0), name.as_bytes());
         if is_control(parent) {
             let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
-            self.vfs.io().run(move || answer_lookup(vfs.lookup(parent, &name), parent, reply));
+            self.vfs.io().run(move || answer_lookup(&vfs, parent, &name, reply));
         } else {
-            answer_lookup(self.vfs.lookup(parent, name.as_bytes()), parent, reply);
+            answer_lookup(&self.vfs, parent, name.as_bytes(), reply);
         }
     }
 
     fn forget(&self, _request: &Request, node: INodeNo, count: u64) {
-        self.vfs.forget(ino(node), count);
+        // The root is there as long as the mount is, whichever tree's it is.
+        self.vfs.forget(Ino(node.0), count);
     }
 
     fn getattr(&self, _request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let _turn = self.device.turn();
-        answer_attr(self.vfs.attr(ino(node)), reply);
+        let outcome = self.vfs.attr(self.ino(node));
+        answer_attr(outcome.map(|attr| Attr { ino: self.vfs.shown(attr.ino), ..attr }), reply);
     }
 
     fn setattr(
@@ -213,7 +217,7 @@ impl Filesystem for Adapter {
         self.vfs.note_use();
         let perm = mode.map(|mode| (mode & 0o7777) as u16);
         let change = AttrChange { perm, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
-        let (caller, node) = (caller(request), ino(node));
+        let (caller, node) = (caller(request), self.ino(node));
         if self.vfs.set_attr_waits(node, &change) {
             let vfs = Arc::clone(&self.vfs);
             self.vfs.io().run(move || answer_attr(vfs.set_attr(caller, node, &change), reply));
@@ -224,7 +228,7 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
         let _turn = self.device.turn();
-        match self.vfs.read_link(ino(node)) {
+        match self.vfs.read_link(self.ino(node)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(code(errno)),
         }
@@ -243,30 +247,36 @@ impl Filesystem for Adapter {
         let _turn = self.device.turn();
         let Some(kind) = kind_of_mode(mode) else { return reply.error(code(Errno::INVALID)) };
         let perm = (mode & 0o7777) as u16;
-        answer_entry(self.vfs.make(maker(request, umask), ino(parent), name.as_bytes(), kind, perm, rdev, None), reply);
+        answer_entry(
+            self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, rdev, None),
+            reply,
+        );
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _turn = self.device.turn();
         let (kind, perm) = (FileKind::Directory, (mode & 0o7777) as u16);
-        answer_entry(self.vfs.make(maker(request, umask), ino(parent), name.as_bytes(), kind, perm, 0, None), reply);
+        answer_entry(
+            self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, 0, None),
+            reply,
+        );
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.device.turn();
-        answer_empty(self.vfs.unlink(ino(parent), name.as_bytes()), reply);
+        answer_empty(self.vfs.unlink(self.ino(parent), name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.device.turn();
-        answer_empty(self.vfs.rmdir(ino(parent), name.as_bytes()), reply);
+        answer_empty(self.vfs.rmdir(self.ino(parent), name.as_bytes()), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let _turn = self.device.turn();
         let target = Some(target.as_os_str().as_bytes());
         let (kind, name) = (FileKind::Symlink, name.as_bytes());
-        answer_entry(self.vfs.make(caller(request), ino(parent), name, kind, 0o777, 0, target), reply);
+        answer_entry(self.vfs.make(caller(request), self.ino(parent), name, kind, 0o777, 0, target), reply);
     }
 
     fn rename(
@@ -280,20 +290,20 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _turn = self.device.turn();
-        let (parent, new_parent, flags) = (ino(parent), ino(new_parent), rename_flags(flags));
+        let (parent, new_parent, flags) = (self.ino(parent), self.ino(new_parent), rename_flags(flags));
         let (caller, name, new_name) = (caller(request), name.as_bytes(), new_name.as_bytes());
         answer_empty(self.vfs.rename(caller, parent, name, new_parent, new_name, flags), reply);
     }
 
     fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.device.turn();
-        answer_entry(self.vfs.link(caller(request), ino(node), ino(parent), name.as_bytes()), reply);
+        answer_entry(self.vfs.link(caller(request), self.ino(node), self.ino(parent), name.as_bytes()), reply);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.vfs.note_use();
         let _turn = self.device.turn();
-        let (caller, node, flags) = (caller(request), ino(node), flags.0);
+        let (caller, node, flags) = (caller(request), self.ino(node), flags.0);
         if self.vfs.open_waits(node, flags) {
             let vfs = Arc::clone(&self.vfs);
             self.vfs.io().run(move || answer_open(vfs.open(caller, node, flags), flags, reply));
@@ -315,7 +325,7 @@ impl Filesystem for Adapter {
         self.vfs.note_use();
         let _turn = self.device.turn();
         let perm = (mode & 0o7777) as u16;
-        match self.vfs.create(maker(request, umask), ino(parent), name.as_bytes(), perm, flags) {
+        match self.vfs.create(maker(request, umask), self.ino(parent), name.as_bytes(), perm, flags) {
             Ok(opened) => {
                 let generation = Generation(opened.attr.ino_generation.into());
                 let ttl = attr_ttl(&opened.attr);
@@ -412,16 +422,21 @@ impl Filesystem for Adapter {
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let _turn = self.device.turn();
         self.vfs.note_use();
-        let handle = FileHandle(self.vfs.open_dir(ino(node)));
+        let handle = FileHandle(self.vfs.open_dir(self.ino(node)));
         let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-        reply.opened(handle, if is_passing(ino(node)) { FopenFlags::empty() } else { keep });
+        reply.opened(handle, if is_passing(self.ino(node)) { FopenFlags::empty() } else { keep });
     }
 
     fn readdir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         let vfs = Arc::clone(&self.vfs);
         let job = move || {
             let outcome = vfs.read_dir(handle.0, offset, false, &mut |item| {
-                reply.add(INodeNo(item.ino.0), item.offset, file_type(item.kind), OsStr::from_bytes(item.name))
+                reply.add(
+                    INodeNo(vfs.shown(item.ino).0),
+                    item.offset,
+                    file_type(item.kind),
+                    OsStr::from_bytes(item.name),
+                )
             });
             match outcome {
                 Ok(()) => reply.ok(),
@@ -445,7 +460,14 @@ impl Filesystem for Adapter {
                 let Some(attr) = item.attr else { return false };
                 let (name, generation) = (OsStr::from_bytes(item.name), Generation(attr.ino_generation.into()));
                 // fuser takes one lifetime for both; names that may change are those whose attributes may.
-                reply.add(INodeNo(item.ino.0), item.offset, name, &attr_ttl(attr), &file_attr(attr), generation)
+                reply.add(
+                    INodeNo(vfs.shown(item.ino).0),
+                    item.offset,
+                    name,
+                    &attr_ttl(attr),
+                    &file_attr(attr),
+                    generation,
+                )
             });
             match outcome {
                 Ok(()) => reply.ok(),
@@ -461,8 +483,8 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn statfs(&self, _request: &Request, _node: INodeNo, reply: ReplyStatfs) {
-        match self.vfs.stat_fs() {
+    fn statfs(&self, _request: &Request, node: INodeNo, reply: ReplyStatfs) {
+        match self.vfs.stat_fs(self.ino(node)) {
             Ok(stat) => reply.statfs(
                 stat.blocks,
                 stat.free,
@@ -488,20 +510,20 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _turn = self.device.turn();
-        answer_empty(self.vfs.set_xattr(caller(request), ino(node), name.as_bytes(), value, flags), reply);
+        answer_empty(self.vfs.set_xattr(caller(request), self.ino(node), name.as_bytes(), value, flags), reply);
     }
 
     fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let _turn = self.device.turn();
-        answer_xattr(self.vfs.get_xattr(ino(node), name.as_bytes()), size, reply);
+        answer_xattr(self.vfs.get_xattr(self.ino(node), name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        answer_xattr(self.vfs.list_xattrs(caller(request), ino(node)), size, reply);
+        answer_xattr(self.vfs.list_xattrs(caller(request), self.ino(node)), size, reply);
     }
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty(self.vfs.remove_xattr(caller(request), ino(node), name.as_bytes()), reply);
+        answer_empty(self.vfs.remove_xattr(caller(request), self.ino(node), name.as_bytes()), reply);
     }
 
     /// Asked only without `default_permissions`; the kernel takes ENOSYS for yes, and asks no more.

@@ -12,6 +12,7 @@ mod launch;
 mod plan;
 mod point;
 mod process;
+mod quota;
 mod service;
 mod supervisor;
 mod versions;

@@ -15,6 +15,7 @@ mod chunk;
 mod file;
 mod flush;
 mod node;
+mod quota;
 mod share;
 mod stored;
 #[cfg(test)]
@@ -247,6 +248,7 @@ impl WriteBuffer {
             if dirty.listed {
                 self.list.lock().remove(&node.ino);
             }
+            self.volume.release_quota(dirty.held);
             *state = None;
         } else if !dirty.listed {
             // Nothing to put, if what is missing in the store is being sealed.
@@ -274,7 +276,8 @@ impl WriteBuffer {
     /// Accept `data` at `offset`. With `drop_set_id` the writer may not keep set-user-id and set-group-id bits.
     ///
     /// # Errors
-    /// ENOSPC when there is no space for the worst case; nothing was accepted then.
+    /// ENOSPC when there is no space for the worst case, EDQUOT when a quota does not let the file grow so much; nothing
+    /// was accepted then.
     pub fn write(
         self: &Arc<Self>,
         node: &Arc<FileNode>,
@@ -287,6 +290,7 @@ impl WriteBuffer {
         let mut state = node.state.lock();
         let accepted = self.ensure(&mut state, node).and_then(|dirty| {
             let granted = dirty.buffer.reserve(offset, data.len() as u64, |bytes| self.volume.reserve(bytes))?;
+            self.hold_quota(dirty, offset..offset + data.len() as u64, 0)?;
             if drop_set_id {
                 self.drop_set_id(dirty, now_ns)?;
             }
@@ -349,6 +353,10 @@ impl WriteBuffer {
             if drop_set_id {
                 self.drop_set_id(dirty, now_ns)?;
             }
+            if size > dirty.buffer.size() {
+                // A chunk that ended with the file takes its whole length from now on.
+                self.hold_quota(dirty, size..size, 0)?;
+            }
             self.cut(node, dirty, size, now_ns)
         });
         self.settle(node, &mut state);
@@ -390,12 +398,18 @@ impl WriteBuffer {
         let chunks = self.ensure(&mut state, node)?.buffer.chunks_of(start, end);
         self.wait_sealed(node, &mut state, chunks);
         let outcome = self.ensure(&mut state, node).and_then(|dirty| {
+            if !keep_size && end > dirty.buffer.size() {
+                self.hold_quota(dirty, end..end, 0)?;
+            }
             dirty.touch(now_ns);
             if !keep_size && end > dirty.buffer.size() {
                 dirty.buffer.truncate(end, None);
             }
             let reservation = self.volume.reserve(2 << dirty.base.chunk_bits).ok();
-            let whole = dirty.buffer.zero(start, end, dirty.stored_inline, reservation);
+            let (base, inline) = (dirty.base, dirty.stored_inline);
+            let is_hole =
+                |chunk| !inline && self.volume.chunks_stored(&base, ChunkNo(chunk), 1).is_ok_and(|stored| stored == 0);
+            let whole = dirty.buffer.zero(start, end, inline, reservation, is_hole);
             self.account(dirty);
             if whole.is_empty() || dirty.stored_inline {
                 return Ok(());
@@ -413,11 +427,13 @@ impl WriteBuffer {
     pub fn extend(&self, node: &Arc<FileNode>, size: u64, now_ns: i64) -> Result<(), Error> {
         let _gate = self.change();
         let mut state = node.state.lock();
-        let outcome = self.ensure(&mut state, node).map(|dirty| {
+        let outcome = self.ensure(&mut state, node).and_then(|dirty| {
             if size > dirty.buffer.size() {
+                self.hold_quota(dirty, size..size, 0)?;
                 dirty.buffer.truncate(size, None);
                 dirty.touch(now_ns);
             }
+            Ok(())
         });
         self.settle(node, &mut state);
         outcome
@@ -514,6 +530,7 @@ impl WriteBuffer {
         if let Some(mut dirty) = state.take() {
             self.list.lock().remove(&node.ino);
             dirty.buffer.discard();
+            self.volume.release_quota(dirty.held);
             self.account(&mut dirty);
         }
     }

@@ -314,7 +314,7 @@ fn all_stripes(volume: &Volume, progress: &dyn CheckProgress) -> Result<Vec<Stri
 pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport> {
     let _held = volume.maintenance();
     let mut report = HealReport::default();
-    volume.fill_vacant_slots()?;
+    volume.fill_all_vacant_slots()?;
     let stripes = all_stripes(volume, progress)?;
     let total: u64 = stripes.iter().map(|place| u64::from(place.record_len)).sum();
     let mut done = 0;
@@ -342,6 +342,7 @@ pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport>
         progress.progress(done, total, "heal");
     }
     volume.blocks().sync_healed(&mut unsynced)?;
+    volume.blocks().catch_up(volume.identity())?;
     // Only what reads back counts.
     for (place, bad) in repaired {
         let again = volume.blocks().heal_stripe(place, None, &mut unsynced)?;

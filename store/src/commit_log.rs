@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use crate::blocks::{AppendedCommit, Blocks};
 use crate::clock::Entropy;
 use crate::error::{Error, Result};
-use crate::ids::{Generation, Term, VolumeId};
+use crate::ids::{Generation, SegmentId, Term, VolumeId};
 use crate::meta::codec::encode_changes;
 use crate::meta::{Closed, Meta, OutboxRow, Txn};
 use crate::record::{ChainHash, GenerationRecord, RowsDigest};
@@ -21,11 +21,12 @@ use crate::superblock::AckOverride;
 
 /// Where ack sets are made smaller, durably, before a generation is answered (R8).
 pub trait AckOverrides: std::fmt::Debug {
-    /// Make these durable in the superblocks of the members left.
+    /// Make these, and which slots of which segments lack something, durable in the superblocks of the members left.
+    /// Nothing is to be done if there are none and all that lack something are noted already.
     ///
     /// # Errors
     /// If too few members took them: the generation must not be answered.
-    fn put(&self, overrides: Vec<AckOverride>) -> Result<()>;
+    fn put(&self, overrides: Vec<AckOverride>, lacking: &[(SegmentId, u64)]) -> Result<()>;
 }
 
 /// Where the log ends.
@@ -224,8 +225,9 @@ impl CommitLog {
             (ack_set != at.ack_set).then_some(AckOverride { term, generation, part, segment, ack_set })
         });
         let smaller: Vec<AckOverride> = smaller.collect();
-        if !smaller.is_empty() {
-            overrides.put(smaller)?;
+        let lacking = blocks.segments().lacking_segments();
+        if !smaller.is_empty() || !lacking.is_empty() {
+            overrides.put(smaller, &lacking)?;
         }
         *self.durable.lock() = generation;
         Ok(())

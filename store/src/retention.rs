@@ -2,23 +2,23 @@
 //!
 //! A state is kept while its generation has a row. Rules thin those rows out: every one at first, then the last of each
 //! minute, hour, day and so on. Former rows that were true in no generation that is left are forgotten, and so are the
-//! references they hold. Never touched: the newest state, what a snapshot names, what is being read.
+//! references they hold. Never touched: the newest state, what a snapshot names, what is being read. A directory may have
+//! rules that keep more than those above it ([`directory`]).
+
+mod apply;
+pub mod directory;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::ids::Generation;
+use crate::meta::Txn;
 use crate::meta::rows::{GenerationRow, Shelf};
 use crate::volume::Volume;
 
+pub(crate) use apply::{Retention, Shed};
+
 /// Settings key of the rules.
 const RULES_KEY: &[u8] = b"retention";
-/// Rows forgotten in one operation, so that no writer waits long.
-const BATCH: usize = 1000;
-/// Generations looked at in one round.
-const ROUND_GENERATIONS: usize = 20_000;
-/// Operations of one round of the housekeeper.
-const ROUND_OPERATIONS: usize = 50;
 const SECOND_NS: i64 = 1_000_000_000;
 const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
@@ -226,165 +226,6 @@ pub fn seconds(text: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
-/// A run of generations to be given up: those between two that stay.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Gap {
-    /// The generation before it that stays; 0 if none does.
-    after: Generation,
-    /// The one behind it.
-    until: Generation,
-    rows: Vec<Generation>,
-}
-
-/// What the rules give up of `rows` (ascending). `pinned` stay whatever the rules say, and so does the newest;
-/// generations before `cutoff` that nothing pins go whatever the rules say.
-fn gaps(rules: &Rules, now_ns: i64, rows: &[GenerationRow], pinned: &[Generation], cutoff: Generation) -> Vec<Gap> {
-    let newest_kept = rows.len().saturating_sub(rules.last as usize);
-    let mut out = Vec::new();
-    let mut gap = Gap { after: Generation(0), until: Generation(0), rows: Vec::new() };
-    for (n, row) in rows.iter().enumerate() {
-        let is_pinned = pinned.binary_search(&row.generation).is_ok();
-        let by_rule = row.generation >= cutoff && (n >= newest_kept || rules.keep(now_ns, row, rows.get(n + 1)));
-        if is_pinned || by_rule || n + 1 == rows.len() {
-            if !gap.rows.is_empty() {
-                out.push(Gap {
-                    until: row.generation,
-                    ..std::mem::replace(&mut gap, Gap { after: row.generation, until: Generation(0), rows: Vec::new() })
-                });
-            }
-            gap.after = row.generation;
-        } else {
-            gap.rows.push(row.generation);
-        }
-    }
-    out
-}
-
-/// What goes whatever the rules say, unless something pins it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shed {
-    Nothing,
-    /// The older half.
-    Half,
-    /// All but the newest state.
-    All,
-}
-
-/// What is remembered between rounds.
-#[derive(Debug, Default)]
-pub(crate) struct Retention {
-    /// All gaps were looked at once since the volume was opened: a kill may have left one half forgotten.
-    swept: bool,
-    /// Gaps that are not wholly forgotten.
-    pending: Vec<(Generation, Generation)>,
-    last_round_ns: i64,
-    /// When history was last counted.
-    counted_ns: i64,
-}
-
-/// Pause between two looks at the rules, nanoseconds.
-const PAUSE_NS: i64 = 5 * SECOND_NS;
-
-impl Retention {
-    /// Apply the rules, a bounded part of them: from the housekeeper.
-    ///
-    /// # Errors
-    /// [`Error::Database`]; rules that cannot be read forget nothing.
-    pub(crate) fn round(&mut self, volume: &Volume) -> Result<()> {
-        let now_ns = volume.clock().now_ns();
-        if self.pending.is_empty() {
-            let early = now_ns >= self.last_round_ns && now_ns - self.last_round_ns < PAUSE_NS;
-            if early && !volume.is_hungry() {
-                return Ok(());
-            }
-            self.last_round_ns = now_ns;
-            let rules = volume.retention_rules()?;
-            scheduled_snapshots(volume, &rules)?;
-            let shed = if volume.is_hungry() {
-                Shed::All
-            } else if volume.is_tight() || self.is_over_budget(volume, &rules, now_ns)? {
-                Shed::Half
-            } else {
-                Shed::Nothing
-            };
-            self.choose(volume, &rules, now_ns, shed)?;
-        }
-        self.forget(volume, ROUND_OPERATIONS)
-    }
-
-    /// Apply the rules to the end.
-    pub(crate) fn apply(&mut self, volume: &Volume, shed: Shed) -> Result<()> {
-        let rules = volume.retention_rules()?;
-        self.choose(volume, &rules, volume.clock().now_ns(), shed)?;
-        self.forget(volume, usize::MAX)
-    }
-
-    fn forget(&mut self, volume: &Volume, operations: usize) -> Result<()> {
-        for _ in 0..operations {
-            let Some(&(after, until)) = self.pending.last() else { return Ok(()) };
-            let _held = volume.gate();
-            let forgotten = volume.meta().with(|txn| txn.forget_gap(after, until, BATCH))?;
-            if forgotten == 0 {
-                self.pending.pop();
-            }
-        }
-        Ok(())
-    }
-
-    /// True if history takes more than its share. Found by marking, and not more often than once a minute.
-    fn is_over_budget(&mut self, volume: &Volume, rules: &Rules, now_ns: i64) -> Result<bool> {
-        let budget = volume.usable_total() / 100 * u64::from(rules.budget_percent);
-        // All that is stored, history among it, takes no more than history may: nothing to count.
-        if volume.meta().counters().stored_bytes <= budget || now_ns - self.counted_ns < MINUTE as i64 * SECOND_NS {
-            return Ok(false);
-        }
-        self.counted_ns = now_ns;
-        let state = volume.meta().reader()?;
-        let (history, _) = state.only_in_history()?;
-        Ok(state.sealed_bytes(&history)? > budget)
-    }
-
-    fn choose(&mut self, volume: &Volume, rules: &Rules, now_ns: i64, shed: Shed) -> Result<()> {
-        let swept = self.swept;
-        let _held = volume.gate();
-        let pending = volume.meta().with(|txn| {
-            let rows = txn.generation_rows(ROUND_GENERATIONS)?;
-            let mut pinned: Vec<Generation> = txn.snapshots()?.iter().map(|row| row.generation).collect();
-            pinned.extend(volume.pinned_generations());
-            pinned.sort_unstable();
-            pinned.dedup();
-            let loose: Vec<Generation> =
-                rows.iter().map(|row| row.generation).filter(|it| pinned.binary_search(it).is_err()).collect();
-            let cutoff = match shed {
-                Shed::Nothing => None,
-                Shed::Half => loose.get(loose.len().div_ceil(2)).copied(),
-                Shed::All => loose.last().copied(),
-            };
-            let gaps = gaps(rules, now_ns, &rows, &pinned, cutoff.unwrap_or_default());
-            for gap in &gaps {
-                // No longer readable from here on; the rows follow, in this operation and the next ones.
-                for generation in &gap.rows {
-                    txn.forget_generation(*generation)?;
-                }
-            }
-            let mut pending: Vec<(Generation, Generation)> = gaps.iter().map(|gap| (gap.after, gap.until)).collect();
-            if !swept {
-                let gone = |it: &Generation| gaps.iter().any(|gap| gap.rows.binary_search(it).is_ok());
-                let mut left: Vec<Generation> =
-                    rows.iter().map(|row| row.generation).filter(|it| !gone(it)).chain(pinned).collect();
-                left.sort_unstable();
-                left.dedup();
-                pending =
-                    std::iter::once(Generation(0)).chain(left.iter().copied()).zip(left.iter().copied()).collect();
-            }
-            Ok(pending)
-        })?;
-        self.swept = true;
-        self.pending = pending;
-        Ok(())
-    }
-}
-
 /// Names of snapshots made by rule begin so.
 const AUTO: &str = "auto-";
 
@@ -449,35 +290,46 @@ fn is_stamp(text: &[u8]) -> bool {
     text.len() == form.len() && text.iter().zip(form).all(fits)
 }
 
+/// The rules of the volume.
+fn stored(txn: &mut Txn<'_>) -> Result<Rules> {
+    match txn.shelf(Shelf::Settings, RULES_KEY)? {
+        None => Ok(Rules::default()),
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+            Error::format("retention rules", format!("{error}; set them anew with `brine retention set`"))
+        }),
+    }
+}
+
 impl Volume {
     /// The rules of this volume.
     ///
     /// # Errors
     /// [`Error::Format`] if what is stored are no rules: nothing is forgotten then.
     pub fn retention_rules(&self) -> Result<Rules> {
-        match self.meta().with(|txn| txn.shelf(Shelf::Settings, RULES_KEY))? {
-            None => Ok(Rules::default()),
-            Some(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
-                Error::format("retention rules", format!("{error}; set them anew with `brine retention set`"))
-            }),
-        }
+        self.meta().with(stored)
     }
 
     /// Other rules. What they no longer keep goes in the background.
     ///
     /// # Errors
-    /// [`Error::Refused`] if they contradict each other; [`Error::ReadOnly`].
+    /// [`Error::Refused`] if they contradict each other, or a directory's rules would no longer keep more than they do;
+    /// [`Error::ReadOnly`].
     pub fn set_retention_rules(&self, rules: &Rules) -> Result<()> {
         rules.check()?;
         let bytes = serde_json::to_vec(rules).map_err(|error| Error::format("retention rules", error.to_string()))?;
         let _held = self.gate();
-        self.change(|txn| txn.put_shelf(Shelf::Settings, RULES_KEY, &bytes))
+        self.change(|txn| {
+            directory::check_all(txn, Some(rules))?;
+            txn.put_shelf(Shelf::Settings, RULES_KEY, &bytes)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::apply::gaps;
     use super::*;
+    use crate::ids::Generation;
 
     fn row(generation: u64, age_s: i64) -> GenerationRow {
         GenerationRow { generation: Generation(generation), time_ns: NOW - age_s * SECOND_NS }

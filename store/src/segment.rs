@@ -6,13 +6,13 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::backing::{BackingSet, Health, ShardWrite, SharedBytes, Syncs, Wait};
+use crate::backing::{BackingSet, Health, Member, ShardWrite, SharedBytes, Space, Syncs, Wait};
 use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -167,6 +167,10 @@ pub struct Segments {
     state: Mutex<State>,
     /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
     lacking: Mutex<BTreeMap<SegmentId, u64>>,
+    /// Segments that were handed out; those that are let go of take nothing more and have nothing unsynced.
+    handed_out: Mutex<Vec<(SegmentId, Weak<OpenSegment>)>>,
+    /// A segment was opened with a vacant slot since this was last asked.
+    vacated: AtomicBool,
     /// Set while a commit appends: see [`Self::in_haste`].
     hasty: AtomicBool,
     unsynced_bytes: AtomicU64,
@@ -201,6 +205,8 @@ impl Segments {
             fixed,
             state: Mutex::new(state),
             lacking: Mutex::default(),
+            handed_out: Mutex::default(),
+            vacated: AtomicBool::new(false),
             hasty: AtomicBool::new(false),
             unsynced_bytes: AtomicU64::new(0),
             syncing: Mutex::new(()),
@@ -234,6 +240,15 @@ impl Segments {
         }
         Self::close_in(&mut state);
         let segment = Arc::new(self.announce(&mut state, generation, len)?);
+        self.handed_out.lock().push((segment.id, Arc::downgrade(&segment)));
+        let vacant = segment.slots.iter().filter(|slot| slot.is_none()).count();
+        if vacant > 0 {
+            log::warn!(
+                "segment {} is opened with {vacant} vacant slots: as many directories cannot be written",
+                segment.id
+            );
+            self.vacated.store(true, Ordering::Release);
+        }
         state.open = Some((segment.clone(), SEGMENT_HEADER_LEN as u64 + len));
         Ok(Extent { segment, offset: SEGMENT_HEADER_LEN as u64, fresh: true })
     }
@@ -250,6 +265,26 @@ impl Segments {
         if state.open.as_ref().is_some_and(|(segment, _)| segment.id == id) {
             Self::close_in(&mut state);
         }
+    }
+
+    /// Close the open segment if a slot of it is vacant.
+    pub fn close_vacant(&self) {
+        let mut state = self.state.lock();
+        if state.open.as_ref().is_some_and(|(segment, _)| segment.slots.contains(&None)) {
+            Self::close_in(&mut state);
+        }
+    }
+
+    /// True if something is being appended to a segment, may be, or is not synced yet.
+    pub fn in_use(&self, id: SegmentId) -> bool {
+        let mut handed_out = self.handed_out.lock();
+        handed_out.retain(|(_, segment)| segment.strong_count() > 0);
+        handed_out.iter().any(|(other, _)| *other == id)
+    }
+
+    /// True once after a segment was opened with a vacant slot.
+    pub fn take_vacated(&self) -> bool {
+        self.vacated.swap(false, Ordering::AcqRel)
     }
 
     /// Close whatever is open.
@@ -290,9 +325,9 @@ impl Segments {
             let healthy = candidates.iter().filter(|c| c.healthy).count();
             let needed = self.min_ack();
             if healthy < needed {
-                // Directories that could be written if there were room.
-                let present = self.set.healthy().count();
-                if present >= needed {
+                // Directories that could be written if there were room. One that does not even tell is not full.
+                let full = candidates.iter().filter(|c| !c.healthy && c.free_bytes < MEMBER_FREE_MIN).count();
+                if healthy + full >= needed {
                     return Err(Error::NoSpace);
                 }
                 return Err(Error::TooFewMembers { healthy, needed });
@@ -323,22 +358,22 @@ impl Segments {
         Err(Error::TooFewMembers { healthy: 0, needed: self.min_ack() })
     }
 
+    /// Members that can be written and tell their room; `healthy` are those that have enough for a segment.
     fn candidates(&self) -> Vec<Candidate> {
-        self.set
-            .members()
-            .iter()
-            .map(|member| {
-                let space = member.space();
-                let free_bytes = space.as_ref().map_or(0, |space| space.available_bytes);
-                Candidate {
-                    id: member.id,
-                    free_bytes,
-                    domain: None,
-                    device: space.map_or(0, |space| space.device),
-                    healthy: matches!(member.health(), Health::Healthy) && free_bytes >= MEMBER_FREE_MIN,
-                }
-            })
-            .collect()
+        let told = |(member, room): (Arc<Member>, std::io::Result<Space>)| match room {
+            Ok(space) => Some(Candidate {
+                id: member.id,
+                free_bytes: space.available_bytes,
+                domain: None,
+                device: space.device,
+                healthy: space.available_bytes >= MEMBER_FREE_MIN,
+            }),
+            Err(error) => {
+                log::warn!("{}: no segment is opened there: {error}", member.path().display());
+                None
+            }
+        };
+        self.set.rooms(PATIENCE).into_iter().filter_map(told).collect()
     }
 
     /// True if every occupied slot was announced durably.
@@ -522,6 +557,13 @@ impl Segments {
     /// Segments with slots in which a sync failed or was left out, with those slots.
     pub fn lacking_segments(&self) -> Vec<(SegmentId, u64)> {
         self.lacking.lock().iter().map(|(id, slots)| (*id, *slots)).collect()
+    }
+
+    /// These slots of a segment lack something until [`Self::caught_up`] says otherwise.
+    pub fn note_lacking(&self, segment: SegmentId, slots: u64) {
+        if slots != 0 {
+            *self.lacking.lock().entry(segment).or_default() |= slots;
+        }
     }
 
     /// These slots of a segment hold everything again, durably.

@@ -270,8 +270,13 @@ impl Stripes {
             let Ok(header) = SegmentHeader::decode(&bytes).and_then(|header| header.verify(&self.header_mac)) else {
                 continue;
             };
-            let known = infos.iter().any(|info| info.incarnation == header.incarnation);
-            if header.volume == self.volume && header.segment == segment && !known {
+            if header.volume != self.volume || header.segment != segment {
+                continue;
+            }
+            if let Some(known) = infos.iter_mut().find(|info| info.incarnation == header.incarnation) {
+                // A slot that was vacant may have been given to a directory later, whose file alone tells of it.
+                known.slots.iter_mut().zip(header.placement).for_each(|(slot, other)| *slot = slot.or(other));
+            } else {
                 infos.push(SegmentInfo {
                     incarnation: header.incarnation,
                     geometry: header.geometry,

@@ -1,4 +1,5 @@
-//! The few system calls that need `unsafe`: shared mappings, extended attributes, directory positions, aligned memory.
+//! The few system calls that need `unsafe`: shared mappings, extended attributes, directory positions, aligned memory,
+//! descriptors that were received.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -242,4 +243,11 @@ impl Watch {
         }
         Ok(events)
     }
+}
+
+/// Take ownership of a descriptor that a control message brought.
+pub fn own(fd: std::os::fd::RawFd) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    // SAFETY: callers pass what the kernel made for this process a moment ago; nothing else knows it.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
 }

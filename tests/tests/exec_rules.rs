@@ -158,3 +158,36 @@ fn an_image_is_imported_as_a_plain_directory() {
     assert!(!volume.path("evil").exists());
     volume.umount();
 }
+
+#[test]
+fn functions_run_on_a_read_only_mount_and_nothing_is_written() {
+    let mut volume = small("exec-read-only");
+    fs::create_dir(volume.path("out")).expect("mkdir");
+    let f = volume.path("exec/f");
+    put(&f, &format!("#!/bin/sh\necho x > {}/new || exit 5\n", volume.path("out").display()), 0o755);
+    policy(&f, &["--write", "../out"]).expect_success();
+    let staged = volume.path("exec/staged");
+    fs::copy(&f, &staged).expect("copy");
+    policy(&staged, &["--write", "../out", "--stage", "on"]).expect_success();
+    volume.umount();
+    volume.mount_with(&["ro,allow_other"]);
+    let denied = run(&mut Command::new(&f)).with_code(5);
+    assert!(denied.stderr.contains("Read-only file system"), "{denied}");
+    let refused = run(&mut Command::new(&staged)).with_code(126);
+    assert!(refused.stderr.contains("read-only"), "{refused}");
+    assert!(policy(&f, &["--no-write"]).expect_refusal().stderr.contains("read-only"));
+    let log = |volume: &TestVolume| {
+        let mut command = brine_command(&["exec", "log", "--json", "--at"]);
+        let text = run(command.arg(volume.mnt())).expect_success().stdout;
+        serde_json::from_str::<Value>(&text).expect("JSON").as_array().expect("an array").clone()
+    };
+    let records = log(&volume);
+    assert_eq!(records.len(), 2, "{records:?}");
+    assert_eq!((&records[1]["cause"], &records[1]["program_code"]), (&"exited".into(), &5.into()), "{records:?}");
+    let id = records[1]["id"].as_str().expect("id");
+    assert!(volume.path(&format!(".brine/runs/{id}/status.json")).exists());
+    volume.umount();
+    volume.mount();
+    assert_eq!(log(&volume).len(), 0, "records of a read-only mount go with it");
+    volume.umount();
+}

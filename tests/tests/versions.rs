@@ -7,7 +7,9 @@ use std::path::Path;
 
 use brine_tests::TestVolume;
 use brine_tests::command::shell;
+use brine_tests::run;
 use brine_tests::sys::{get_xattr, list_xattrs, set_xattr};
+use brine_tests::volume::{Builder, brine_command, wait_until};
 use serde_json::Value;
 
 fn small(name: &str) -> TestVolume {
@@ -121,6 +123,88 @@ fn a_snapshot_is_the_tree_as_it_was() {
     assert_eq!(fingerprint(&past), before);
     assert_eq!(fs::metadata(past.join("small")).expect("stat").ino(), number);
     assert!(!volume.path("tree").exists());
+    volume.expect_clean();
+}
+
+#[test]
+fn a_volume_is_mounted_as_it_was() {
+    let mut volume = Builder::new("mount-at").directories(3).geometry(2, 1).supervised().mount();
+    let p = |name: &str| volume.path(name);
+    fs::create_dir_all(p("tree/sub")).expect("mkdir");
+    fs::write(p("tree/file"), vec![7; 300_000]).expect("write");
+    fs::write(p("tree/sub/gone"), b"gone").expect("write");
+    fs::write(p("top"), b"first").expect("write");
+    set_xattr(&p("top"), "user.note", b"first", 0).expect("setxattr");
+    let before = fingerprint(volume.mnt());
+    let made = snapshot(&volume, &["create", "first, of all"]);
+    fs::write(p("top"), b"second").expect("write");
+    fs::remove_dir_all(p("tree")).expect("rm -r");
+    fs::create_dir(p("new")).expect("mkdir");
+    let after = fingerprint(volume.mnt());
+    volume.umount();
+
+    // What cannot be shown is refused before anything is mounted.
+    for (at, code, word) in [
+        ("at=nothing", 5, "no snapshot"),
+        ("at=1999-01-01", 5, "no state is kept"),
+        ("at=2999-01-01", 5, "still to come"),
+        ("at=7", 2, "snapshot or a time"),
+    ] {
+        let finished = volume.try_mount(&[at]);
+        assert_eq!(finished.code(), Some(code), "{at}: {finished}");
+        assert!(finished.stderr.contains(word), "{at}: {finished}");
+        assert!(!brine_tests::environment::is_mounted(volume.mnt()));
+    }
+
+    let generation = made["generation"].as_u64().expect("a number");
+    let mut at = "at=first\\, of all".to_owned();
+    for _ in 0..2 {
+        volume.mount_with(&["rw", &at]);
+        assert_eq!(fingerprint(volume.mnt()), before, "{at}");
+        let shown = volume.status()["at"].clone();
+        assert_eq!(shown["generation"], generation, "{at}");
+        let root = fs::metadata(volume.mnt()).expect("stat");
+        assert_eq!(root.ino(), 1);
+        assert_eq!(fs::metadata(volume.path("tree/..")).expect("stat").ino(), 1);
+        // The root lists itself as what is above it.
+        let dots = shell(volume.mnt(), "ls -aif | awk '$2 == \".\" || $2 == \"..\" { print $1 }' | head -1");
+        assert_eq!(dots.expect_success().stdout.trim(), "1");
+        for path in ["top", "tree/sub/gone"] {
+            assert_eq!(errno(fs::write(volume.path(path), b"x")), libc::EROFS, "{path}");
+            assert_eq!(errno(fs::remove_file(volume.path(path))), libc::EROFS, "{path}");
+        }
+        assert_eq!(errno(fs::create_dir(volume.path("more"))), libc::EROFS);
+        assert_eq!(errno(fs::metadata(volume.path("new"))), libc::ENOENT);
+        // The rest of the volume can be asked for beside it.
+        assert_eq!(fs::read(volume.path(".brine/snapshots/first, of all/top")).expect("read"), b"first");
+        let log = volume.brine(&["log", &volume.path("top").display().to_string(), "--json"]).expect_success().stdout;
+        let log: Value = serde_json::from_str(&log).expect("JSON");
+        assert!(log["states"].as_array().expect("a list").len() >= 2, "{log}");
+        let mnt = volume.mnt().display().to_string();
+        assert_eq!(volume.brine(&["snapshot", "create", "more", &mnt]).code(), Some(11));
+        volume.umount();
+        // The same by its time.
+        let time_ns = shown["time_ns"].as_i64().expect("a time");
+        at = format!("at=@{}.{:09}", time_ns / 1_000_000_000, time_ns % 1_000_000_000);
+    }
+
+    // The state is the same one when the daemon died and was started again.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    volume.mount_with(&["at=1s"]);
+    assert_eq!(fingerprint(volume.mnt()), after);
+    let shown = volume.status()["at"].clone();
+    let daemon = volume.daemon().expect("it runs").clone();
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    daemon.kill();
+    let back = || fs::read(volume.path("top")).is_ok_and(|bytes| bytes == b"second");
+    assert!(wait_until(std::time::Duration::from_secs(30), back), "the mount came back");
+    volume.adopt();
+    assert_eq!(volume.status()["at"], shown);
+    volume.umount();
+    // All of it changed nothing.
+    volume.mount();
+    assert_eq!(fingerprint(volume.mnt()), after);
+    fs::write(volume.path("top"), b"third").expect("write");
     volume.expect_clean();
 }
 
@@ -446,4 +530,183 @@ fn a_tree_is_rewound_and_rewound_back() {
     refuse(&["rewind", &at(&volume, "outside"), "--to", &undo], 3, &["directory"]);
     refuse(&["rewind", &at(&volume, "never"), "--to", &undo], 5, &["never"]);
     assert_eq!(fingerprint(volume.mnt()), after);
+}
+
+#[test]
+fn a_directory_keeps_more_than_the_volume() {
+    let mut volume = small("retention-directory");
+    let root = volume.mnt().to_owned();
+    let p = |name: &str| root.join(name);
+    let mnt = root.display().to_string();
+    let kept = p("kept").display().to_string();
+    let json_of = |volume: &TestVolume, words: &[&str]| -> Value {
+        let args = [words, &["--json"]].concat();
+        serde_json::from_str(&volume.brine(&args).expect_success().stdout).expect("JSON")
+    };
+    fs::create_dir_all(p("kept/sub")).expect("mkdir");
+    fs::create_dir(p("other")).expect("mkdir");
+    json_of(&volume, &["retention", "set", "--all", "0", "--minutely", "0", "--hourly", "0", &mnt]);
+    // What holds there at first are the volume's.
+    assert_eq!(json_of(&volume, &["retention", "show", &kept])["own"], false);
+    let refused = volume.brine(&["retention", "set", "--budget", "30", &kept]);
+    assert_eq!(refused.code(), Some(3), "{refused}");
+    let refused = volume.brine(&["retention", "set", "--all", "0", &kept]);
+    assert!(refused.code() == Some(3) && refused.stderr.contains("keeps nothing"), "{refused}");
+    assert_eq!(json_of(&volume, &["retention", "set", "--all", "1d", &kept])["own"], true);
+    let below = json_of(&volume, &["retention", "show", "kept/sub", &mnt]);
+    assert_eq!((&below["own"], &below["all_s"]), (&Value::Bool(false), &Value::from(86_400)));
+    let all = json_of(&volume, &["retention", "show", &mnt]);
+    assert_eq!((&all["directories"][0]["path"], &all["all_s"]), (&Value::from("/kept"), &Value::from(0)));
+    let contradicts = volume.brine(&["retention", "set", "--all", "2d", &mnt]);
+    assert!(contradicts.code() == Some(3) && contradicts.stderr.contains("keeps less"), "{contradicts}");
+
+    for (round, text) in ["one", "two", "three"].iter().enumerate() {
+        for dir in ["kept/sub", "other"] {
+            fs::write(p(&format!("{dir}/file")), text.repeat(5000)).expect("write");
+            fs::write(p(&format!("{dir}/gone{round}")), text).expect("write");
+        }
+        volume.sync();
+        fs::remove_file(p(&format!("kept/sub/gone{round}"))).expect("rm");
+        fs::remove_file(p(&format!("other/gone{round}"))).expect("rm");
+        volume.sync();
+    }
+    fs::rename(p("kept"), p("renamed")).expect("mv");
+    volume.brine(&["gc", &mnt]).expect_success();
+    volume.brine(&["gc", &mnt]).expect_success();
+    let states = |volume: &TestVolume, path: &str| -> Vec<u64> {
+        let log = json_of(volume, &["log", &p(path).display().to_string()]);
+        let states = log["states"].as_array().expect("a list").clone();
+        states.iter().filter_map(|state| state["version"].as_u64()).collect()
+    };
+    let mut seen = Vec::new();
+    for version in states(&volume, "renamed/sub/file") {
+        let at = format!("{}@{version}", p("renamed/sub/file").display());
+        let shown = volume.brine(&["cat", &at]);
+        assert!(shown.success(), "{shown}");
+        seen.push(shown.stdout.chars().take(3).collect::<String>());
+    }
+    assert!(["one", "two", "thr"].iter().all(|text| seen.contains(&(*text).to_owned())), "{seen:?}");
+    assert_eq!(states(&volume, "other/file").len(), 1);
+    // What was deleted comes back, by its state before and by a version.
+    for round in 0..3 {
+        let restored = volume.brine(&["restore", &p(&format!("renamed/sub/gone{round}")).display().to_string()]);
+        assert!(restored.success(), "{restored}");
+        let lost = volume.brine(&["restore", &p(&format!("other/gone{round}")).display().to_string()]);
+        assert_eq!(lost.code(), Some(5), "{lost}");
+    }
+    assert_eq!(fs::read(p("renamed/sub/gone1")).expect("read"), b"two");
+    let renamed = p("renamed").display().to_string();
+    assert_eq!(json_of(&volume, &["retention", "clear", &renamed])["own"], false);
+    assert_eq!(volume.brine(&["retention", "clear", &renamed]).code(), Some(5));
+    // The kernel still knows what was shown, and that is being read.
+    volume.remount();
+    volume.brine(&["gc", &mnt]).expect_success();
+    volume.brine(&["gc", &mnt]).expect_success();
+    assert_eq!(states(&volume, "renamed/sub/file").len(), 1);
+    volume.expect_clean();
+}
+
+/// Increments by commands, each computed from a state and written only over that.
+fn increment_by_commands(path: &Path, times: usize) -> (u64, Vec<u64>) {
+    let (mut conflicts, mut made) = (0, Vec::new());
+    while made.len() < times {
+        let log = run(brine_command(&["log", "--json"]).arg(path)).expect_success().stdout;
+        let log: Value = serde_json::from_str(&log).expect("JSON");
+        let version = log["states"][0]["version"].as_u64().expect("a version");
+        let count = run(brine_command(&["cat"]).arg(format!("{}@{version}", path.display()))).expect_success().stdout;
+        let next = count.trim().parse::<u64>().expect("a number") + 1;
+        let script = format!("echo {next} | \"$1\" write --json --if-version {version} \"$2\"");
+        let mut command = std::process::Command::new("sh");
+        let written = run(command.args(["-c", &script, "sh"]).arg(brine_tests::environment::brine()).arg(path));
+        match written.code() {
+            Some(0) => {
+                let written: Value = serde_json::from_str(&written.stdout).expect("JSON");
+                assert_eq!(written["version"].as_u64(), Some(version + 1), "one change, one version");
+                made.push(version + 1);
+            }
+            Some(15) => conflicts += 1,
+            _ => panic!("{written}"),
+        }
+    }
+    (conflicts, made)
+}
+
+#[test]
+fn conditional_writes_of_many_processes_lose_none_and_double_none() {
+    const COMMANDS: usize = 3;
+    const EACH: usize = 6;
+    const WORKERS: usize = 2;
+    const CHANGES: usize = 40;
+    let volume = small("increments");
+    let path = volume.path("counter");
+    fs::write(&path, b"0\n").expect("write");
+    volume.sync();
+    let version = || -> u64 {
+        let log = run(brine_command(&["log", "--json"]).arg(&path)).expect_success().stdout;
+        let log: Value = serde_json::from_str(&log).expect("JSON");
+        log["states"][0]["version"].as_u64().expect("a version")
+    };
+    let before = version();
+    let (conflicts, made) = std::thread::scope(|scope| {
+        let commands: Vec<_> = (0..COMMANDS).map(|_| scope.spawn(|| increment_by_commands(&path, EACH))).collect();
+        // Workers of the mount change the same inode; now and then so that the state is kept.
+        for worker in 0..WORKERS {
+            let path = &path;
+            scope.spawn(move || {
+                for change in 0..CHANGES {
+                    let name = format!("user.worker{worker}");
+                    set_xattr(path, &name, change.to_string().as_bytes(), 0).expect("setxattr");
+                    if change % 8 == 0 {
+                        fs::File::open(path).and_then(|file| file.sync_all()).expect("fsync");
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            });
+        }
+        let done: Vec<_> = commands.into_iter().map(|thread| thread.join().expect("no panic")).collect();
+        (
+            done.iter().map(|(conflicts, _)| conflicts).sum::<u64>(),
+            done.into_iter().flat_map(|(_, made)| made).collect::<Vec<_>>(),
+        )
+    });
+    assert_eq!(
+        version() - before,
+        (COMMANDS * EACH + WORKERS * CHANGES) as u64,
+        "one version each, none lost or doubled"
+    );
+    let mut made = made;
+    made.sort_unstable();
+    made.dedup();
+    assert_eq!(made.len(), COMMANDS * EACH, "no version was given twice");
+    // All of them are kept, in order.
+    for (count, version) in (1u64..).zip(&made) {
+        let shown = run(brine_command(&["cat"]).arg(format!("{}@{version}", path.display()))).expect_success();
+        assert_eq!(shown.stdout.trim(), count.to_string(), "version {version}");
+    }
+    assert_eq!(fs::read_to_string(&path).expect("read").trim(), (COMMANDS * EACH).to_string());
+    let counted = volume.status()["versions"]["conflicts"].as_u64().expect("a count");
+    assert!(counted >= conflicts, "{counted} counted, {conflicts} told");
+    // A stale write changes nothing, leaves nothing beside, and says what is so.
+    let entries = || fs::read_dir(volume.mnt()).expect("ls").count();
+    let names = entries();
+    let stale = run(brine_command(&["write", "--if-version", "1"]).arg(&path).stdin(std::process::Stdio::null()));
+    assert!(stale.code() == Some(15) && stale.stderr.contains("nothing was changed"), "{stale}");
+    assert_eq!(entries(), names);
+    let stale = run(brine_command(&["restore", "--if-version", "1"]).arg(format!("{}@{}", path.display(), made[0])));
+    assert_eq!(stale.code(), Some(15), "{stale}");
+    let now = version().to_string();
+    run(brine_command(&["restore", "--if-version", &now]).arg(format!("{}@{}", path.display(), made[0])))
+        .expect_success();
+    assert_eq!(fs::read_to_string(&path).expect("read").trim(), "1");
+    // Large content, and none.
+    let large = brine_tests::content(7, 1_000_000);
+    let source = volume.root().join("large");
+    fs::write(&source, &large).expect("write");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "\"$1\" write \"$2\" < \"$3\"", "sh"]);
+    run(command.arg(brine_tests::environment::brine()).arg(&path).arg(&source)).expect_success();
+    assert_eq!(fs::read(&path).expect("read"), large);
+    run(brine_command(&["write"]).arg(&path).stdin(std::process::Stdio::null())).expect_success();
+    assert_eq!(fs::read(&path).expect("read"), b"");
+    volume.expect_clean();
 }

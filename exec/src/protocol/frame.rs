@@ -41,6 +41,10 @@ pub enum Kind {
     Window = 6,
     /// A launcher inside a run to the daemon, over the run's credential: with the other end of its connection.
     Call = 7,
+    /// A process of a run to the daemon, over a connection of the run's credential: open the file of this path.
+    Open = 8,
+    /// Daemon to that process: the file, as a descriptor.
+    Opened = 9,
     /// Daemon to spawner: make a sandbox.
     Make = 16,
     /// Spawner to daemon: made, or not.
@@ -57,6 +61,8 @@ pub enum Kind {
     Finished = 35,
     /// Init to daemon: it could not be started.
     Failed = 36,
+    /// Init to daemon: with the socket at which the run's credential is found.
+    Listens = 38,
     /// Daemon to init: end the run.
     Kill = 37,
 }
@@ -65,8 +71,8 @@ impl Kind {
     fn from_number(number: u16) -> Option<Self> {
         use Kind::*;
         [
-            Request, Accepted, Ended, Streams, Signal, Window, Call, Make, Made, Ready, Built, Run, Started, Finished,
-            Failed, Kill,
+            Request, Accepted, Ended, Streams, Signal, Window, Call, Open, Opened, Make, Made, Ready, Built, Run,
+            Started, Finished, Failed, Listens, Kill,
         ]
         .into_iter()
         .find(|kind| *kind as u16 == number)
@@ -76,6 +82,7 @@ impl Kind {
     pub fn body_len_max(self) -> usize {
         match self {
             Self::Request | Self::Run => super::REQUEST_BYTES_MAX,
+            Self::Open => 4096,
             Self::Make | Self::Ended | Self::Failed | Self::Made | Self::Ready => 64 << 10,
             _ => 256,
         }

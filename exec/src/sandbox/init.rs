@@ -7,6 +7,8 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -48,7 +50,7 @@ pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: b
     }
     // Idle, perhaps for long. What was needed to build is not needed any more.
     match receive_frame(&control) {
-        Ok(Some(Frame { kind: Kind::Run, body, fds })) => match begin(&body, fds, ready) {
+        Ok(Some(Frame { kind: Kind::Run, body, fds })) => match begin(&control, &body, fds, ready) {
             Ok(program) => watch(&control, program),
             Err(failure) => fail(&control, &failure),
         },
@@ -104,7 +106,18 @@ struct Program {
     run: Run,
 }
 
-fn begin(body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failure> {
+/// The socket that processes of the run find its credential at: the daemon listens to it, this process does not keep it.
+fn listener(path: &Path) -> io::Result<OwnedFd> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(parent)?;
+    // By a handle: the path may be longer than an address.
+    let parent = sys::open_path(&root::text(parent)?)?;
+    let name =
+        Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(path.file_name().unwrap_or_default());
+    Ok(UnixListener::bind(name)?.into())
+}
+
+fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failure> {
     let malformed = |_| Failure { code: 125, step: "a malformed order to run".into(), errno: 0 };
     let run = Run::decode(body).map_err(malformed)?;
     let mut fds = fds.into_iter();
@@ -112,6 +125,11 @@ fn begin(body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failur
         return Err(Failure { code: 125, step: "an order to run without a launcher".into(), errno: 0 });
     };
     let credential = fds.next();
+    if let Some(path) = &run.credential {
+        let socket = listener(path).map_err(Failure::step("the socket of the credential"))?;
+        send_frame(control, Kind::Listens, &[], &[socket.as_raw_fd()])
+            .map_err(Failure::step("the socket of the credential"))?;
+    }
     let (mut streams, said) = streams(&launcher)?;
     let (terminal, end) = match said.relay {
         true => Terminal::open(&mut streams, said.window).map(|(terminal, end)| (Some(terminal), Some(end)))?,

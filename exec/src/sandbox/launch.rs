@@ -93,7 +93,7 @@ fn prepare(run: &Run, with: With, ready: Ready) -> Result<Command, Failure> {
     }
     files(ready.rules.as_ref(), &with, &writable)?;
     place(with)?;
-    let keep = if run.credential { CREDENTIAL_FD + 1 } else { CREDENTIAL_FD };
+    let keep = if run.credential.is_some() { CREDENTIAL_FD + 1 } else { CREDENTIAL_FD };
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(run.umask));
     limits(run).map_err(failed("resource limits"))?;
     give_up().map_err(failed("giving up rights"))?;
@@ -149,13 +149,19 @@ fn views(run: &Run, cover: &OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
             let step = format!("{} was replaced while the run was being prepared", view.source.display());
             return Err(Failure { code: 126, step, errno: 0 });
         }
+        let at = || mount_point(&root, view, kind == libc::S_IFDIR);
+        if let ViewAccess::Stage(staging) = &view.access {
+            overlay(&volume, staging, &found, &at()?, view)?;
+            // The overlay is on top now.
+            writable.push(at()?);
+            continue;
+        }
         let tree = sys::open_tree(Some(found.as_fd()), c"", libc::OPEN_TREE_CLONE | libc::AT_EMPTY_PATH as u32)
             .map_err(refused(view))?;
         let write = view.access == ViewAccess::Write;
         let attributes = sys::MOUNT_NOSUID | sys::MOUNT_NODEV | if write { 0 } else { sys::MOUNT_RDONLY };
         sys::mount_setattr(&tree, false, attributes).map_err(refused(view))?;
-        let at = mount_point(&root, view, kind == libc::S_IFDIR)?;
-        sys::move_mount_to(&tree, &at).map_err(refused(view))?;
+        sys::move_mount_to(&tree, at()?).map_err(refused(view))?;
         if write {
             writable.push(tree);
         }
@@ -164,6 +170,23 @@ fn views(run: &Run, cover: &OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
     // unmount, and the descriptor is closed.
     sys::move_mount_to(cover, &volume).map_err(Failure::step("covering the volume"))?;
     Ok(writable)
+}
+
+/// A view whose changes go to a staging directory: an overlay of it over what the view shows.
+fn overlay(volume: &OwnedFd, staging: &Path, lower: &OwnedFd, at: &OwnedFd, view: &View) -> Result<(), Failure> {
+    let step = || Failure::step(format!("staging the outputs of {}", view.source.display()));
+    let path = text(staging).map_err(step())?;
+    let staging = sys::open_beneath(volume, &path, libc::O_PATH | libc::O_DIRECTORY).map_err(step())?;
+    // By number: no path of a user's stands among the options. It is thrown away if the run fails, so that nothing in
+    // it need be synced.
+    let options = format!(
+        "lowerdir=/proc/self/fd/{},upperdir=/proc/self/fd/{1}/upper,workdir=/proc/self/fd/{1}/work,userxattr,volatile",
+        lower.as_raw_fd(),
+        staging.as_raw_fd()
+    );
+    let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV;
+    let at = format!("/proc/self/fd/{}", at.as_raw_fd());
+    super::root::mount_at(Some("overlay"), &at, Some("overlay"), flags, &options).map_err(step())
 }
 
 /// The place in the sandbox where a view is mounted, made if need be. No link is followed on the way: a view shown

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::{Error, Result};
@@ -71,11 +71,12 @@ pub(crate) struct Run {
     /// Limits no group enforces: processes, memory; held by the weaker per-process ones. 0 if a group does.
     pub pids: u64,
     pub memory_bytes: u64,
-    pub credential: bool,
+    /// Descriptor 3 comes with it, and this is where the socket beside it is made.
+    pub credential: Option<PathBuf>,
 }
 
 impl Run {
-    pub fn of(plan: &Plan, pids_in_group: bool, memory_in_group: bool, credential: bool) -> Self {
+    pub fn of(plan: &Plan, pids_in_group: bool, memory_in_group: bool) -> Self {
         let entry = |(name, value): &(OsString, OsString)| {
             let mut entry = name.clone();
             entry.push("=");
@@ -99,14 +100,18 @@ impl Run {
             file_size_bytes: limits.file_size_bytes,
             pids: if pids_in_group { 0 } else { u64::from(limits.pids) },
             memory_bytes: if memory_in_group { 0 } else { limits.memory_bytes },
-            credential,
+            credential: plan.credential.clone(),
         }
     }
 
     pub fn encode(&self) -> Vec<u8> {
         fn view(out: &mut Writer, view: &View) {
             out.path(&view.source).u64(view.ino.unwrap_or(0)).u8(u8::from(view.ino.is_some())).path(&view.at);
-            out.u8(u8::from(view.access == ViewAccess::Write));
+            match &view.access {
+                ViewAccess::Read => out.u8(0),
+                ViewAccess::Write => out.u8(1),
+                ViewAccess::Stage(path) => out.u8(2).path(path),
+            };
         }
         fn strings(out: &mut Writer, strings: &[OsString]) {
             out.u32(strings.len() as u32);
@@ -123,7 +128,7 @@ impl Run {
         out.path(&self.directory).u32(self.umask).u32(self.nice as u32).u64(self.ignored_signals);
         out.u64(nanoseconds(self.wall)).u64(self.cpu_time.map_or(0, nanoseconds)).u64(nanoseconds(self.grace));
         out.u64(self.open_files).u64(self.file_size_bytes).u64(self.pids).u64(self.memory_bytes);
-        out.u8(u8::from(self.credential));
+        out.path(self.credential.as_deref().unwrap_or(Path::new("")));
         out.0
     }
 
@@ -132,7 +137,12 @@ impl Run {
             let source = body.path()?;
             let (ino, known) = (body.u64()?, body.u8()? == 1);
             let at = body.path()?;
-            let access = if body.u8()? == 1 { ViewAccess::Write } else { ViewAccess::Read };
+            let access = match body.u8()? {
+                0 => ViewAccess::Read,
+                1 => ViewAccess::Write,
+                2 => ViewAccess::Stage(body.path()?),
+                _ => return Err(Error::Malformed("an unknown kind of view")),
+            };
             Ok(View { source, ino: known.then_some(ino), at, access })
         }
         let mut body = Reader(body);
@@ -152,7 +162,7 @@ impl Run {
             file_size_bytes: body.u64()?,
             pids: body.u64()?,
             memory_bytes: body.u64()?,
-            credential: body.u8()? == 1,
+            credential: Some(body.path()?).filter(|path| !path.as_os_str().is_empty()),
         };
         body.end()?;
         Ok(run)
@@ -289,13 +299,17 @@ mod tests {
         let identity = Identity { uid: 7, gid: 8, groups: vec![9, 10] };
         let program = View { source: "exec/a".into(), ino: Some(5), at: "/m/exec/a".into(), access: ViewAccess::Read };
         let mut plan = Plan::new(identity.clone(), program.clone());
-        plan.views = vec![View { ino: None, access: ViewAccess::Write, ..program }];
+        plan.views = vec![
+            View { ino: None, access: ViewAccess::Write, ..program.clone() },
+            View { access: ViewAccess::Stage(".brine/stage/x/0".into()), ..program },
+        ];
         plan.template.root = Root::Image("img".into());
         plan.nice = -3;
+        plan.credential = Some("/m/.brine/exec.sock".into());
 
         let make = Make { identity, template: plan.template.clone(), born: true };
         assert_eq!(Make::decode(&make.encode()).unwrap(), make);
-        let run = Run::of(&plan, true, false, true);
+        let run = Run::of(&plan, true, false);
         assert_eq!((run.pids, run.memory_bytes, run.nice), (0, plan.limits.memory_bytes, 0));
         let bytes = run.encode();
         assert_eq!(Run::decode(&bytes).unwrap(), run);

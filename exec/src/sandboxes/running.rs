@@ -1,6 +1,6 @@
 //! One run, watched until it is over, and why it ended.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Disposed;
+use super::make::is_readable;
 use crate::cgroup::GroupUsage;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::policy::Limits;
-use crate::protocol::frame::{Kind, receive_frame};
+use crate::protocol::frame::{Frame, Kind, receive_frame};
 use crate::run_record::{ExitCause, Outcome, RunId, Steps, Usage, Verdict};
 use crate::sandbox::message::{EndedBy, Failure, Finished};
 
@@ -45,6 +46,15 @@ enum Ended {
     Order,
 }
 
+/// What is told of a run that goes on.
+#[derive(Debug)]
+pub enum Event {
+    /// The socket of its credential: whoever connects there is in its sandbox, or got in there by other means.
+    Listens(OwnedFd),
+    /// The program runs.
+    Started,
+}
+
 impl Running {
     pub(super) fn new(
         id: RunId,
@@ -63,12 +73,17 @@ impl Running {
         self.id
     }
 
-    /// Wait until the program and all it started is gone. `started` is called when the program runs.
+    /// Process number of its init.
+    pub fn init(&self) -> i32 {
+        self.sandbox.get().pid
+    }
+
+    /// Wait until the program and all it started is gone. `tell` is called with what happens meanwhile.
     ///
     /// # Errors
     /// It could not be started, or its sandbox broke before it was.
-    pub fn wait(mut self, mut started: impl FnMut()) -> Result<Outcome> {
-        let finished = self.watch(&mut started);
+    pub fn wait(mut self, mut tell: impl FnMut(Event)) -> Result<Outcome> {
+        let finished = self.watch(&mut tell);
         self.steps.gone = self.begun.elapsed();
         let usage = self.sandbox.get().group.usage();
         match finished {
@@ -78,28 +93,36 @@ impl Running {
     }
 
     /// The init's report, if it could still make one, and what this side did to it.
-    fn watch(&mut self, started: &mut dyn FnMut()) -> Result<(Option<Finished>, Option<Ended>)> {
+    fn watch(&mut self, tell: &mut dyn FnMut(Event)) -> Result<(Option<Finished>, Option<Ended>)> {
         let mut ended = None;
         let grace = self.limits.grace + KILL_WAIT;
         let mut last = self.begun.checked_add(self.limits.wall + grace);
         loop {
             match self.event() {
-                Some(Some((Kind::Started, _))) => {
+                Some(Some(Frame { kind: Kind::Listens, mut fds, .. })) => {
+                    fds.pop().into_iter().for_each(|socket| tell(Event::Listens(socket)));
+                    continue;
+                }
+                Some(Some(Frame { kind: Kind::Started, .. })) => {
                     self.steps.started = self.begun.elapsed();
-                    started();
+                    tell(Event::Started);
                     // Only now is the place it left in the pool filled: making a sandbox would have been in its way.
                     self.sandbox.shared.pool_changed.notify_all();
                     continue;
                 }
-                Some(Some((Kind::Finished, body))) => {
+                Some(Some(Frame { kind: Kind::Finished, body, .. })) => {
                     let finished = Finished::decode(&body)?;
                     self.steps.ended = self.begun.elapsed();
                     return Ok((Some(finished), ended));
                 }
-                Some(Some((Kind::Failed, body))) => return Err(Failure::decode(&body)?.into()),
+                Some(Some(Frame { kind: Kind::Failed, body, .. })) => return Err(Failure::decode(&body)?.into()),
                 Some(Some(_)) => return Err(Error::Malformed("an init's report")),
-                // The init is gone without a word: killed, with everything in its namespace.
+                // The init is gone without a word: killed, with everything in its namespace. Its socket closes before
+                // that is done; its process ends only then.
                 Some(None) => {
+                    if !is_readable(&self.sandbox.get().pidfd, KILL_WAIT) {
+                        log::warn!("run {}: some of its processes do not end", self.id);
+                    }
                     self.steps.ended = self.begun.elapsed();
                     if ended.is_none() && self.steps.started.is_zero() && !self.killed.load(Ordering::SeqCst) {
                         let oom = self.sandbox.get().group.usage().oom_kills > 0;
@@ -134,12 +157,12 @@ impl Running {
     }
 
     /// One frame of the init, the end of its socket, or `None` after a tick.
-    fn event(&self) -> Option<Option<(Kind, Vec<u8>)>> {
+    fn event(&self) -> Option<Option<Frame>> {
         let control = &self.sandbox.get().control;
         let timeout = PollTimeout::try_from(TICK).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(control.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) | Err(_) => None,
-            Ok(_) => Some(receive_frame(control.as_ref()).ok().flatten().map(|frame| (frame.kind, frame.body))),
+            Ok(_) => Some(receive_frame(control.as_ref()).ok().flatten()),
         }
     }
 

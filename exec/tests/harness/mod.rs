@@ -97,12 +97,20 @@ pub fn limits(change: impl FnOnce(&mut Limits)) -> Limits {
     limits
 }
 
-/// Whether any process of this machine has `text` in its command line.
-pub fn is_running(text: &str) -> bool {
-    let Ok(entries) = fs::read_dir("/proc") else { return false };
-    entries.flatten().any(|entry| {
-        fs::read(entry.path().join("cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(text))
-    })
+/// Processes of this machine that have these words, whole and in this order, in their command line.
+pub fn running(words: &str) -> usize {
+    let words: Vec<&str> = words.split(' ').collect();
+    let Ok(entries) = fs::read_dir("/proc") else { return 0 };
+    let has = |line: Vec<u8>| {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        line.split('\0').collect::<Vec<_>>().windows(words.len()).any(|part| part == words)
+    };
+    entries.flatten().filter(|entry| fs::read(entry.path().join("cmdline")).is_ok_and(has)).count()
+}
+
+/// Whether there is any.
+pub fn is_running(words: &str) -> bool {
+    running(words) > 0
 }
 
 pub fn exists(path: &Path) -> bool {

@@ -17,7 +17,7 @@ use super::secret::SecretArgs;
 use super::status::open_options;
 use super::target::{Live, Offline, Target, resolve};
 use super::{args, output};
-use crate::control::{Progress, Request, SaltRequest};
+use crate::control::{Progress, Request, RetentionChange, RetentionRequest, SaltRequest, answer_retention};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount::harden;
 use crate::telemetry::{self, printable};
@@ -167,7 +167,7 @@ fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgr
         Request::Check { repair: false, .. }
             | Request::Gc { dry_run: true }
             | Request::Usage { .. }
-            | Request::Retention { set: None }
+            | Request::Retention { ask: RetentionRequest { change: RetentionChange::None, .. } }
             | Request::Salt { ask: SaltRequest::Show }
     );
     let volume = Volume::open(open_options(offline.sources.clone(), unlock, asked.state_dir.clone(), read_only))?;
@@ -196,12 +196,7 @@ fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Va
             };
             json(&volume.gc(&NothingDirty, GcOptions { dry_run: *dry_run }, &step)?)
         }
-        Request::Retention { set } => {
-            if let Some(rules) = set {
-                volume.set_retention_rules(rules)?;
-            }
-            json(&volume.retention_rules()?)
-        }
+        Request::Retention { ask } => answer_retention(volume, ask),
         Request::Salt { ask } => {
             let step = |phase: &str, done, total| {
                 progress.progress(done, total, phase);

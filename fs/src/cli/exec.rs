@@ -19,7 +19,7 @@ use crate::mount_table::{self, Mount};
 
 pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
     let Some(Arg::Value(word)) = parser.next()? else {
-        return Err(Failure::usage("give one of run, ps, kill, log, policy"));
+        return Err(Failure::usage("give one of run, ps, kill, log, policy, publish"));
     };
     match word.to_string_lossy().as_ref() {
         "policy" => policy::run(parser),
@@ -27,9 +27,10 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
         "ps" => runs::ps(parser),
         "kill" => runs::kill(parser),
         "log" => runs::log(parser),
-        other => {
-            Err(Failure::usage(format!("there is no `brine exec {other}`; give one of run, policy, ps, kill, log")))
-        }
+        "publish" => runs::publish(parser),
+        other => Err(Failure::usage(format!(
+            "there is no `brine exec {other}`; give one of run, policy, ps, kill, log, publish"
+        ))),
     }
 }
 

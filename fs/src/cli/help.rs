@@ -65,6 +65,8 @@ Options:
                         stops writing when it notices. With state=DIR if it runs on this host
   accept_rollback       go on from an older state where acknowledged generations are gone, or two writers went apart;
                         what came after it is given up. A mount that needs this says which generations
+  at=SNAPSHOT|TIME      the volume as it was, read-only: a snapshot's name, 2026-01-31T23:59 (UTC), @SECONDS, or 2h for
+                        that long before now. One mount of a volume at a time, this one included
   threads=N             FUSE event threads (default 1)
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor
@@ -142,19 +144,35 @@ pub(super) const RETENTION: &str = "\
 A former state is kept while a rule keeps it, or a snapshot, or somebody who reads it. With less than a tenth of the
 space free, and beyond the budget, the oldest go first whatever the rules say. The newest state always stays.
 
-  set: what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
+DIRECTORY, a path in the volume (or on its mount, then without MOUNTPOINT), has rules of its own for itself and what is
+below it, instead of those above it. They keep more than these, and are refused if they would keep less.
+
+  show               the rules; of the volume also those of its directories
+  clear              take a directory's rules away: what only they kept goes
+  set                what is not named stays as it is. TIME is a number with s, m, h, d, w or y; 0 turns a rule off.
   --all TIME         keep every state for so long (10m)
   --minutely TIME    then the last of each minute (1h)
   --hourly TIME      then the last of each hour (1d)
   --daily TIME, --weekly TIME, --monthly TIME
                      then the last of each day, week, 30 days (0)
   --last N           the newest N states, whatever their age (0)
-  --budget PERCENT   of the usable space that history may take (20)
+  --budget PERCENT   of the usable space that history may take (20); the volume's only, as are snapshots
   --snapshots hourly|daily|weekly|monthly=N
                      make a snapshot every so often, keep the last N; N 0 ends that
   --default          begin with the defaults, given in brackets above
   --json             the rules as JSON
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const QUOTA: &str = "\
+Writers within are told EDQUOT when DIR and all below it hold as much as they may, root too; `df DIR` shows the quota. A
+file counts as much as `du` says of it. What is in DIR already is counted first. Moves and links into DIR and out of it
+are refused as between filesystems, so that programs copy. Quotas within quotas count in both.
+
+  set DIR      --bytes N, --inodes N: the most it may hold; `none` lifts a limit, the one not named stays
+  show DIR     the quotas that DIR counts in, innermost first
+  list DIR     all of the volume; any path on it, such as the mountpoint
+  remove DIR   from now on DIR counts only in what is around it
+  --json       fields are listed in docs/CLI.md";
 
 pub(super) const SALT: &str = "\
 Equal content is stored once within a salt epoch. In a new epoch nothing that is written shares a block, or shows by its
@@ -201,12 +219,21 @@ second V it compares with the present.
 
   --json     the answer as JSON (`brine diff`)";
 
+pub(super) const WRITE: &str = "\
+The whole of standard input becomes the content of the file PATH, in one step, as one version that is kept and durable
+when this returns. Owner and mode stay. Until then the new content lies in a file beside it.
+
+  --if-version V  only if the file is of this version, as `brine log` and this command tell it; else nothing is changed
+                  and the exit code is 15: read the file again, decide anew, try again
+  --json          the answer as JSON";
+
 pub(super) const RESTORE: &str = "\
 The state becomes a new version of the file, with the content, owner, mode, times and attributes it had; blocks are
 shared. What is deleted is made anew, a directory with everything in it; without V it is the state before it was deleted.
 
   V              a version as `brine log` shows it, a time, or the name of a snapshot
   --to NEW_PATH  bring it back under another name, which must be free
+  --if-version V only over a file of this version; else nothing is changed and the exit code is 15
   --json         the answer as JSON";
 
 pub(super) const REWIND: &str = "\
@@ -223,17 +250,21 @@ policy grants. Root and who mounted the volume see all runs, others their own.
 
   brine exec policy FUNCTION [options]   show or change what it may do; its owner and root only
     --read PATH, --write PATH   paths that exist for every run; relative ones from the function's directory
+    --stage on|off     what is written to --write paths appears in one step when the program ends with 0, or not at all
     --memory N, --scratch N, --cpus N, --pids N, --timeout T, --cpu-time T, --concurrency N   limits
+               (memory, unless given: a 96th of the machine's, 128M to 1G)
     --net none|host    network               --env NAME     pass this variable on
     --root DIR|host    root directory        --args none|read   whether arguments grant reading
     --call FUNCTION    a function that runs may invoke
+    --open PATH        files below it can be opened by asking for them (docs/CLI.md), and are not shown
     --uid UID          whom runs of root are run as
     --best-effort on|off   start even where a limit cannot be enforced
-    --no-read, --no-write, --no-env, --no-call   empty the list      --reset  no policy
+    --no-read, --no-write, --no-env, --no-call, --no-open   empty the list      --reset  no policy
     --resume           the program was changed by another user and is fine
   brine exec run [--result-fd N] FUNCTION [ARG...]   as running the file, without the kernel's exec
   brine exec ps [--json]              runs that go on
   brine exec kill RUN                 end one; the beginning of its name is enough
+  brine exec publish RUN              publish staged outputs that met somebody else's changes, over these
   brine exec log [--json] [-n N] [RUN]   records of runs, the newest first
 
   --at PATH   on which volume, if not that of the working directory or the only one";

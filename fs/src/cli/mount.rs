@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use brine_store::clock::{Clock, SystemClock};
 use brine_store::volume::{Probe, check_state_dir, probe};
 use lexopt::{Arg, Parser};
 use nix::mount::{MsFlags, mount};
@@ -16,6 +17,7 @@ use super::{args, output, secret};
 use crate::config::MountOptions;
 use crate::control::{self, Progress};
 use crate::exit_code::{ExitCode, Failure};
+use crate::moment::Moment;
 use crate::mount::{Mountpoint, Plan, Secret, check_overlap, harden, launch, prepare, run_foreground};
 use crate::vfs::Atime;
 
@@ -52,10 +54,13 @@ fn parse(mut parser: Parser) -> Result<Asked, Failure> {
 }
 
 pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
-    let asked = parse(parser)?;
-    let [source, point] = args::exactly(asked.paths, "SOURCE (any directory of the volume) and MOUNTPOINT")?;
+    let mut asked = parse(parser)?;
+    let [source, point] =
+        args::exactly(std::mem::take(&mut asked.paths), "SOURCE (any directory of the volume) and MOUNTPOINT")?;
     let base = std::env::current_dir().unwrap_or_else(|_| "/".into());
     let options = MountOptions::parse(&asked.options, &base)?;
+    let fixed = options.at.as_deref().and_then(|at| fixed_time(at, SystemClock.now_ns()));
+    asked.options.extend(fixed);
     if options.remount {
         return remount(&base.join(point), &options).map(|()| ExitCode::Success);
     }
@@ -143,6 +148,14 @@ fn remount(point: &Path, options: &MountOptions) -> Result<(), Failure> {
     flags.set(MsFlags::MS_DIRSYNC, options.kernel.iter().any(|option| option == "dirsync"));
     mount(None::<&str>, point, None::<&str>, flags, None::<&str>)
         .map_err(|errno| Failure::io(format!("remounting {}", point.display()), &errno.into()))
+}
+
+/// The option that stands for the same time whenever it is read: a daemon that is started again shows the same state.
+fn fixed_time(at: &str, now_ns: i64) -> Option<OsString> {
+    match Moment::parse(at, now_ns) {
+        Moment::Time(ns) if ns >= 0 => Some(format!("at=@{}.{:09}", ns / 1_000_000_000, ns % 1_000_000_000).into()),
+        _ => None,
+    }
 }
 
 fn first_secret(options: &MountOptions, probe: &Probe) -> Result<Secret, Failure> {
@@ -263,6 +276,14 @@ mod tests {
         assert_eq!(asked.options, ["ro", "keyfile=/k"]);
         assert!(asked.foreground && asked.verbose);
         assert!(parse(Parser::from_args(["-x"])).is_err());
+    }
+
+    #[test]
+    fn a_time_that_was_is_the_same_later() {
+        let now_ns = 1_700_000_000_250_000_000;
+        assert_eq!(fixed_time("10m", now_ns), Some("at=@1699999400.250000000".into()));
+        assert_eq!(fixed_time("2023-11-14", now_ns), Some("at=@1699920000.000000000".into()));
+        assert_eq!(fixed_time("monday", now_ns), None);
     }
 
     #[test]

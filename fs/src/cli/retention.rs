@@ -2,44 +2,58 @@
 
 use brine_store::retention::{Period, Rules, SnapshotRule, seconds, words};
 use lexopt::{Arg, Parser, ValueExt};
+use serde_json::Value;
 
-use super::check::{Asked, perform, whole};
+use super::check::{Asked, inside, perform};
 use super::target::resolve;
 use super::{args, output};
-use crate::control::Request;
+use crate::control::{Request, RetentionChange, RetentionRequest, rules_of};
 use crate::exit_code::{ExitCode, Failure};
+use crate::telemetry::printable;
 
 /// One change of the rules.
 type Change = Box<dyn Fn(&mut Rules)>;
 
-/// `brine retention show|set ... VOLUME`.
+/// `brine retention show|set|clear ... [DIRECTORY] VOLUME`.
 pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
-    let usage = || Failure::usage("give \"show\" or \"set\" first");
-    let set = match parser.next()? {
-        Some(Arg::Value(word)) if word == "show" => false,
-        Some(Arg::Value(word)) if word == "set" => true,
+    let usage = || Failure::usage("give \"show\", \"set\" or \"clear\" first");
+    let (set, clear) = match parser.next()? {
+        Some(Arg::Value(word)) if word == "show" => (false, false),
+        Some(Arg::Value(word)) if word == "set" => (true, false),
+        Some(Arg::Value(word)) if word == "clear" => (false, true),
         _ => return Err(usage()),
     };
     let (mut asked, changes) = parse(parser, set)?;
-    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    let path = (asked.paths.len() == 2).then(|| asked.paths.remove(0));
+    let [named] = args::exactly(std::mem::take(&mut asked.paths), "[DIRECTORY] and one SOURCE or MOUNTPOINT")?;
     if set && changes.is_empty() {
         return Err(Failure::usage("name the rules to set"));
     }
-    let target = whole(resolve(&named)?, &named)?;
-    let mut answer = perform(&target, &Request::Retention { set: None }, &asked)?;
-    if set {
-        let mut rules: Rules = serde_json::from_value(answer)
-            .map_err(|error| Failure::new(ExitCode::Failed, format!("the daemon's rules: {error}")))?;
+    let target = resolve(&named)?;
+    let directory = inside(&target, path.as_deref())?;
+    let ask = |change| {
+        let ask = RetentionRequest { directory: directory.clone(), change };
+        perform(&target, &Request::Retention { ask }, &asked)
+    };
+    let answer = if clear {
+        ask(RetentionChange::Clear)?
+    } else if set {
+        // A directory without rules begins with those that hold there.
+        let now = ask(RetentionChange::None)?;
+        let mut rules = rules_of(&now)?;
+        if now["own"] == false {
+            rules = Rules { snapshots: Vec::new(), budget_percent: Rules::default().budget_percent, ..rules };
+        }
         changes.iter().for_each(|change| change(&mut rules));
         rules.check()?;
-        answer = perform(&target, &Request::Retention { set: Some(rules) }, &asked)?;
-    }
+        ask(RetentionChange::Set(rules))?
+    } else {
+        ask(RetentionChange::None)?
+    };
     if asked.json {
         output::say_json(&answer);
     } else {
-        let rules: Rules = serde_json::from_value(answer)
-            .map_err(|error| Failure::new(ExitCode::Failed, format!("the daemon's rules: {error}")))?;
-        output::say(&show(&rules));
+        output::say(&show_answer(&answer)?);
     }
     Ok(ExitCode::Success)
 }
@@ -117,7 +131,31 @@ fn value(parser: &mut Parser, name: &str) -> Result<String, Failure> {
     parser.value()?.string().map_err(|_| Failure::usage(format!("--{name}: not text")))
 }
 
+fn show_answer(answer: &Value) -> Result<String, Failure> {
+    let rules = rules_of(answer)?;
+    if let Some(path) = answer["path"].as_str() {
+        let whose = if answer["own"] == true { "its own rules" } else { "the rules of what is above it" };
+        return Ok(format!("{}: {whose}\n{}", printable(path), times(&rules).join("\n")));
+    }
+    let mut text = show(&rules);
+    for of in answer["directories"].as_array().into_iter().flatten() {
+        let path = of["path"].as_str().map_or_else(|| format!("a removed directory, inode {}", of["ino"]), printable);
+        text.push_str(&format!("\n{path}: {}", times(&rules_of(of)?).join(", ")));
+    }
+    Ok(text)
+}
+
 fn show(rules: &Rules) -> String {
+    let mut lines = times(rules);
+    for rule in &rules.snapshots {
+        lines.push(format!("a snapshot {}, the last {} of them", rule.every.name(), rule.keep));
+    }
+    lines.push(format!("history takes at most {} % of the usable space", rules.budget_percent));
+    lines.join("\n")
+}
+
+/// What is kept, and for how long.
+fn times(rules: &Rules) -> Vec<String> {
     let mut lines = Vec::new();
     for (what, time) in [
         ("every state", rules.all_s),
@@ -137,11 +175,7 @@ fn show(rules: &Rules) -> String {
     if lines.is_empty() {
         lines.push("no former states".to_owned());
     }
-    for rule in &rules.snapshots {
-        lines.push(format!("a snapshot {}, the last {} of them", rule.every.name(), rule.keep));
-    }
-    lines.push(format!("history takes at most {} % of the usable space", rules.budget_percent));
-    lines.join("\n")
+    lines
 }
 
 #[cfg(test)]

@@ -70,8 +70,9 @@ fn place(status: &Value) -> String {
         let pid = number(status, &["pid"]).unwrap_or_default();
         let up = number(status, &["uptime_s"]).map_or(String::new(), |up| format!(" for {}", duration(up)));
         let mode = if status["read_only"].is_string() { ", read-only" } else { "" };
+        let at = status["at"]["time"].as_str().map_or(String::new(), |time| format!(", as of {time}"));
         return format!(
-            "  mounted at {}{mode}{up} by process {pid}; generation {generation}",
+            "  mounted at {}{mode}{at}{up} by process {pid}; generation {generation}",
             printable(text(status, "mountpoint"))
         );
     }

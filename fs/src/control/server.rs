@@ -222,7 +222,7 @@ fn obey(stream: &UnixStream, shared: &Shared, request: &Request, asker: Asker) -
         | Request::Usage { .. }
         | Request::Retention { .. }
         | Request::Salt { .. } => shared.service.work(request, &step),
-        Request::Versions { .. } => shared.service.family(request, &step),
+        Request::Versions { .. } | Request::Quota { .. } => shared.service.family(request, &step),
         Request::Umount { lazy } => {
             shared.service.umount(*lazy)?;
             if *lazy {

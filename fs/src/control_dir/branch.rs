@@ -163,5 +163,7 @@ pub fn plain_attr(ino: Ino, kind: FileKind, perm: u16, size: u64, time_ns: i64) 
         btime_ns: time_ns,
         ino_generation: 1,
         in_exec: false,
+        quota: 0,
+        chunk_bytes: 0,
     }
 }

@@ -36,10 +36,12 @@ pub enum Family {
     Launcher = 19,
     /// `.brine/exec.sock`.
     ExecSocket = 20,
+    /// `.brine/stage/`.
+    Stage = 21,
 }
 
 impl Family {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Control,
         Self::Snapshots,
         Self::At,
@@ -49,6 +51,7 @@ impl Family {
         Self::Runs,
         Self::Launcher,
         Self::ExecSocket,
+        Self::Stage,
     ];
 
     /// The name in `.brine`; of `.brine` itself its own.
@@ -63,6 +66,7 @@ impl Family {
             Self::Runs => b"runs",
             Self::Launcher => b"launcher",
             Self::ExecSocket => b"exec.sock",
+            Self::Stage => b"stage",
         }
     }
 

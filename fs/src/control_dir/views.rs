@@ -103,7 +103,7 @@ impl Views {
         let tree = match entered.filter(|tree| tree.key == key) {
             Some(tree) => tree,
             None => {
-                let view = self.volume.view(generation).map_err(|error| Errno::from(&error))?;
+                let view = self.volume.view_of(generation, ino).map_err(|error| Errno::from(&error))?;
                 Arc::new(Tree { view, family: self.family, key, entry: ino })
             }
         };

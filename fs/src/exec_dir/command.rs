@@ -12,7 +12,7 @@ use super::grant::Scout;
 use super::host::RunHost;
 use super::policies::Place;
 use super::policy::PolicyChange;
-use super::record::RunRow;
+use super::record::{OUTPUTS_KEPT, OUTPUTS_PUBLISHED, RunRow};
 use super::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 
@@ -49,6 +49,7 @@ pub fn answer(host: &RunHost, request: &ExecRequest, asker: Asker, kill: Kill<'_
                 }
             }
         }
+        ExecRequest::Publish { run } => publish(host, run, asker),
         ExecRequest::Log { run: None, max } => {
             let mut rows = host.runs().newest(LOG_MAX as usize);
             rows.retain(|row| sees(asker, row));
@@ -65,6 +66,33 @@ pub fn answer(host: &RunHost, request: &ExecRequest, asker: Asker, kill: Kill<'_
             }
         }
     }
+}
+
+fn publish(host: &RunHost, run: &str, asker: Asker) -> Result<Value, Failure> {
+    let mut rows = host.runs().named(run);
+    rows.retain(|row| sees(asker, row));
+    let [row] = &mut rows[..] else {
+        return Err(match rows.len() {
+            0 => Failure::new(ExitCode::NotFound, format!("there is no record of a run {run}")),
+            many => Failure::usage(format!("{many} runs begin with {run}; give more of the name")),
+        });
+    };
+    if row.outputs != OUTPUTS_KEPT {
+        let what = if row.outputs.is_empty() { "it has none" } else { &row.outputs };
+        let why = format!("run {}: outputs to publish are those kept after a conflict, for a day; {what}", row.id);
+        return Err(Failure::new(ExitCode::Refused, why));
+    }
+    // As the run was started, however long ago: rights that were taken from its caller since are gone.
+    let who = match asker.commands {
+        true => Identity { uid: 0, gid: 0, groups: Vec::new() },
+        false => Identity { uid: row.uid, gid: row.gid, groups: Vec::new() },
+    };
+    let refused = |why| Failure::new(ExitCode::Refused, format!("run {}: {why}", row.id));
+    host.stagings().publish_kept(row, &who).map_err(refused)?;
+    row.outputs = OUTPUTS_PUBLISHED.into();
+    host.runs().put(row);
+    let paths: Vec<&str> = row.staged.iter().map(|staged| &*staged.path).collect();
+    Ok(json!({ "published": row.id, "paths": paths }))
 }
 
 fn sees(asker: Asker, row: &RunRow) -> bool {
@@ -101,7 +129,7 @@ fn policy(host: &RunHost, path: &Path, change: Option<&PolicyChange>, asker: Ask
             let old = old.unwrap_or_default().unwrap_or_default();
             let new = change.clone().apply(old, asker.uid);
             new.check().map_err(refuse)?;
-            for granted in new.read.iter().chain(&new.write).chain(&new.root).chain(&new.call) {
+            for granted in new.read.iter().chain(&new.write).chain(&new.root).chain(&new.call).chain(&new.open) {
                 if scout.find(Path::new(granted.trim_start_matches('/'))).is_none() {
                     return Err(refuse(format!("{granted} does not exist, or is reached through a symbolic link")));
                 }

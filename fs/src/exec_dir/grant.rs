@@ -16,6 +16,8 @@ use crate::vfs::Vfs;
 
 /// What interpreter lines name, from the root of the volume.
 pub const LAUNCHER: &str = ".brine/launcher";
+/// Where a run finds its credential, beside the launcher, from the root of the volume.
+pub const CREDENTIAL: &str = ".brine/exec.sock";
 /// Arguments that grant reading a file at most.
 const ARGUMENTS_MAX: usize = 256;
 
@@ -37,6 +39,8 @@ pub struct Grants {
     pub views: Vec<View>,
     /// For the record.
     pub inputs: Vec<Input>,
+    /// Below these a run may open files by asking.
+    pub open: Vec<PathBuf>,
     /// Arguments that name something of the volume and were not granted.
     pub withheld: Vec<PathBuf>,
 }
@@ -99,8 +103,13 @@ impl Scout<'_> {
             if !matches!(attr.kind, FileKind::File | FileKind::Directory) {
                 return Err(self.mountpoint.join(&inside));
             }
-            grants.views.push(self.view(&inside, &attr, access));
+            grants.views.push(self.view(&inside, &attr, access.clone()));
             grants.inputs.push(Input { path: inside, ino: attr.ino, version: attr.version });
+        }
+        for path in &policy.open {
+            let inside = PathBuf::from(path.trim_start_matches('/'));
+            self.find(&inside).ok_or_else(|| self.mountpoint.join(&inside))?;
+            grants.open.push(inside);
         }
         for path in &policy.call {
             let inside = PathBuf::from(path.trim_start_matches('/'));

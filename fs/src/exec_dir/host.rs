@@ -13,24 +13,26 @@ use std::time::Instant;
 
 use brine_exec::invocation::Caller as Peer;
 use brine_exec::protocol::Request;
-use brine_exec::service::{Admitted, Host};
-use brine_exec::{Error, ExitCause, Identity, Outcome, Plan, Result, Root, RunId, View, ViewAccess};
+use brine_exec::service::Host;
+use brine_exec::{Error, ExitCause, Identity, Outcome, Plan, Result, Root, RunId, Verdict, View, ViewAccess};
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::Ino;
-use brine_store::volume::{Attr, FileKind};
+use brine_store::volume::{Attr, FileKind, GenerationPin};
 use nix::sys::stat::fstat;
 use nix::unistd::{Uid, User};
 use parking_lot::Mutex;
 
 use super::code::{CodeNodes, CodePin};
 use super::environment;
-use super::grant::Scout;
-use super::permission::{EXECUTE, may};
+use super::grant::{CREDENTIAL, Input, Scout};
+use super::open::{OpenFiles, Opened};
+use super::permission::{EXECUTE, READ, may};
 use super::pin::Pin;
 use super::policies::Place;
 use super::policy::FunctionPolicy;
-use super::record::RunRow;
+use super::record::{OUTPUTS_DROPPED, OUTPUTS_KEPT, OUTPUTS_PUBLISHED, RunRow};
 use super::runs::Runs;
+use super::staging::{Staging, Stagings};
 use crate::vfs::Vfs;
 
 /// Bytes of a program read ahead of its first run at most.
@@ -46,7 +48,13 @@ struct Active {
     call: Vec<PathBuf>,
     granted: Vec<PathBuf>,
     _pin: Arc<Pin>,
+    /// What its record tells of can be looked at while it runs.
+    _state: Option<GenerationPin>,
     _code: Option<Arc<CodePin>>,
+    staging: Option<Staging>,
+    /// Below these it may open files by asking, and those it did open.
+    open: Vec<PathBuf>,
+    opened: Arc<Opened>,
 }
 
 /// A run that invokes another.
@@ -73,13 +81,23 @@ pub struct RunHost {
     device: u64,
     code: Arc<CodeNodes>,
     runs: Arc<Runs>,
+    stagings: Arc<Stagings>,
+    opens: Arc<OpenFiles>,
     active: Mutex<HashMap<RunId, Active>>,
 }
 
 impl RunHost {
     /// For a mount.
-    pub fn new(vfs: Arc<Vfs>, mountpoint: PathBuf, device: u64, code: Arc<CodeNodes>, runs: Arc<Runs>) -> Self {
-        Self { vfs, mountpoint, device, code, runs, active: Mutex::default() }
+    pub fn new(
+        vfs: Arc<Vfs>,
+        mountpoint: PathBuf,
+        device: u64,
+        code: Arc<CodeNodes>,
+        runs: Arc<Runs>,
+        stagings: Arc<Stagings>,
+        opens: Arc<OpenFiles>,
+    ) -> Self {
+        Self { vfs, mountpoint, device, code, runs, stagings, opens, active: Mutex::default() }
     }
 
     /// The volume.
@@ -95,6 +113,11 @@ impl RunHost {
     /// Records of runs.
     pub fn runs(&self) -> &Arc<Runs> {
         &self.runs
+    }
+
+    /// Staged outputs.
+    pub fn stagings(&self) -> &Stagings {
+        &self.stagings
     }
 
     /// Runs that have not ended: their records so far.
@@ -189,6 +212,7 @@ impl RunHost {
 
     fn plan(
         &self,
+        id: RunId,
         request: Request,
         function: &Function,
         who: &Identity,
@@ -198,13 +222,10 @@ impl RunHost {
             return Err(Error::Refused("an empty file is no program".into()));
         }
         let policy = self.policy(function)?;
-        if policy.stage {
-            return Err(Error::Refused("staged outputs are not there yet; set the policy with --stage off".into()));
-        }
         let within = parent.map(|parent| &parent.granted[..]);
         let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who, within };
         let arguments = request.argv.get(1..).unwrap_or_default();
-        let grants = scout.grants(&policy, &request.directory, arguments).map_err(Error::NotFound)?;
+        let mut grants = scout.grants(&policy, &request.directory, arguments).map_err(Error::NotFound)?;
         let mut identity = who.clone();
         if let (0, Some(uid)) = (who.uid, policy.uid) {
             identity = Identity { uid, gid: uid, groups: Vec::new() };
@@ -220,6 +241,12 @@ impl RunHost {
             access: ViewAccess::Read,
         };
         let user = User::from_uid(Uid::from_raw(identity.uid)).ok().flatten().map(|user| user.name);
+        let granted = grants.views.iter().map(|view| view.source.clone()).collect();
+        let scope = grants.views.clone();
+        let staging = match policy.stage {
+            true => Some(self.stagings.begin(id, &identity, &mut grants.views).map_err(Error::Refused)?),
+            false => None,
+        };
         let mut plan = Plan::new(identity, program).with_limits(policy.limits());
         plan.template.network = policy.network();
         if let Some(root) = &policy.root {
@@ -235,8 +262,12 @@ impl RunHost {
         plan.umask = request.umask;
         plan.nice = request.nice.max(0);
         plan.ignored_signals = request.ignored_signals;
-        let call = policy.call.iter().map(|path| path.trim_start_matches('/').into()).collect();
-        Ok((plan, RunGrants { inputs: grants.inputs, withheld: grants.withheld, call, code }))
+        if !policy.call.is_empty() || !grants.open.is_empty() {
+            plan.credential = Some(self.mountpoint.join(CREDENTIAL));
+        }
+        let call: Vec<PathBuf> = policy.call.iter().map(|path| path.trim_start_matches('/').into()).collect();
+        let (inputs, withheld, open) = (grants.inputs, grants.withheld, grants.open);
+        Ok((plan, RunGrants { scope, inputs, withheld, granted, call, open, code, staging }))
     }
 
     /// Read a new code node once, so that its pages, and the kernel's knowledge of it, belong to the daemon: what a run
@@ -254,6 +285,9 @@ impl RunHost {
     fn close(&self, id: RunId, caller: Option<&Peer>, end: impl FnOnce(&mut RunRow, &[PathBuf], i64)) {
         let now_ns = SystemClock.now_ns();
         let active = self.active.lock().remove(&id);
+        if let Some(active) = &active {
+            active.opened.revoke();
+        }
         let (mut row, withheld) = match (active, caller) {
             (Some(active), _) => (active.row, active.withheld),
             (None, Some(peer)) => (RunRow::new(id, peer.identity.uid, peer.identity.gid, now_ns), Vec::new()),
@@ -272,9 +306,11 @@ impl Host for RunHost {
         function: Option<OwnedFd>,
         caller: &Peer,
         parent: Option<RunId>,
-    ) -> Result<Admitted> {
+    ) -> Result<Plan> {
         let who = &caller.identity;
         let invoker = parent.map(|parent| self.parent(parent)).transpose()?;
+        // On a volume whose database fails nothing can be kept, and little else done.
+        let state = self.vfs.volume().pin_present().ok();
         let (pin, attr) = self.identify(&request, function, who)?;
         let function = self.locate(pin, attr, &request, who)?;
         if invoker.as_ref().is_some_and(|invoker| !invoker.call.contains(&function.path)) {
@@ -286,9 +322,13 @@ impl Host for RunHost {
         row.function = format!("/{}", function.path.display());
         (row.ino, row.version) = (attr.ino.0, attr.version.0);
         row.parent = parent.map(|parent| parent.to_string()).unwrap_or_default();
-        let planned = self.plan(request, &function, who, invoker.as_ref());
-        if let Ok((plan, grants)) = &planned {
-            row.grant(&plan.views, &grants.inputs);
+        let planned = self.plan(id, request, &function, who, invoker.as_ref());
+        if let Ok((_, grants)) = &planned {
+            row.grant(&grants.scope, &grants.inputs);
+            if let Some(staging) = &grants.staging {
+                row.staged = staging.rows().to_vec();
+                row.scope.iter_mut().filter(|row| row.access == "write").for_each(|row| row.access = "stage".into());
+            }
             self.runs.put(&row);
         }
         // Also of what is refused now: `refused` makes the record.
@@ -300,17 +340,42 @@ impl Host for RunHost {
             call: Vec::new(),
             granted: Vec::new(),
             _pin: function.pin,
+            _state: state,
             _code: None,
+            staging: None,
+            open: Vec::new(),
+            opened: self.opens.of_run(),
         };
         let plan = planned.map(|(plan, grants)| {
-            active.granted = plan.views.iter().map(|view| view.source.clone()).collect();
+            (active.granted, active.staging) = (grants.granted, grants.staging);
             active.depth = plan.depth;
+            active.open = grants.open;
             (active.withheld, active.call, active._code) = (grants.withheld, grants.call, Some(grants.code));
             plan
         });
-        let calls = !active.call.is_empty();
         self.active.lock().insert(id, active);
-        Ok(Admitted { plan: plan?, calls })
+        plan
+    }
+
+    fn open(&self, parent: RunId, path: &Path, caller: &Peer) -> Result<OwnedFd> {
+        let ended = || Error::Refused("the run that asks has ended".into());
+        let (opened, below) = {
+            let active = self.active.lock();
+            let active = active.get(&parent).ok_or_else(ended)?;
+            (Arc::clone(&active.opened), active.open.clone())
+        };
+        let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who: &caller.identity, within: None };
+        let inside = scout.inside(Path::new("/"), path).filter(|_| path.is_absolute());
+        let inside = inside.filter(|inside| below.iter().any(|granted| inside.starts_with(granted)));
+        let found = inside.and_then(|inside| scout.find(&inside).map(|attr| (inside, attr)));
+        let readable = found.filter(|(_, attr)| attr.kind == FileKind::File && may(&caller.identity, attr, READ));
+        // What may not be opened does not exist.
+        let (inside, attr) = readable.ok_or_else(|| Error::NotFound(path.to_owned()))?;
+        let file = opened.open(&self.mountpoint, &attr).map_err(Error::Refused)?;
+        if let Some(active) = self.active.lock().get_mut(&parent) {
+            active.row.add_input(&Input { path: inside, ino: attr.ino, version: attr.version });
+        }
+        Ok(file)
     }
 
     fn refused(&self, id: RunId, caller: &Peer, why: &Error) {
@@ -325,7 +390,10 @@ impl Host for RunHost {
     fn started(&self, _id: RunId) {}
 
     fn ended(&self, outcome: &mut Outcome) {
+        let staging = self.active.lock().get_mut(&outcome.id).and_then(|active| active.staging.take());
+        let outputs = staging.map(|staging| publish(staging, outcome));
         self.close(outcome.id, None, |row, withheld, now_ns| {
+            row.outputs = outputs.unwrap_or_default().into();
             if outcome.cause != ExitCause::Exited(0) && outcome.line.is_none() && !withheld.is_empty() {
                 let paths: Vec<String> = withheld.iter().take(8).map(|path| path.display().to_string()).collect();
                 let line = format!("not granted to this run: {}; see `brine exec policy`", paths.join(", "));
@@ -333,6 +401,22 @@ impl Host for RunHost {
             }
             row.end(outcome, now_ns);
         });
+    }
+}
+
+/// Staged outputs of a run that ended: what became of them. A run whose outputs nobody can see has failed.
+fn publish(staging: Staging, outcome: &mut Outcome) -> &'static str {
+    if outcome.cause != ExitCause::Exited(0) {
+        return OUTPUTS_DROPPED;
+    }
+    match staging.publish() {
+        Ok(()) => OUTPUTS_PUBLISHED,
+        Err((conflict, why)) => {
+            outcome.cause = if conflict { ExitCause::Conflict } else { ExitCause::SandboxFailed };
+            outcome.verdict = Verdict::Code(125);
+            outcome.line = Some(why);
+            OUTPUTS_KEPT
+        }
     }
 }
 
@@ -345,6 +429,11 @@ fn directory_inside(directory: PathBuf) -> PathBuf {
 
 /// What of a plan is kept beside it.
 struct RunGrants {
+    open: Vec<PathBuf>,
+    /// As granted; the plan's views of staged outputs lead elsewhere.
+    scope: Vec<View>,
+    granted: Vec<PathBuf>,
+    staging: Option<Staging>,
     inputs: Vec<super::grant::Input>,
     withheld: Vec<PathBuf>,
     call: Vec<PathBuf>,

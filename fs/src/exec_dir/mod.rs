@@ -11,6 +11,7 @@ pub mod entrance;
 pub mod environment;
 pub mod grant;
 pub mod host;
+pub mod open;
 pub mod permission;
 pub mod pin;
 pub mod policies;
@@ -18,6 +19,7 @@ pub mod policy;
 pub mod record;
 pub mod request;
 pub mod runs;
+pub mod staging;
 pub mod ticket;
 
 use std::ffi::OsStr;

@@ -7,6 +7,8 @@ use brine_store::volume::{Attr, FileKind};
 
 /// Read permission, a bit of a mode.
 pub const READ: u16 = 4;
+/// Write permission, a bit of a mode.
+pub const WRITE: u16 = 2;
 /// Execute or search permission, a bit of a mode.
 pub const EXECUTE: u16 = 1;
 
@@ -52,6 +54,8 @@ mod tests {
             btime_ns: 0,
             ino_generation: 1,
             in_exec: true,
+            quota: 0,
+            chunk_bytes: 0,
         }
     }
 

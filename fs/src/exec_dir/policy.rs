@@ -52,6 +52,8 @@ pub struct FunctionPolicy {
     pub concurrency: Option<u32>,
     /// Functions a run may invoke.
     pub call: Vec<String>,
+    /// Paths below which a run may open files by asking for them; they are not shown.
+    pub open: Vec<String>,
     /// Whom runs for root run as.
     pub uid: Option<u32>,
     /// Start even where a limit cannot be enforced.
@@ -80,6 +82,7 @@ impl Default for FunctionPolicy {
             root: None,
             concurrency: None,
             call: Vec::new(),
+            open: Vec::new(),
             uid: None,
             best_effort: false,
             set_by: 0,
@@ -109,7 +112,9 @@ impl FunctionPolicy {
     /// # Errors
     /// What is wrong.
     pub fn check(&self) -> Result<(), String> {
-        for (option, paths) in [("--read", &self.read), ("--write", &self.write), ("--call", &self.call)] {
+        for (option, paths) in
+            [("--read", &self.read), ("--write", &self.write), ("--call", &self.call), ("--open", &self.open)]
+        {
             if paths.len() > PATHS_MAX {
                 return Err(format!("{option} was given {} times, {PATHS_MAX} are possible", paths.len()));
             }
@@ -122,7 +127,7 @@ impl FunctionPolicy {
         if let Some(path) = both {
             return Err(format!("{path} cannot be both --read and --write"));
         }
-        if self.write.iter().chain(&self.read).any(|path| covers_control(path)) {
+        if self.write.iter().chain(&self.read).chain(&self.open).any(|path| covers_control(path)) {
             return Err("the root of the volume cannot be granted: it holds .brine; name the directories".into());
         }
         if self.stage && self.write.is_empty() {
@@ -212,6 +217,8 @@ pub struct PolicyChange {
     pub concurrency: Option<u32>,
     /// Replaces the list.
     pub call: Option<Vec<String>>,
+    /// Replaces the list.
+    pub open: Option<Vec<String>>,
     /// Sets [`FunctionPolicy::uid`].
     pub uid: Option<u32>,
     /// Sets [`FunctionPolicy::best_effort`].
@@ -244,6 +251,7 @@ impl PolicyChange {
             root: self.root.or(old.root).filter(|root| !root.is_empty()),
             concurrency: self.concurrency.or(old.concurrency),
             call: self.call.unwrap_or(old.call),
+            open: self.open.unwrap_or(old.open),
             uid: self.uid.or(old.uid),
             best_effort: self.best_effort.unwrap_or(old.best_effort),
             set_by: uid,

@@ -3,13 +3,21 @@
 
 use std::time::Duration;
 
-use brine_exec::{ExitCause, Outcome, RunId, Steps, Usage, Verdict, View, ViewAccess};
+use brine_exec::{ExitCause, Outcome, RunId, Steps, Usage, Verdict, View};
 use serde::{Deserialize, Serialize};
 
 use super::grant::Input;
+use super::staging::StagedRow;
 
 /// The cause of a run that has not ended.
 pub const RUNNING: &str = "running";
+
+/// [`RunRow::outputs`]: they have their names.
+pub const OUTPUTS_PUBLISHED: &str = "published";
+/// [`RunRow::outputs`]: the program did not end with 0, and they are gone.
+pub const OUTPUTS_DROPPED: &str = "dropped";
+/// [`RunRow::outputs`]: they could not be published and can be for a day.
+pub const OUTPUTS_KEPT: &str = "kept";
 
 /// One run. Paths are from the root of the volume; what in them is no text is replaced.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,6 +55,10 @@ pub struct RunRow {
     pub scope: Vec<ScopeRow>,
     /// The versions it began with.
     pub inputs: Vec<InputRow>,
+    /// What was staged of its scope.
+    pub staged: Vec<StagedRow>,
+    /// What became of staged outputs: `published`, `dropped`, `kept`; empty if nothing was staged, or the run goes on.
+    pub outputs: String,
     /// What it used.
     pub usage: UsageRow,
     /// How long after its acceptance it had got where.
@@ -61,7 +73,7 @@ pub struct RunRow {
 pub struct ScopeRow {
     /// The path.
     pub path: String,
-    /// `read` or `write`.
+    /// `read`, `write` or `stage`.
     pub access: String,
 }
 
@@ -175,12 +187,21 @@ impl RunRow {
 
     /// Note what it was granted.
     pub fn grant(&mut self, views: &[View], inputs: &[Input]) {
-        let access = |view: &View| if view.access == ViewAccess::Write { "write" } else { "read" };
         let shown = |path: &std::path::Path| format!("/{}", path.display());
-        let scope = views.iter().map(|view| ScopeRow { path: shown(&view.source), access: access(view).into() });
+        let scope = views.iter().map(|view| ScopeRow { path: shown(&view.source), access: view.access.word().into() });
         self.scope = scope.collect();
         let row = |input: &Input| InputRow { path: shown(&input.path), ino: input.ino.0, version: input.version.0 };
         self.inputs = inputs.iter().map(row).collect();
+    }
+
+    /// Note what it opened by asking. So many are told at most.
+    pub fn add_input(&mut self, input: &Input) {
+        const INPUTS_MAX: usize = 1024;
+        let path = format!("/{}", input.path.display());
+        let known = self.inputs.iter().any(|row| row.ino == input.ino.0 && row.version == input.version.0);
+        if !known && self.inputs.len() < INPUTS_MAX {
+            self.inputs.push(InputRow { path, ino: input.ino.0, version: input.version.0 });
+        }
     }
 
     /// It was not started.

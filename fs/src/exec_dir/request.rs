@@ -27,6 +27,11 @@ pub enum ExecRequest {
         /// Its name, or how it begins.
         run: String,
     },
+    /// Publish the outputs that a run could not.
+    Publish {
+        /// Its name, or how it begins.
+        run: String,
+    },
     /// Records of runs, the newest first.
     Log {
         /// One run, by its name or how it begins.

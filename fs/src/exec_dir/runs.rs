@@ -1,6 +1,6 @@
 //! The runs of a volume: their rows, which of them are kept, and `.brine/runs/ID/` where they can be read.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 use brine_store::ids::Ino;
@@ -20,6 +20,9 @@ pub const KEPT_NS: i64 = 30 * 24 * 3600 * 1_000_000_000;
 /// More than this many too many are forgotten together.
 const FORGET_BATCH: usize = 256;
 
+/// Runs on a read-only mount that are known: the newest.
+const UNWRITTEN_MAX: usize = 1000;
+
 const FILES: [&str; 2] = ["status.json", "usage.json"];
 
 /// All runs there are records of.
@@ -27,6 +30,8 @@ pub struct Runs {
     vfs: Weak<Vfs>,
     /// Keys of the rows: the oldest first. The name of a run is the last 32 bytes of its key.
     keys: Mutex<BTreeSet<Vec<u8>>>,
+    /// Rows that the volume does not take, because it is read-only: gone with the mount.
+    unwritten: Mutex<BTreeMap<Vec<u8>, RunRow>>,
     since_ns: i64,
 }
 
@@ -38,7 +43,8 @@ impl Runs {
     pub fn new(vfs: &Arc<Vfs>, now_ns: i64) -> brine_store::Result<Arc<Self>> {
         let rows = vfs.volume().run_records()?;
         let keys = rows.iter().map(|row| row.key.to_vec()).collect();
-        let runs = Self { vfs: Arc::downgrade(vfs), keys: Mutex::new(keys), since_ns: now_ns };
+        let runs =
+            Self { vfs: Arc::downgrade(vfs), keys: Mutex::new(keys), unwritten: Mutex::default(), since_ns: now_ns };
         if vfs.volume().is_read_only().is_none() {
             for row in rows {
                 // A row this version cannot read is kept as it is.
@@ -56,6 +62,18 @@ impl Runs {
     pub fn put(&self, row: &RunRow) {
         let Some(vfs) = self.vfs.upgrade() else { return };
         let key = row.key();
+        if vfs.volume().is_read_only().is_some() {
+            let mut unwritten = self.unwritten.lock();
+            unwritten.insert(key.clone(), row.clone());
+            let oldest = if unwritten.len() > UNWRITTEN_MAX { unwritten.pop_first() } else { None };
+            drop(unwritten);
+            let mut keys = self.keys.lock();
+            keys.insert(key);
+            oldest.into_iter().for_each(|(key, _)| {
+                keys.remove(&key);
+            });
+            return;
+        }
         match vfs.put_run_record(&key, &row.encode()) {
             Ok(()) => {
                 self.keys.lock().insert(key);
@@ -78,6 +96,9 @@ impl Runs {
     }
 
     fn row(&self, key: &[u8]) -> Option<RunRow> {
+        if let Some(row) = self.unwritten.lock().get(key) {
+            return Some(row.clone());
+        }
         let row = self.vfs.upgrade()?.volume().run_record(key).ok()??;
         RunRow::decode(&row).ok()
     }

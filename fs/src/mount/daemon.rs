@@ -14,12 +14,13 @@ use super::launch::Word;
 use super::plan::Plan;
 use super::process;
 use super::service::{VolumeService, unmount};
+use super::versions::generation_of;
 use crate::config::MountOptions;
 use crate::control::{Entry, Progress, Registration, SOCKET_FILE, Server, start_time};
 use crate::exit_code::{ExitCode, Failure};
 use crate::fuse::{self, FuseConfig};
 use crate::mount_table::{self, Mount};
-use crate::telemetry;
+use crate::telemetry::{self, timestamp_ns};
 use crate::vfs::{Atime, Vfs, VfsOptions};
 
 /// How long those who use a mount may go on after SIGTERM before they are cut off. What they wrote is kept.
@@ -254,10 +255,17 @@ fn run(
         report: Arc::new(|line| log::error!("{line}")),
         ..VfsOptions::default()
     };
+    let past = options.at.as_deref().map(|at| generation_of(&volume, at)).transpose()?;
     let vfs = Vfs::new(Arc::clone(&volume), vfs_options).map_err(|error| Failure::io("starting threads", &error))?;
+    if let Some(past) = past {
+        let shown = vfs.show_past(past.generation);
+        let what = || format!("the state at {}", timestamp_ns(past.time_ns));
+        shown.map_err(|errno| Failure::io(what(), &io::Error::from_raw_os_error(errno.0)))?;
+        log::info!("shows generation {}, of {}", past.generation, timestamp_ns(past.time_ns));
+    }
     let _ = life.vfs.set(Arc::clone(&vfs));
     let socket = volume.state_dir().join(SOCKET_FILE);
-    let service = VolumeService::new(Arc::clone(&volume), Arc::clone(&vfs), mountpoint.clone(), source.clone());
+    let service = VolumeService::new(Arc::clone(&volume), Arc::clone(&vfs), mountpoint.clone(), source.clone(), past);
     let service = Arc::new(service);
     let server = match Server::start(&socket, Arc::clone(&service) as _) {
         Ok(server) => server,

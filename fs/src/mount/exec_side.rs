@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,8 +26,10 @@ use crate::exec_dir::command;
 use crate::exec_dir::entrance::{Launcher, SocketLink};
 use crate::exec_dir::grant::LAUNCHER;
 use crate::exec_dir::host::RunHost;
+use crate::exec_dir::open::OpenFiles;
 use crate::exec_dir::request::{Asker, COMMAND_SOCKET, ExecRequest};
 use crate::exec_dir::runs::Runs;
+use crate::exec_dir::staging::Stagings;
 use crate::exit_code::{ExitCode, Failure};
 use crate::vfs::Vfs;
 
@@ -37,6 +39,9 @@ const PUBLIC_DIR: &str = "/run/brine-exec";
 const LAUNCH_SOCKET: &str = "exec.sock";
 /// Name of the launcher beside it, where the one in the mount cannot be named.
 const LAUNCHER_FILE: &str = "launcher";
+
+/// How often staged outputs that were kept are looked through, nanoseconds.
+const STAGED_SWEEP_NS: i64 = 600 * 1_000_000_000;
 
 /// How far it is.
 enum Stage {
@@ -66,10 +71,13 @@ impl ExecSide {
     /// # Errors
     /// Why nothing can be run.
     pub(super) fn new(vfs: &Arc<Vfs>, mountpoint: &Path, shown_device: &str) -> Result<Arc<Self>, Failure> {
-        if vfs.volume().is_read_only().is_some() {
-            return Err(Failure::new(ExitCode::ReadOnly, "the volume is read-only"));
+        if vfs.shows_past() {
+            return Err(Failure::new(ExitCode::ReadOnly, "a past state is shown"));
         }
         if vfs.make_exec_directory()?.is_none() {
+            if vfs.volume().is_read_only().is_some() {
+                return Err(Failure::new(ExitCode::ReadOnly, "the volume is read-only and has no exec directory"));
+            }
             return Err(Failure::new(
                 ExitCode::Refused,
                 "\"exec\" in the root of the volume is no exec directory; give it another name and mount again",
@@ -81,18 +89,29 @@ impl ExecSide {
         let now_ns = SystemClock.now_ns();
         let runs = Runs::new(vfs, now_ns)?;
         let code = CodeNodes::new(vfs, now_ns);
+        let stagings = Stagings::new(vfs, now_ns);
+        stagings.sweep(&runs, now_ns);
+        // Held until its socket is there: another daemon that starts takes what nobody listens in for left behind.
+        let public = lock_public().map_err(|error| Failure::io(PUBLIC_DIR, &error))?;
         let directory = socket_directory(vfs.volume().volume_id(), vfs.volume().state_dir())
             .map_err(|error| Failure::io("the directory of the sockets", &error))?;
         let control = vfs.control();
         control.add(Arc::clone(&runs) as _);
         control.add(Arc::clone(&code) as _);
+        control.add(Arc::clone(&stagings) as _);
+        let opens = OpenFiles::new(vfs, now_ns);
+        control.add(Arc::clone(&opens) as _);
         let socket = directory.join(LAUNCH_SOCKET);
         control.add(Arc::new(SocketLink::new(socket.clone(), now_ns)));
         control.add(Arc::new(Launcher::new(launcher::PROGRAM, now_ns)));
-        let host = Arc::new(RunHost::new(Arc::clone(vfs), mountpoint.to_owned(), device, code, runs));
+        let host = Arc::new(RunHost::new(Arc::clone(vfs), mountpoint.to_owned(), device, code, runs, stagings, opens));
         // Launchers may come from now on; they wait until the sandboxes are ready.
         let listener =
             listen_at(&socket).map_err(|error| Failure::io(format!("the socket {}", socket.display()), &error))?;
+        if public.is_some() {
+            sweep_public(Path::new(PUBLIC_DIR), &directory);
+        }
+        drop(public);
         if vfs.exec().start(&mountpoint.join(LAUNCHER)).is_err() {
             // A blank in the mountpoint, or too long for an interpreter line: by a copy beside the socket.
             let beside = directory.join(LAUNCHER_FILE);
@@ -119,9 +138,15 @@ impl ExecSide {
     /// No thread can be started, or the mount not be watched.
     pub(super) fn start(self: &Arc<Self>) -> io::Result<()> {
         let (ticking, gone) = (Arc::clone(self), Arc::clone(self));
+        let mut next_ns = SystemClock.now_ns() + STAGED_SWEEP_NS;
         let tick = move || {
             ticking.vfs.exec().tickets.sweep(Instant::now());
-            ticking.host.runs().sweep(SystemClock.now_ns());
+            let now_ns = SystemClock.now_ns();
+            ticking.host.runs().sweep(now_ns);
+            if now_ns >= next_ns {
+                next_ns = now_ns + STAGED_SWEEP_NS;
+                ticking.host.stagings().sweep(ticking.host.runs(), now_ns);
+            }
         };
         *self.watch.lock() = Some(Watch::start(&self.mountpoint, &self.device, tick, move || gone.stop())?);
         let exec = Arc::clone(self);
@@ -214,6 +239,34 @@ impl ExecSide {
     }
 }
 
+/// The directory of root's daemons, locked; none for other users.
+fn lock_public() -> io::Result<Option<fs::File>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    make_public(Path::new(PUBLIC_DIR))?;
+    let directory = fs::File::open(PUBLIC_DIR)?;
+    directory.lock()?;
+    Ok(Some(directory))
+}
+
+/// Remove the directories of daemons that were killed: those in which nobody listens. `own` is left alone.
+fn sweep_public(public: &Path, own: &Path) {
+    let Ok(entries) = fs::read_dir(public) else { return };
+    for directory in entries.flatten().map(|entry| entry.path()).filter(|directory| directory != own) {
+        let listens =
+            |name: &str| control::with_short_name(&directory.join(name), |name| UnixStream::connect(name)).is_ok();
+        if listens(LAUNCH_SOCKET) || listens(COMMAND_SOCKET) {
+            continue;
+        }
+        for file in [LAUNCH_SOCKET, COMMAND_SOCKET, LAUNCHER_FILE] {
+            let _ = fs::remove_file(directory.join(file));
+        }
+        // Only if nothing else is in it.
+        let _ = fs::remove_dir(&directory);
+    }
+}
+
 /// The launcher, where everybody may run it.
 fn write_program(at: &Path) -> io::Result<()> {
     match fs::remove_file(at) {
@@ -247,23 +300,46 @@ fn socket_directory(volume: VolumeId, state_dir: &Path) -> io::Result<PathBuf> {
         return Ok(state_dir.to_owned());
     }
     let directory = Path::new(PUBLIC_DIR).join(volume.to_string());
-    for directory in [Path::new(PUBLIC_DIR), &directory] {
-        match fs::DirBuilder::new().mode(0o755).create(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
-        let meta = fs::symlink_metadata(directory)?;
-        if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
-            let what = format!("{} must be a directory of root's that only root can write to", directory.display());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
-        }
-    }
+    make_public(&directory)?;
     Ok(directory)
+}
+
+/// Make a directory that everybody can search and only root can write to, unless it is there.
+fn make_public(directory: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(directory)?;
+    if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+        let what = format!("{} must be a directory of root's that only root can write to", directory.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directories_of_daemons_that_are_gone_are_removed_and_others_stay() {
+        let base = std::env::temp_dir().join(format!("brine-public-{}", std::process::id()));
+        for name in ["own", "listens", "commands", "killed", "empty", "other"] {
+            fs::create_dir_all(base.join(name)).unwrap();
+        }
+        let bind = |path: &str| UnixListener::bind(base.join(path)).unwrap();
+        let listening = [bind("listens/exec.sock"), bind("commands/command.sock")];
+        drop((bind("killed/exec.sock"), bind("killed/command.sock")));
+        for path in ["killed/launcher", "other/file"] {
+            fs::write(base.join(path), "x").unwrap();
+        }
+        sweep_public(&base, &base.join("own"));
+        let left = ["own", "listens", "commands", "killed", "empty", "other"].map(|name| base.join(name).exists());
+        assert_eq!(left, [true, true, true, false, false, true]);
+        drop(listening);
+        fs::remove_dir_all(base).unwrap();
+    }
 
     #[test]
     fn device_numbers_are_those_of_stat() {

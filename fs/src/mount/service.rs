@@ -9,18 +9,18 @@ use brine_store::check::{CheckOptions, CheckProgress, check, heal};
 use brine_store::gc::GcOptions;
 use brine_store::reseal::{EpochReport, epochs, reseal};
 use brine_store::usage::usage;
-use brine_store::volume::{Volume, replace};
+use brine_store::volume::{GenerationRow, Volume, replace};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::busy::users_of;
 use super::exec_side::ExecSide;
-use crate::control::{Progress, Request, SaltRequest, Service};
+use crate::control::{Progress, Request, RetentionChange, SaltRequest, Service, answer_retention};
 use crate::exec_dir::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 use crate::mount_table::{self, UnmountError};
-use crate::telemetry::timestamp;
+use crate::telemetry::{timestamp, timestamp_ns};
 use crate::vfs::Vfs;
 
 /// Steps of a long request are told at most this often.
@@ -32,6 +32,8 @@ pub(super) struct VolumeService {
     vfs: Arc<Vfs>,
     mountpoint: PathBuf,
     source: PathBuf,
+    /// The state that is shown, if not the live one.
+    past: Option<GenerationRow>,
     since: SystemTime,
     started: Instant,
     /// Held by the one long request that runs.
@@ -43,12 +45,19 @@ pub(super) struct VolumeService {
 }
 
 impl VolumeService {
-    pub(super) fn new(volume: Arc<Volume>, vfs: Arc<Vfs>, mountpoint: PathBuf, source: PathBuf) -> Self {
+    pub(super) fn new(
+        volume: Arc<Volume>,
+        vfs: Arc<Vfs>,
+        mountpoint: PathBuf,
+        source: PathBuf,
+        past: Option<GenerationRow>,
+    ) -> Self {
         Self {
             volume,
             vfs,
             mountpoint,
             source,
+            past,
             since: SystemTime::now(),
             started: Instant::now(),
             working: Mutex::new(()),
@@ -88,12 +97,12 @@ impl VolumeService {
                 };
                 to_json(&self.vfs.gc(GcOptions { dry_run: *dry_run }, &step)?)
             }
-            Request::Retention { set } => {
-                if let Some(rules) = set {
-                    self.volume.set_retention_rules(rules)?;
+            Request::Retention { ask } => {
+                let answer = answer_retention(&self.volume, ask)?;
+                if ask.change != RetentionChange::None {
                     self.sync()?;
                 }
-                to_json(&self.volume.retention_rules()?)
+                Ok(answer)
             }
             Request::Salt { ask } => {
                 let step = |phase: &str, done, total| {
@@ -124,7 +133,8 @@ impl VolumeService {
             | Request::Sync
             | Request::Exec { .. }
             | Request::Umount { .. }
-            | Request::Versions { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
+            | Request::Versions { .. }
+            | Request::Quota { .. } => Err(Failure::new(ExitCode::Failed, "this request is not a long one")),
         }
     }
 }
@@ -133,7 +143,11 @@ impl Service for VolumeService {
     fn status(&self) -> Result<Value, Failure> {
         let mut status = to_json(&self.volume.status()?)?;
         let counts = self.vfs.counts();
+        let at = self.past.map(
+            |row| json!({ "generation": row.generation.0, "time": timestamp_ns(row.time_ns), "time_ns": row.time_ns }),
+        );
         let live = json!({
+            "at": at,
             "mounted": true,
             "mountpoint": self.mountpoint.to_string_lossy(),
             "source": self.source.to_string_lossy(),
@@ -191,6 +205,7 @@ impl Service for VolumeService {
     fn family(&self, request: &Request, _step: &(dyn Fn(Progress) -> bool + Sync)) -> Result<Value, Failure> {
         match request {
             Request::Versions { ask } => self.versions(ask),
+            Request::Quota { ask } => self.quota(ask),
             other => Err(Failure::new(ExitCode::Failed, format!("{other:?} belongs to no family of commands"))),
         }
     }

@@ -9,7 +9,7 @@ use brine_store::ids::{Generation, Ino, ROOT_INO, Version};
 
 use brine_store::volume::{
     Destination, Difference, Done, FileKind, GenerationRow, InodeRow, NameSpan, PastReader, Restored, SnapshotRow,
-    changes, differences,
+    View, Volume, changes, differences,
 };
 use serde_json::{Value, json};
 
@@ -61,7 +61,10 @@ impl VolumeService {
                     "size": found.row.size,
                 }))
             }
-            VersionsRequest::Restore { path, at, to } => self.restore(path, at.as_deref(), to.as_deref()),
+            VersionsRequest::Restore { path, at, to, if_version } => {
+                self.restore(path, at.as_deref(), to.as_deref(), if_version.map(Version))
+            }
+            VersionsRequest::Write { path, from, if_version } => self.write(path, from, if_version.map(Version)),
             VersionsRequest::Rewind { path, to, dry_run } => self.rewind(path, to, *dry_run),
             VersionsRequest::Diff { path, from, to } => self.diff(path, from, to.as_deref()),
         }
@@ -124,7 +127,7 @@ impl VolumeService {
             for span in past.deleted_names(directory)? {
                 let until = span.until.unwrap_or(Generation(u64::MAX >> 1));
                 // Names whose states were forgotten cannot be brought back.
-                let Some(last) = past.last_kept_within(span.since, until)? else { continue };
+                let Some(last) = last_kept(past, span.ino, span.since, until)? else { continue };
                 let Some(row) = past.inode(span.ino, last.generation)? else { continue };
                 names.push(json!({
                     "name": String::from_utf8_lossy(&span.name),
@@ -142,31 +145,8 @@ impl VolumeService {
         Ok(json!({ "path": path.to_string_lossy(), "deleted": deleted }))
     }
 
-    /// The generation that a text names.
     fn generation(&self, at: &str) -> Result<GenerationRow, Failure> {
-        let now_ns = SystemClock.now_ns();
-        match Moment::parse(at, now_ns) {
-            Moment::Time(time_ns) if time_ns > now_ns => {
-                Err(Failure::new(ExitCode::NotFound, format!("{at} is still to come")))
-            }
-            Moment::Time(time_ns) => self.volume().generation_at(time_ns).map_err(|error| match error {
-                Error::NotFound => self.nothing_from(time_ns),
-                error => error.into(),
-            }),
-            Moment::Snapshot(name) => {
-                let row = self.volume().snapshot(name.as_bytes()).map_err(|error| about_snapshot(&name, &error))?;
-                Ok(GenerationRow { generation: row.generation, time_ns: row.time_ns })
-            }
-            Moment::Version { .. } => {
-                Err(Failure::usage(format!("\"{at}\" is a version of a file; a tree is named by a time or a snapshot")))
-            }
-        }
-    }
-
-    fn nothing_from(&self, time_ns: i64) -> Failure {
-        let oldest = self.volume().past(|past| past.oldest()).ok().flatten();
-        let oldest = oldest.map(|row| format!("; the oldest is of {}", timestamp_ns(row.time_ns))).unwrap_or_default();
-        Failure::new(ExitCode::NotFound, format!("no state is kept from {} or before{oldest}", timestamp_ns(time_ns)))
+        generation_of(self.volume(), at)
     }
 
     /// The inode that a path was at a moment, and a kept generation in which it was so.
@@ -179,7 +159,16 @@ impl VolumeService {
                 Failure::new(ExitCode::NotFound, text)
             });
         }
-        let generation = self.generation(at)?;
+        let generation = self.generation(at);
+        // Rules of a directory may have kept a later state of it.
+        if let Moment::Time(time_ns) = Moment::parse(at, SystemClock.now_ns()) {
+            let whole = generation.as_ref().map_or(Generation(0), |row| row.generation);
+            let below = self.volume().past(|past| past.find_below(path.as_os_str().as_bytes(), time_ns, whole))?;
+            if let Some((row, generation)) = below {
+                return Ok(Found { row, generation });
+            }
+        }
+        let generation = generation?;
         let found = self.volume().past(|past| past.find(path.as_os_str().as_bytes(), generation.generation));
         match found {
             Ok(row) => Ok(Found { row, generation }),
@@ -196,7 +185,7 @@ impl VolumeService {
         let found = self.volume().past(|past| {
             let Some(span) = spans_of(past, path)?.pop() else { return Ok(None) };
             let Some(until) = span.until else { return Err(Error::Exists) };
-            let Some(generation) = past.last_kept_within(span.since, until)? else { return Ok(None) };
+            let Some(generation) = last_kept(past, span.ino, span.since, until)? else { return Ok(None) };
             Ok(past.inode(span.ino, generation.generation)?.map(|row| Found { row, generation }))
         });
         match found {
@@ -210,7 +199,34 @@ impl VolumeService {
         }
     }
 
-    fn restore(&self, path: &Path, at: Option<&str>, to: Option<&Path>) -> Result<Value, Failure> {
+    fn write(&self, path: &Path, from: &Path, version: Option<Version>) -> Result<Value, Failure> {
+        let (parent, name) = self.place(path)?;
+        let (from_parent, from_name) = self.place(from)?;
+        let target = self.volume().lookup(parent, &name).map_err(|error| about_path(path, &error))?.ino;
+        let written = self.vfs().take_content(target, version, (from_parent, &from_name));
+        let attr = written.map_err(|error| match (error, version) {
+            (Error::Conflict(_), Some(version)) => self.conflict(path, version),
+            (error, _) => about_path(path, &error),
+        })?;
+        Ok(json!({ "path": path.to_string_lossy(), "ino": attr.ino.0, "version": attr.version.0, "size": attr.size }))
+    }
+
+    /// What to say when a path is not of the version that was asked for.
+    fn conflict(&self, path: &Path, wanted: Version) -> Failure {
+        let now = self.live(&names_of(path)).and_then(|ino| self.volume().attr(ino));
+        let is = now.map_or("is not there".to_owned(), |attr| format!("is of version {}", attr.version.0));
+        let text =
+            format!("{} {is}, not {}; nothing was changed. Read it again and decide anew", path.display(), wanted.0);
+        Failure::new(ExitCode::Conflict, text)
+    }
+
+    fn restore(
+        &self,
+        path: &Path,
+        at: Option<&str>,
+        to: Option<&Path>,
+        version: Option<Version>,
+    ) -> Result<Value, Failure> {
         self.settle()?;
         let found = match at {
             Some(at) => self.find(path, at)?,
@@ -218,9 +234,10 @@ impl VolumeService {
         };
         let as_path = to.unwrap_or(path);
         let (parent, name) = self.place(as_path)?;
-        let destination = Destination { parent, name: &name, replace: to.is_none() };
+        let destination = Destination { parent, name: &name, replace: to.is_none(), version };
         let restored = self.vfs().restore(found.generation.generation, found.row.ino, destination);
         let restored = restored.map_err(|error| match error {
+            Error::Conflict(_) => self.conflict(as_path, version.unwrap_or(Version(0))),
             Error::Exists if to.is_some() => {
                 Failure::new(ExitCode::Refused, format!("{} exists; choose another name", as_path.display()))
             }
@@ -274,7 +291,7 @@ impl VolumeService {
     }
 
     /// The inode that names from the root lead to now.
-    fn live(&self, names: &[Vec<u8>]) -> Result<Ino, Error> {
+    pub(super) fn live(&self, names: &[Vec<u8>]) -> Result<Ino, Error> {
         names.iter().try_fold(ROOT_INO, |at, name| self.volume().lookup(at, name).map(|attr| attr.ino))
     }
 
@@ -282,8 +299,7 @@ impl VolumeService {
         self.settle()?;
         let target = self.live(&names_of(path)).map_err(|error| about_path(path, &error))?;
         let kind = self.volume().attr(target)?.kind;
-        let generation = self.generation(to)?;
-        let source = self.find(path, to)?.row;
+        let Found { row: source, generation } = self.find(path, to)?;
         if kind != FileKind::Directory || source.kind != FileKind::Directory {
             let text = format!("{} is no directory, or was none; `brine restore` brings files back", path.display());
             return Err(Failure::new(ExitCode::Refused, text));
@@ -303,6 +319,10 @@ impl VolumeService {
         let rewound = rewound.map_err(|error| about_path(path, &error))?;
         let undo = (!rewound.actions.is_empty()).then_some(undo);
         Ok(rewind_json(path, &generation, &rewound, undo))
+    }
+
+    fn view_of(&self, found: &Found) -> Result<View, Failure> {
+        Ok(self.volume().view_of(found.generation.generation, found.row.ino)?)
     }
 
     fn diff(&self, path: &Path, from: &str, to: Option<&str>) -> Result<Value, Failure> {
@@ -334,8 +354,7 @@ impl VolumeService {
             [true, true] => {
                 let mut listed = Vec::new();
                 let mut found = 0usize;
-                let (older, newer) =
-                    (self.volume().view(old.generation.generation)?, self.volume().view(new.generation.generation)?);
+                let (older, newer) = (self.view_of(&old)?, self.view_of(&new)?);
                 differences((&older, old.row.ino), (&newer, new.row.ino), &mut |path, kind, difference| {
                     found += 1;
                     if found <= LISTED_MAX {
@@ -356,6 +375,35 @@ impl VolumeService {
     }
 }
 
+/// The generation that a text names.
+pub(super) fn generation_of(volume: &Volume, at: &str) -> Result<GenerationRow, Failure> {
+    let now_ns = SystemClock.now_ns();
+    match Moment::parse(at, now_ns) {
+        Moment::Time(time_ns) if time_ns > now_ns => {
+            Err(Failure::new(ExitCode::NotFound, format!("{at} is still to come")))
+        }
+        Moment::Time(time_ns) => volume.generation_at(time_ns).map_err(|error| match error {
+            Error::NotFound => nothing_from(volume, time_ns),
+            error => error.into(),
+        }),
+        Moment::Snapshot(name) => {
+            let row = volume.snapshot(name.as_bytes()).map_err(|error| about_snapshot(&name, &error))?;
+            // The state closed a moment after it was named.
+            let closed = volume.past(|past| past.generation(row.generation))?;
+            Ok(closed.unwrap_or(GenerationRow { generation: row.generation, time_ns: row.time_ns }))
+        }
+        Moment::Version { .. } => {
+            Err(Failure::usage(format!("\"{at}\" is a version of a file; a tree is named by a time or a snapshot")))
+        }
+    }
+}
+
+fn nothing_from(volume: &Volume, time_ns: i64) -> Failure {
+    let oldest = volume.past(|past| past.oldest()).ok().flatten();
+    let oldest = oldest.map(|row| format!("; the oldest is of {}", timestamp_ns(row.time_ns))).unwrap_or_default();
+    Failure::new(ExitCode::NotFound, format!("no state is kept from {} or before{oldest}", timestamp_ns(time_ns)))
+}
+
 /// A state of a path.
 struct Found {
     row: InodeRow,
@@ -363,7 +411,7 @@ struct Found {
     generation: GenerationRow,
 }
 
-fn names_of(path: &Path) -> Vec<Vec<u8>> {
+pub(super) fn names_of(path: &Path) -> Vec<Vec<u8>> {
     let bytes = path.as_os_str().as_bytes();
     bytes.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).collect()
 }
@@ -424,6 +472,19 @@ fn states_within(
     Ok(())
 }
 
+/// The last state of an inode that is kept from `since` on and before `until`: as part of a whole, or for a directory it
+/// was in.
+fn last_kept(
+    past: &PastReader<'_>,
+    ino: Ino,
+    since: Generation,
+    until: Generation,
+) -> Result<Option<GenerationRow>, Error> {
+    let whole = past.last_kept_within(since, until)?;
+    let below = past.kept_around(ino, since, Some(until))?.pop();
+    Ok(whole.into_iter().chain(below).max_by_key(|row| row.generation))
+}
+
 /// A version of what has, or had, a path: of the inode that was named, else of the latest that has such a version.
 fn find_version(
     past: &PastReader<'_>,
@@ -433,9 +494,14 @@ fn find_version(
 ) -> Result<Option<Found>, Error> {
     for span in spans_of(past, path)?.into_iter().rev().filter(|span| ino.is_none_or(|ino| ino == span.ino)) {
         for (row, until) in past.states(span.ino)? {
-            if row.version == version
-                && let Some(generation) = past.kept_within(row.since, until)?
-            {
+            if row.version != version {
+                continue;
+            }
+            let mut kept = past.kept_within(row.since, until)?;
+            if kept.is_none() {
+                kept = past.kept_around(row.ino, row.since, until)?.pop();
+            }
+            if let Some(generation) = kept {
                 return Ok(Some(Found { row, generation }));
             }
         }

@@ -31,7 +31,7 @@ impl Watch {
     pub(super) fn start(
         mountpoint: &Path,
         device: &str,
-        tick: impl Fn() + Send + 'static,
+        mut tick: impl FnMut() + Send + 'static,
         gone: impl FnOnce() + Send + 'static,
     ) -> io::Result<Self> {
         let table = File::open("/proc/self/mountinfo")?;

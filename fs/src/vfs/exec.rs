@@ -122,7 +122,7 @@ impl Vfs {
 
     /// Keep a file as it is.
     pub fn pin(self: &Arc<Self>, ino: Ino) -> Arc<Pin> {
-        let handle = self.handle_for(self.inodes.open(ino, false));
+        let handle = self.hold(ino);
         Pin::new(self, ino, handle)
     }
 

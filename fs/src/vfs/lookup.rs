@@ -13,7 +13,9 @@ impl Vfs {
     /// The inode of a name; the kernel knows it from now on. "." and ".." are asked for by file handles (NFS).
     pub fn lookup(&self, parent: Ino, name: &[u8]) -> Outcome<Attr> {
         if is_control(parent) || is_reserved(parent, name) {
-            return self.control.lookup(parent, name);
+            let attr = self.control.lookup(parent, name)?;
+            // Staged outputs are live inodes.
+            return Ok(if is_control(attr.ino) { attr } else { self.entry(attr) });
         }
         let found = match name {
             b"." => self.volume.attr(parent),

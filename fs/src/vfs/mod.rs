@@ -17,9 +17,11 @@ mod dir;
 mod exec;
 mod lookup;
 mod open;
+mod past_root;
 mod read;
 mod rename;
 mod seek;
+mod staging;
 mod statfs;
 mod sync;
 mod versions;
@@ -134,6 +136,8 @@ pub struct Vfs {
     commit_errors: ErrorMark,
     scratch: Arc<Scratch>,
     kernel: OnceLock<TellKernel>,
+    /// Root of the past tree that is shown in place of the live one.
+    past_root: OnceLock<Ino>,
     /// When somebody last looked for something, ns.
     used_ns: AtomicI64,
 }
@@ -168,6 +172,7 @@ impl Vfs {
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
             kernel: OnceLock::new(),
+            past_root: OnceLock::new(),
             used_ns: AtomicI64::new(SystemClock.now_ns()),
             options,
         });

@@ -108,6 +108,11 @@ impl Vfs {
         }
     }
 
+    /// Keep a file open without the kernel; [`Self::close_file`] lets it go.
+    pub fn hold(&self, ino: Ino) -> u64 {
+        self.handle_for(self.inodes.open(ino, false))
+    }
+
     pub(super) fn handle_for(&self, node: Arc<FileNode>) -> u64 {
         let (seen, seen_commit) = (node.errors.position(), self.commit_errors.position());
         self.files.insert(OpenFile {

@@ -62,6 +62,7 @@ impl Vfs {
                 self.volume.wait_for_space(len);
                 self.volume.reserve(len).and_then(|reservation| {
                     drop(reservation);
+                    self.buffer.check_quota(node, offset..end)?;
                     if keep_size { Ok(()) } else { self.buffer.extend(node, end, now_ns) }
                 })
             }

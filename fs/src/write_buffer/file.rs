@@ -81,6 +81,16 @@ impl<R> FileBuffer<R> {
         self.held
     }
 
+    /// Chunks that are here, those twice that are dirty while an older content is being sealed.
+    pub fn chunks_held(&self) -> usize {
+        self.dirty.len() + self.sealing.len()
+    }
+
+    /// Numbers of the chunks that are here.
+    pub fn chunk_numbers(&self) -> impl Iterator<Item = u64> {
+        self.dirty.keys().chain(self.sealing.keys()).copied()
+    }
+
     /// Whether the store has everything.
     pub fn is_clean(&self) -> bool {
         self.dirty.is_empty() && self.sealing.is_empty()
@@ -270,7 +280,15 @@ impl<R> FileBuffer<R> {
     /// Make `start..end` zero, as far as the file's size. The whole chunks returned are dropped here and must be
     /// dropped in the store; none of them, nor of the edges, may be being sealed. With `inline` the store keeps the
     /// content inline and has no chunks to drop; chunk 0 stays here then, so that something says that it is zero.
-    pub fn zero(&mut self, start: u64, end: u64, inline: bool, mut reservation: Option<R>) -> Range<u64> {
+    /// Edges that are zero in the store (`is_hole`) and not here stay as they are.
+    pub fn zero(
+        &mut self,
+        start: u64,
+        end: u64,
+        inline: bool,
+        mut reservation: Option<R>,
+        is_hole: impl Fn(u64) -> bool,
+    ) -> Range<u64> {
         let end = end.min(self.size);
         let mut punched: Option<Range<u64>> = None;
         for (chunk, from, to) in self.pieces(start.min(end), end) {
@@ -282,7 +300,7 @@ impl<R> FileBuffer<R> {
                     gone.recycle(&self.pool);
                 }
                 punched = Some(punched.map_or(chunk, |range| range.start)..chunk + 1);
-            } else if self.dirty.contains_key(&chunk) || self.old_len(chunk) > from {
+            } else if self.dirty.contains_key(&chunk) || (self.old_len(chunk) > from && !is_hole(chunk)) {
                 self.change(chunk, |buffer, pool| buffer.zero(from, to, pool));
                 if let Some(reservation) = reservation.take() {
                     self.chunk(chunk).hold(reservation, 0);

@@ -10,6 +10,7 @@ use brine_store::volume::{FileChange, INLINE_MAX, Reservation};
 
 use super::file::Taken;
 use super::node::{Dirty, FileNode};
+use super::quota::grows;
 use super::{WriteBuffer, stored};
 use crate::errno::Errno;
 use crate::workers::{MustFinish, for_each_parallel};
@@ -311,9 +312,12 @@ impl WriteBuffer {
         // whose old content cannot be read must not hold back the rest.
         let incomplete = dirty.buffer.incomplete().next().is_some();
         let more = incomplete && !was_inline && node.is_due(SystemClock.now_ns());
+        // What is buffered beyond what was taken is still to come.
+        let rest = dirty.buffer.chunks_held().saturating_sub(taken.len()) as u64;
         let put = (stored && !more).then(|| {
             let (size, mtime_ns, ctime_ns) = (dirty.buffer.size(), dirty.mtime_ns, dirty.ctime_ns);
-            self.volume.set_file(node.ino, &FileChange { size, mtime_ns, ctime_ns, inline, clear_suid: false })
+            let change = FileChange { size, mtime_ns, ctime_ns, inline, clear_suid: false };
+            self.volume.set_file_held(node.ino, &change, dirty.held, |attr| grows(attr, size, rest))
         });
         let is_put = matches!(put, Some(Ok(_)));
         // Inline content is stored by the change itself.
@@ -326,9 +330,10 @@ impl WriteBuffer {
         }
         self.account(dirty);
         let refusal = match put {
-            Some(Ok(attr)) => {
+            Some(Ok((attr, held))) => {
                 node.put(attr.version);
                 dirty.base = attr;
+                (dirty.held, dirty.put_since) = (held, 0);
                 dirty.put = dirty.changes;
                 if !incomplete {
                     node.succeeded();
@@ -365,6 +370,7 @@ impl WriteBuffer {
         if let Some(dirty) = state.as_mut() {
             for chunk in taken {
                 dirty.stored_inline &= chunk.chunk != 0 || result.is_err();
+                dirty.put_since += 1;
                 dirty.buffer.end_seal(chunk, result.is_ok());
             }
             self.account(dirty);

@@ -134,6 +134,10 @@ pub(super) struct Dirty {
     /// Changes accepted, and how many of them the store has.
     pub(super) changes: u64,
     pub(super) put: u64,
+    /// Number of a quota, and bytes promised of it for what the file is to take beyond what it takes.
+    pub(super) held: (u32, u64),
+    /// Chunks that may have been stored since `base` was read.
+    pub(super) put_since: u64,
     /// Whether the file is on the list of those to flush.
     pub(super) listed: bool,
     /// Whether the store keeps the content inline. Then it must be in the buffer before anything is put.
@@ -143,7 +147,19 @@ pub(super) struct Dirty {
 impl Dirty {
     pub(super) fn new(base: Attr, buffer: FileBuffer<Reservation>, stored_inline: bool) -> Self {
         let (mtime_ns, ctime_ns) = (base.mtime_ns, base.ctime_ns);
-        Self { base, buffer, accounted: 0, mtime_ns, ctime_ns, changes: 0, put: 0, listed: false, stored_inline }
+        Self {
+            base,
+            buffer,
+            accounted: 0,
+            mtime_ns,
+            ctime_ns,
+            changes: 0,
+            put: 0,
+            held: (0, 0),
+            put_since: 0,
+            listed: false,
+            stored_inline,
+        }
     }
 
     pub(super) fn touch(&mut self, now_ns: i64) {

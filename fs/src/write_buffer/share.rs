@@ -71,6 +71,16 @@ impl WriteBuffer {
                 return Ok(0);
             }
             let count = dirty.buffer.chunks_of(0, len).end;
+            if dirty.base.quota != 0 {
+                let given = match other.as_deref() {
+                    None => dirty.base,
+                    Some(Some(other)) => other.base,
+                    Some(None) => self.volume.attr(source.ino)?,
+                };
+                let shared = self.volume.chunks_stored(&given, ChunkNo(range.from), count)?;
+                self.hold_quota(dirty, range.to << bits..end(len), shared)?;
+                dirty.put_since += shared;
+            }
             self.volume.share_extents(source.ino, ChunkNo(range.from), target.ino, ChunkNo(range.to), count)?;
             if drop_set_id {
                 self.drop_set_id(dirty, now_ns)?;
@@ -79,7 +89,7 @@ impl WriteBuffer {
                 dirty.buffer.truncate(end(len), None);
             }
             // Whole chunks only: a short one ends the file.
-            dirty.buffer.zero(range.to << bits, end(len), false, None);
+            dirty.buffer.zero(range.to << bits, end(len), false, None, |_| false);
             dirty.buffer.stored_up_to(end(len));
             dirty.touch(now_ns);
             self.account(dirty);

@@ -54,7 +54,7 @@ impl File {
 
     fn zero(&mut self, start: u64, end: u64) {
         self.settle(true);
-        for chunk in self.buffer.zero(start, end, false, None) {
+        for chunk in self.buffer.zero(start, end, false, None, |_| false) {
             self.store.remove(&chunk);
         }
         let (start, end) = (start.min(self.model.len() as u64), end.min(self.model.len() as u64));

@@ -3,17 +3,14 @@
 
 use std::io::{self, IoSlice};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam::channel::{bounded, unbounded};
+use crossbeam::channel::unbounded;
 
 use super::member::CallKind;
 use super::{Backing, BackingSet, Health, MARKER_NAMES, Member, Space};
 use crate::ids::{MemberId, SegmentId};
 
-/// How old a member's figures of room may be.
-const SPACE_AGE_MAX: Duration = Duration::from_millis(500);
 /// How long to wait for newer ones.
 const SPACE_PATIENCE: Duration = Duration::from_millis(200);
 /// A list of small files that takes longer is asked of more members.
@@ -35,40 +32,81 @@ impl Member {
         !matches!(self.health(), Health::Healthy | Health::Sick)
     }
 
-    /// Its room, as it was half a second ago at most; older if the directory does not answer. `None` if it is not there.
+    /// Its room, as it was half a second ago at most; older if the directory does not answer at once. `None` if it is not
+    /// there, or never told.
     pub fn space(self: &Arc<Self>) -> Option<Space> {
-        let known = {
-            let cached = self.space.lock();
-            match &*cached {
-                Some((taken, space)) if taken.elapsed() < SPACE_AGE_MAX => return Some(space.clone()),
-                other => other.as_ref().map(|(_, space)| space.clone()),
+        self.told_space().ok()
+    }
+
+    /// As [`Self::space`].
+    ///
+    /// # Errors
+    /// Why it does not tell: the directory's own error; `NotFound`: it cannot be written; `TimedOut`.
+    pub fn told_space(self: &Arc<Self>) -> io::Result<Space> {
+        if !self.is_healthy() && !self.room.known.lock().is_fresh() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        self.ask_room();
+        let deadline = Instant::now() + SPACE_PATIENCE;
+        self.await_room(deadline, deadline)
+    }
+
+    /// Have a thread ask the directory for its room, if what is known of it is too old and nobody asks already: a
+    /// directory that hangs holds up nobody who asks.
+    fn ask_room(self: &Arc<Self>) {
+        let Some(backing) = self.backing().filter(|_| self.is_healthy()) else { return };
+        {
+            let mut room = self.room.known.lock();
+            if room.asked || room.is_fresh() {
+                return;
             }
-        };
-        if !self.is_healthy() {
-            return None;
+            room.asked = true;
+            room.error = None;
         }
-        let backing = self.backing()?;
-        // One at a time, on a thread of the member: a directory that hangs holds up nobody who asks.
-        if self.space_asked.swap(true, Ordering::AcqRel) {
-            return known;
-        }
-        let (sender, receiver) = bounded(1);
         let member = self.clone();
         let asked = self.submit_commit(move || {
             let running = member.begin(CallKind::Probe);
-            let space = backing.space().ok();
+            let answer = backing.space();
             drop(running);
-            if let Some(space) = &space {
-                *member.space.lock() = Some((Instant::now(), space.clone()));
+            let mut room = member.room.known.lock();
+            room.asked = false;
+            match answer {
+                Ok(space) => {
+                    room.last = Some((Instant::now(), space));
+                    room.error = None;
+                }
+                Err(error) => room.error = Some(error),
             }
-            member.space_asked.store(false, Ordering::Release);
-            drop((member, backing));
-            let _ = sender.send(space);
+            drop(room);
+            member.room.told.notify_all();
         });
         if asked.is_err() {
-            self.space_asked.store(false, Ordering::Release);
+            let mut room = self.room.known.lock();
+            room.asked = false;
+            room.error = Some(io::Error::new(io::ErrorKind::TimedOut, "too many calls wait for it already"));
         }
-        receiver.recv_timeout(SPACE_PATIENCE).ok().flatten().or(known)
+    }
+
+    /// The answer to [`Self::ask_room`], waited for until `deadline`; only until `enough` if an older one is known.
+    ///
+    /// # Errors
+    /// The directory's own; `NotFound`: it cannot be written; `TimedOut`.
+    fn await_room(self: &Arc<Self>, enough: Instant, deadline: Instant) -> io::Result<Space> {
+        let mut room = self.room.known.lock();
+        while room.asked {
+            let until = if room.last.is_some() { enough } else { deadline };
+            if self.room.told.wait_until(&mut room, until).timed_out() {
+                break;
+            }
+        }
+        match (&room.last, &room.error) {
+            (Some((_, space)), _) => Ok(space.clone()),
+            (None, Some(error)) => Err(io::Error::new(error.kind(), error.to_string())),
+            (None, None) if room.asked => {
+                Err(io::Error::new(io::ErrorKind::TimedOut, "it does not tell how much room it has"))
+            }
+            (None, None) => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     /// Make the file of a new segment.
@@ -180,6 +218,22 @@ impl Member {
 }
 
 impl BackingSet {
+    /// The room in each healthy member, asked of all at once. One that never told is waited for as long as for a write,
+    /// and is sick if it does not answer then: not to know its room yet is no reason to do without it.
+    pub fn rooms(&self, patience: Duration) -> Vec<(Arc<Member>, io::Result<Space>)> {
+        let healthy: Vec<Arc<Member>> = self.healthy().cloned().collect();
+        healthy.iter().for_each(Member::ask_room);
+        let begun = Instant::now();
+        let answer = |member: Arc<Member>| {
+            let room = member.await_room(begun + SPACE_PATIENCE, begun + patience);
+            if room.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+                member.mark_sick();
+            }
+            (member, room)
+        };
+        healthy.into_iter().map(answer).collect()
+    }
+
     /// Names of the small files in a directory of members that can be read: of the first `need` that answer. Asked on
     /// their own threads, healthy ones first, more when some are late: one that hangs costs at most `patience`. Those
     /// that fail are left out.

@@ -7,10 +7,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
 
 use super::pool::{Pool, Queue, Refused};
 use super::stats::{Counters, MemberStats};
@@ -79,15 +78,39 @@ pub struct Member {
     pub id: MemberId,
     /// Another one after the directory was replaced.
     path: RwLock<Arc<Path>>,
-    /// Its room when last asked.
-    pub(super) space: Mutex<Option<(Instant, Space)>>,
-    /// It was asked for its room and has not answered.
-    pub(super) space_asked: AtomicBool,
+    pub(super) room: Room,
     pub(super) limits: Limits,
     pub(super) counters: Counters,
     pool: Pool,
     /// Never held across I/O.
     state: Mutex<State>,
+}
+
+/// What is known of the room in a directory.
+#[derive(Default)]
+pub(super) struct Room {
+    pub(super) known: Mutex<KnownRoom>,
+    /// The directory answered, in one way or another.
+    pub(super) told: Condvar,
+}
+
+#[derive(Default)]
+pub(super) struct KnownRoom {
+    /// When it last told, and what.
+    pub(super) last: Option<(Instant, Space)>,
+    /// Why it did not tell when it was last asked.
+    pub(super) error: Option<io::Error>,
+    /// It was asked and has not answered.
+    pub(super) asked: bool,
+}
+
+/// How old a member's figures of room may be.
+pub(super) const SPACE_AGE_MAX: Duration = Duration::from_millis(500);
+
+impl KnownRoom {
+    pub(super) fn is_fresh(&self) -> bool {
+        self.last.as_ref().is_some_and(|(taken, _)| taken.elapsed() < SPACE_AGE_MAX)
+    }
 }
 
 struct State {
@@ -136,8 +159,7 @@ impl Member {
         Self {
             id,
             path: RwLock::new(path.into().into()),
-            space: Mutex::default(),
-            space_asked: AtomicBool::new(false),
+            room: Room::default(),
             limits,
             counters: Counters::default(),
             pool: Pool::new(name, limits.threads_max),
@@ -153,7 +175,7 @@ impl Member {
     /// The directory at `path` takes this member's place.
     pub fn replace(&self, path: PathBuf, backing: Arc<dyn Backing>) {
         *self.path.write() = path.into();
-        *self.space.lock() = None;
+        self.room.known.lock().last = None;
         let old = {
             let mut state = self.state.lock();
             state.health = Health::Healthy;

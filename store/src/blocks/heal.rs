@@ -25,8 +25,18 @@ pub struct StripeHealth {
     pub bad: usize,
     /// Shards written anew.
     pub repaired: usize,
+    /// Slots that should hold a shard and do not, now.
+    pub left: u64,
     /// True if fewer than k shards are good: its blocks are lost unless directories come back.
     pub lost: bool,
+}
+
+/// Have a file read anew from the device, and take writes again: `Some(true)`. `Some(false)`: there is no file yet.
+fn forget_failures(member: &Arc<Member>, segment: SegmentId) -> Option<bool> {
+    match member.reset_segment(segment) {
+        Ok(()) => Some(true),
+        Err(error) => (error.kind() == std::io::ErrorKind::NotFound).then_some(false),
+    }
 }
 
 /// What identifies the volume in headers written anew.
@@ -68,6 +78,7 @@ impl Blocks {
             return Ok(health);
         };
         let mut targets: Vec<usize> = survey.bad.iter().map(|(slot, _)| *slot).chain(strays).collect();
+        health.left = targets.iter().fold(0, |mask, slot| mask | 1 << slot);
         // Written while few members were there, a record has fewer copies than it should.
         if let Some(copies) = survey.copies() {
             let free = (0..info.slots.len()).filter(|slot| info.slots[*slot].is_some() && copies >> slot & 1 == 0);
@@ -81,6 +92,7 @@ impl Blocks {
         for slot in targets {
             if self.rewrite(place, &info, &group, &model.header, (slot, identity), unsynced)? {
                 health.repaired += 1;
+                health.left &= !(1 << slot);
             }
         }
         self.damage.repaired(health.repaired);
@@ -91,24 +103,36 @@ impl Blocks {
     /// device: memory may pretend that a write was kept which failed (R9).
     pub fn catch_up(&self, identity: Identity) -> Result<()> {
         for (segment, slots) in self.segments.lacking_segments() {
-            let Ok(info) = self.segment_info(segment) else { continue };
+            let known = self.segment_info(segment).ok().or_else(|| Some(Arc::new(self.stripes.segment_info(segment)?)));
+            let Some(info) = known else {
+                // It was given back meanwhile.
+                self.segments.caught_up(segment, slots);
+                continue;
+            };
             let members = info.slots.iter().enumerate().filter(|(slot, _)| slots >> slot & 1 == 1);
-            let back: Vec<(usize, &Arc<Member>)> = members
-                .filter_map(|(slot, id)| Some((slot, self.set.get(id.as_ref()?)?)))
-                .filter(|(_, member)| member.can_write() && member.reset_segment(segment).is_ok())
-                .collect();
+            let writable = members.filter_map(|(slot, id)| {
+                let member = self.set.get(id.as_ref()?).filter(|member| member.can_write())?;
+                Some((slot, member, forget_failures(member, segment)?))
+            });
+            let back: Vec<(usize, &Arc<Member>, bool)> = writable.collect();
             if back.is_empty() {
                 continue;
             }
-            let mut unsynced: BTreeSet<_> = back.iter().map(|(_, member)| (member.id, segment)).collect();
-            let mut lost = 0;
+            let files = back.iter().filter(|(.., has_file)| *has_file);
+            let mut unsynced: BTreeSet<_> = files.map(|(_, member, _)| (member.id, segment)).collect();
+            let (mut lost, mut left) = (0, 0);
             for (place, _) in self.stripes.records(segment, 0, &info) {
                 let health = self.heal_stripe(place, Some(identity), &mut unsynced)?;
                 lost += u64::from(health.lost);
+                left |= health.left;
             }
             self.sync_healed(&mut unsynced)?;
-            self.segments.caught_up(segment, back.iter().fold(0, |mask, (slot, _)| mask | 1 << slot));
-            log::info!("segment {segment}: {} directories caught up, {lost} stripes without enough shards", back.len());
+            let caught_up = back.iter().fold(0, |mask, (slot, ..)| mask | 1 << slot) & !left;
+            self.segments.caught_up(segment, caught_up);
+            log::info!(
+                "segment {segment}: {} directories caught up, {lost} stripes without enough shards",
+                caught_up.count_ones()
+            );
         }
         Ok(())
     }

@@ -201,7 +201,15 @@ impl Blocks {
                 "blocks name it but the metadata has no row for it; run `brine check` on the volume",
             )
         })?;
-        let info = Arc::new(info_of(row)?);
+        let mut info = info_of(row)?;
+        if info.slots.contains(&None) {
+            // Perhaps given to a directory since, by a generation that a crash took back. Its own file tells.
+            let told =
+                self.stripes.segment_infos(segment).into_iter().find(|told| told.incarnation == info.incarnation);
+            let told = told.into_iter().flat_map(|told| told.slots);
+            info.slots.iter_mut().zip(told).for_each(|(slot, other)| *slot = slot.or(other));
+        }
+        let info = Arc::new(info);
         self.infos.write().insert(segment, info.clone());
         Ok(info)
     }

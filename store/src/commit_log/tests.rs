@@ -23,7 +23,7 @@ const VOLUME: VolumeId = VolumeId([3; 16]);
 struct Noted(Mutex<Vec<AckOverride>>);
 
 impl AckOverrides for Noted {
-    fn put(&self, overrides: Vec<AckOverride>) -> Result<()> {
+    fn put(&self, overrides: Vec<AckOverride>, _lacking: &[(SegmentId, u64)]) -> Result<()> {
         self.0.lock().extend(overrides);
         Ok(())
     }
@@ -343,4 +343,25 @@ fn what_a_failed_sync_dropped_is_written_again_when_the_directory_is_back() {
     fixture.blocks.catch_up(crate::blocks::Identity { volume: VOLUME, term: Term(1) }).unwrap();
     assert_eq!(bad(&fixture), 0);
     assert!(fixture.blocks.segments().lacking_segments().is_empty());
+}
+
+#[test]
+fn a_directory_that_is_slow_to_tell_its_room_is_not_done_without() {
+    let fixture = Fixture::new("slow-room", (4, 2));
+    // Longer than anyone who only wants the figures waits.
+    fixture.faulty[3].add(Rule::new(Call::Space, Fault::Delay(std::time::Duration::from_millis(700))));
+    fixture.store(1);
+    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
+    assert!(info.slots.iter().all(Option::is_some), "a slot is vacant: {:?}", info.slots);
+}
+
+#[test]
+fn directories_that_fail_to_tell_their_room_are_not_full() {
+    let fixture = Fixture::new("no-room", (4, 2));
+    for faulty in &fixture.faulty[..3] {
+        faulty.add(Rule::new(Call::Space, Fault::Errno(libc::EIO)));
+    }
+    let put = Put { plain: &[1; 5000], salt: Salt { domain: 0, epoch: 0, index: 0 } };
+    let outcome = fixture.blocks.put(&[put], |_, _| Ok(()));
+    assert!(matches!(outcome, Err(Error::TooFewMembers { healthy: 3, needed: 5 })), "{:?}", outcome.err());
 }

@@ -8,6 +8,14 @@ use super::txn::{Core, Txn};
 use crate::error::{Error, Result};
 use crate::ids::{Generation, Ino};
 
+/// What keeps [`STAGED_NAME`] in the root out of every listing.
+macro_rules! listed {
+    () => {
+        "NOT (parent = 1 AND name = X'2e6272696e652e737461676564')"
+    };
+}
+pub(super) use listed;
+
 const GET: &str = "SELECT ino, kind FROM dentries WHERE parent = ?1 AND hash = ?2 AND name = ?3";
 const PUT: &str =
     "INSERT OR REPLACE INTO dentries (parent, hash, name, ino, kind, since) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
@@ -18,7 +26,12 @@ const KEEP: &str = "INSERT INTO dentries_past (parent, hash, name, ino, kind, si
     SELECT parent, hash, name, ino, kind, since, ?4 FROM dentries \
     WHERE parent = ?1 AND hash = ?2 AND name = ?3 AND since < ?4";
 const ANY: &str = "SELECT 1 FROM dentries WHERE parent = ?1 LIMIT 1";
-const LIST: &str = "SELECT hash, name, ino, kind FROM dentries WHERE parent = ?1 AND hash > ?2 ORDER BY hash, name";
+const SINCE: &str = "SELECT ino, kind, since FROM dentries WHERE parent = ?1 AND hash = ?2 AND name = ?3";
+const LIST: &str = concat!(
+    "SELECT hash, name, ino, kind FROM dentries WHERE parent = ?1 AND hash > ?2 AND ",
+    listed!(),
+    " ORDER BY hash, name"
+);
 
 /// Keyed hash of names: the order of listings tells nothing of names to who sees only hashes, and no one without the
 /// key can make names that collide.
@@ -105,6 +118,16 @@ impl Core {
                 Ok(Some((Ino(number(row, 0).at(&self.path)?), kind)))
             }
         }
+    }
+
+    /// As [`Self::dentry`], with the generation since which it does.
+    pub fn dentry_since(&self, parent: Ino, hash: u64, name: &[u8]) -> Result<Option<(Ino, FileKind, Generation)>> {
+        let mut statement = self.conn.prepare_cached(SINCE).at(&self.path)?;
+        let mut rows = statement.query(params![int(parent.0), int(hash), name]).at(&self.path)?;
+        let Some(row) = rows.next().at(&self.path)? else { return Ok(None) };
+        let kind = enumerated(row, 1, FileKind::from_number).at(&self.path)?;
+        let since = Generation(number(row, 2).at(&self.path)?);
+        Ok(Some((Ino(number(row, 0).at(&self.path)?), kind, since)))
     }
 
     /// Add a name; false if there is one already.

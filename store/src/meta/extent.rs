@@ -277,6 +277,15 @@ impl Txn<'_> {
         Ok(())
     }
 
+    /// How many of the chunks `from..to` are no holes, at most.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn rows_in(&mut self, data: DataId, from: ChunkNo, to: ChunkNo) -> Result<u64> {
+        let extents = self.extents(data, from, to)?.len() as u64;
+        Ok(extents + self.core.patched.range(data, from, to).count() as u64)
+    }
+
     /// True if there is an extent row of a chunk, though it may be cut off.
     pub(super) fn has_extent_row(&mut self, data: DataId, chunk: ChunkNo) -> Result<bool> {
         Ok(get(&self.core.conn, data, chunk).at(&self.core.path)?.is_some())

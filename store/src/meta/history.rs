@@ -9,6 +9,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::kept_below::Needed;
 use super::rows::*;
 use super::schema::inode_columns;
 use super::sql::{At, blob, int, number};
@@ -110,22 +111,45 @@ const COLUMNS: [&str; 5] = [
     "since, until, data, chunk, sequence FROM patches_past",
 ];
 
+/// Content before the inodes that tell whose it is.
+const ORDER: [usize; 5] = [2, 4, 3, 1, 0];
+
+/// A run of generations that are not readable as a whole any more, and how far its rows are forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// The whole one before it; 0 if there is none.
+    pub after: Generation,
+    /// The whole one behind it.
+    pub until: Generation,
+    table: usize,
+    skipped: usize,
+}
+
+impl Gap {
+    /// Between two generations that are kept whole.
+    pub fn new(after: Generation, until: Generation) -> Self {
+        Self { after, until, table: 0, skipped: 0 }
+    }
+}
+
 fn candidates(conn: &Connection, table: usize, from: Generation, to: Generation) -> rusqlite::Result<Vec<Candidate>> {
     let sql = format!("SELECT {} WHERE until > ?1 AND until <= ?2 ORDER BY until", COLUMNS[table]);
     read_candidates(conn, table, &sql, &[int(from.0), int(to.0)])
 }
 
-/// Rows that began after `after` and ended with `until` at the latest.
+/// Rows that began after `after` and ended with `until` at the latest, without the first `skip` of them.
 fn between(
     conn: &Connection,
     table: usize,
-    after: Generation,
-    until: Generation,
+    (after, until): (Generation, Generation),
+    skip: usize,
     max: usize,
 ) -> rusqlite::Result<Vec<Candidate>> {
-    let sql =
-        format!("SELECT {} WHERE until > ?1 AND until <= ?2 AND since > ?1 ORDER BY until LIMIT ?3", COLUMNS[table]);
-    read_candidates(conn, table, &sql, &[int(after.0), int(until.0), max as i64])
+    let sql = format!(
+        "SELECT {} WHERE until > ?1 AND until <= ?2 AND since > ?1 ORDER BY until LIMIT ?3 OFFSET ?4",
+        COLUMNS[table]
+    );
+    read_candidates(conn, table, &sql, &[int(after.0), int(until.0), max as i64, skip as i64])
 }
 
 fn read_candidates(conn: &Connection, table: usize, sql: &str, values: &[i64]) -> rusqlite::Result<Vec<Candidate>> {
@@ -196,29 +220,41 @@ impl Txn<'_> {
         Ok(forgotten)
     }
 
-    /// Forget up to `max` former rows that were true only between `after` and `until`, both exclusive: that began after
-    /// the one and ended with the other at the latest. Generations in between must not be readable any more. Returns how
-    /// many were forgotten; none: nothing is left.
+    /// Forget former rows that were true only between `gap.after` and `gap.until`, both exclusive: that began after the
+    /// one and ended with the other at the latest; but for what states kept for a directory need. Generations in between
+    /// must not be readable any more as a whole. Looks at up to `max` rows and goes on from there when called again;
+    /// true when all were looked at. Nobody else forgets rows meanwhile.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn forget_gap(&mut self, after: Generation, until: Generation, max: usize) -> Result<usize> {
-        let mut forgotten = 0;
-        for table in 0..COLUMNS.len() {
-            let found = between(&self.core.conn, table, after, until, max - forgotten).at(&self.core.path)?;
+    pub fn forget_gap(&mut self, gap: &mut Gap, max: usize) -> Result<bool> {
+        // What an operation that fails did is undone, and so is what it went on to.
+        let mut at = *gap;
+        let mut needed = Needed::between(&self.core.conn, gap.after, gap.until).at(&self.core.path)?;
+        let mut left = max;
+        while let Some(&table) = ORDER.get(at.table) {
+            let found = between(&self.core.conn, table, (at.after, at.until), at.skipped, left).at(&self.core.path)?;
+            let full = found.len() == left;
+            left -= found.len();
             for candidate in found {
-                if let Some(key) = &candidate.block {
+                let Candidate { key, since, until, block } = candidate;
+                if needed.has(&self.core.conn, &key, since, until).at(&self.core.path)? {
+                    at.skipped += 1;
+                    continue;
+                }
+                if let Some(key) = &block {
                     let id = block_of(self.core, key);
                     self.core.refs.push((id, -1));
                 }
-                self.core.apply(RowChange::DelPast(candidate.key))?;
-                forgotten += 1;
+                self.core.apply(RowChange::DelPast(key))?;
             }
-            if forgotten >= max {
+            if full {
                 break;
             }
+            (at.table, at.skipped) = (at.table + 1, 0);
         }
-        Ok(forgotten)
+        *gap = at;
+        Ok(at.table >= ORDER.len())
     }
 
     /// An inode as of the end of a committed generation; `None` if it was not there.

@@ -235,13 +235,15 @@ impl Txn<'_> {
         let generation = self.core.generation();
         self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
         let row = self.core.inodes.change(ino).ok_or(Error::Stale(ino))?;
-        let size = row.size;
+        let (size, before) = (row.size, (row.quota(), row.charge()));
         change(row);
         row.since = generation;
+        let after = (row.quota(), row.charge());
         if row.kind == FileKind::File {
             let counters = &mut self.core.counters;
             counters.logical_bytes = counters.logical_bytes.wrapping_sub(size).wrapping_add(row.size);
         }
+        self.core.charge(Some(before), Some(after));
         Ok(())
     }
 
@@ -249,7 +251,10 @@ impl Txn<'_> {
     pub(super) fn allocate(&mut self, ino: Ino, change: impl FnOnce(u64) -> u64) -> Result<()> {
         self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
         let row = self.core.inodes.change(ino).ok_or(Error::Stale(ino))?;
+        let before = (row.quota(), row.charge());
         row.allocated = change(row.allocated);
+        let after = (row.quota(), row.charge());
+        self.core.charge(Some(before), Some(after));
         Ok(())
     }
 
@@ -260,8 +265,9 @@ impl Txn<'_> {
         counters.next_ino += 1;
         counters.inodes += 1;
         if row.kind == FileKind::File {
-            row.data = DataId(counters.next_data);
-            counters.next_data += 1;
+            // Above every data id there is: those of files made before were not above the next inode either.
+            row.data = DataId(row.ino.0);
+            counters.next_data = row.ino.0 + 1;
             counters.files += 1;
             counters.logical_bytes += row.size;
         }
@@ -270,6 +276,7 @@ impl Txn<'_> {
         }
         row.since = self.core.generation();
         let attr = row.attr();
+        self.core.charge(None, Some((row.quota(), row.charge())));
         self.core.inodes.insert(row);
         attr
     }
@@ -282,6 +289,7 @@ impl Txn<'_> {
             counters.logical_bytes = counters.logical_bytes.wrapping_sub(row.size);
         }
         self.core.atimes.remove(&row.ino.0);
+        self.core.charge(Some((row.quota(), row.charge())), None);
         let at = self.core.generation();
         if self.core.inodes.remove(row.ino) {
             self.core.apply(RowChange::DelInode { ino: row.ino, at })?;
@@ -438,7 +446,8 @@ impl Txn<'_> {
         if row.flags & INODE_HAS_XATTRS != 0 {
             self.drop_xattrs(ino)?;
         }
-        // Cutting may have changed the row; what counts here did not change.
+        // Cutting may have changed what it takes.
+        let row = self.inode(ino)?;
         self.delete_inode(&row)
     }
 }

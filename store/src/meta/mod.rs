@@ -17,10 +17,12 @@ mod digest;
 mod extent;
 mod history;
 mod inode;
+mod kept_below;
 mod namespace;
 mod outbox;
 mod past;
 pub mod patch;
+pub mod quota;
 mod reader;
 pub mod rows;
 mod schema;
@@ -44,6 +46,8 @@ use rusqlite::{Connection, ErrorCode};
 use zeroize::Zeroizing;
 
 pub use counters::Counters;
+pub use history::Gap;
+pub use kept_below::KeptBelow;
 pub use outbox::OutboxRow;
 pub use past::{NameSpan, PastReader, Xattrs};
 pub use reader::{Reader, Walk};
@@ -489,7 +493,7 @@ fn wal_path(path: &Path) -> PathBuf {
 
 impl Core {
     pub(in crate::meta) fn has_changes(&self) -> bool {
-        !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty()
+        !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty() || self.quotas.has_dirty()
     }
 
     fn check_idle(&self) -> Result<()> {
@@ -513,6 +517,7 @@ impl Core {
         self.write_atimes()?;
         self.write_inodes()?;
         self.fold_refs()?;
+        self.write_quotas()?;
         let generation = self.generation();
         if self.counters != self.counters_written {
             let value = self.counters.encode().into();

@@ -4,6 +4,7 @@
 //! permissions and stripped set-group-id from files (`mode_strip_sgid`); this module decides what exists.
 
 use super::dentry::check_name;
+use super::quota::tagged;
 use super::rows::*;
 use super::txn::Txn;
 use crate::error::{Error, Result};
@@ -143,12 +144,21 @@ impl Txn<'_> {
         self.create_masked(parent, name, node, 0)
     }
 
+    /// What a name stands for, and since which generation. None if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn name_since(&mut self, parent: Ino, name: &[u8]) -> Result<Option<(Ino, FileKind, Generation)>> {
+        let hash = self.core.names.hash(name);
+        self.core.dentry_since(parent, hash, name)
+    }
+
     /// Make an inode and its name. It inherits the directory's default access control list; without one, the bits of
     /// `umask` are taken from its permissions.
     ///
     /// # Errors
     /// [`Error::Exists`], [`Error::NotFound`] (the directory was removed), [`Error::NotADirectory`],
-    /// [`Error::NameTooLong`], [`Error::TooManyLinks`], [`Error::InvalidArgument`] (a target where none belongs, or
+    /// [`Error::NameTooLong`], [`Error::TooManyLinks`], [`Error::QuotaExceeded`], [`Error::InvalidArgument`] (a target where none belongs, or
     /// none, or longer than [`TARGET_MAX`]).
     pub fn create_masked(&mut self, parent: Ino, name: &[u8], node: &NewNode<'_>, umask: u16) -> Result<Attr> {
         check_name(name)?;
@@ -174,12 +184,14 @@ impl Txn<'_> {
             }
         }
         let chunk_bits = directory.chunk_bits;
-        let in_exec = directory.flags & INODE_IN_EXEC;
+        let (in_exec, quota) = (directory.flags & INODE_IN_EXEC, directory.quota());
         let inherited = self.inherit_acl(parent, node.kind, node.perm, umask)?;
         node.perm = inherited.perm;
         let mut row = self.new_row(&node, parent, chunk_bits);
         row.flags |= if inherited.attributes.is_empty() { 0 } else { INODE_HAS_XATTRS };
         row.flags |= if is_directory && is_exec_place(parent, name) { INODE_IN_EXEC } else { in_exec };
+        row.flags = tagged(row.flags, quota);
+        let fits = self.quota_fits(quota, row.charge(), 1);
         let attr = self.insert_inode(row);
         for (name, value) in &inherited.attributes {
             self.put_xattr(attr.ino, name, value)?;
@@ -188,6 +200,7 @@ impl Txn<'_> {
         if too_many {
             return Err(Error::TooManyLinks);
         }
+        fits?;
         self.touch_directory(parent, i64::from(is_directory))?;
         Ok(attr)
     }
@@ -218,11 +231,13 @@ impl Txn<'_> {
         if row.nlink >= nlink_max {
             return Err(Error::TooManyLinks);
         }
+        self.quota_border(ino, None, parent)?;
         let now = self.now_ns();
         self.add_name(parent, name, ino, kind)?;
         self.touch_directory(parent, 0)?;
         self.step(ino, |row| {
             row.nlink += 1;
+            row.flags |= INODE_HAD_LINKS;
             row.ctime_ns = now;
         })
     }
@@ -278,6 +293,9 @@ impl Txn<'_> {
             row.nlink = if row.kind == FileKind::Directory { 0 } else { row.nlink.saturating_sub(1) };
             row.ctime_ns = now;
         })?;
+        if attr.kind == FileKind::Directory {
+            self.forget_quota_of(ino);
+        }
         Ok(Unlinked { ino, nlink: attr.nlink, kind: attr.kind })
     }
 
@@ -348,8 +366,10 @@ impl Txn<'_> {
         }
         if !matches!(target, Some((target, _)) if target == ino) {
             self.border(ino, new_parent, new_name)?;
+            self.quota_border(ino, Some(parent), new_parent)?;
             if let (Some((target, _)), true) = (target, flags.exchange) {
                 self.border(target, parent, name)?;
+                self.quota_border(target, Some(new_parent), parent)?;
             }
         }
         match target {
@@ -357,7 +377,13 @@ impl Txn<'_> {
             Some(target) if flags.exchange => {
                 self.exchange((parent, name, ino, kind), (new_parent, new_name, target.0, target.1)).map(|()| None)
             }
-            _ => self.move_name((parent, name), (ino, kind), (new_parent, new_name), target, flags.whiteout),
+            _ => self.move_name(
+                (parent, name),
+                (ino, kind),
+                (new_parent, new_name),
+                target,
+                flags.whiteout.then_some(flags.owner),
+            ),
         }
     }
 
@@ -383,7 +409,7 @@ impl Txn<'_> {
         (ino, kind): (Ino, FileKind),
         (new_parent, new_name): (Ino, &[u8]),
         target: Option<(Ino, FileKind)>,
-        whiteout: bool,
+        whiteout: Option<(u32, u32)>,
     ) -> Result<Option<Unlinked>> {
         let is_directory = kind == FileKind::Directory;
         match target {
@@ -408,8 +434,8 @@ impl Txn<'_> {
             self.touch_directory(new_parent, gained)?;
         }
         self.moved(ino, new_parent)?;
-        if whiteout {
-            self.add_whiteout(parent, name)?;
+        if let Some(owner) = whiteout {
+            self.add_whiteout(parent, name, owner)?;
         }
         target.map(|(target, _)| self.lose_name(target)).transpose()
     }
@@ -426,15 +452,25 @@ impl Txn<'_> {
         .map(|_| ())
     }
 
-    /// The parent's version was stepped by the rename this belongs to.
-    fn add_whiteout(&mut self, parent: Ino, name: &[u8]) -> Result<()> {
-        let (uid, gid, chunk_bits) = {
+    /// A new inode like any other: group and access control list are the directory's to give. The parent's version was
+    /// stepped by the rename this belongs to.
+    fn add_whiteout(&mut self, parent: Ino, name: &[u8], (uid, gid): (u32, u32)) -> Result<()> {
+        let (gid, chunk_bits, quota) = {
             let directory = self.directory(parent)?;
-            (directory.uid, directory.gid, directory.chunk_bits)
+            let gid = if directory.perm & 0o2000 != 0 { directory.gid } else { gid };
+            (gid, directory.chunk_bits, directory.quota())
         };
-        let node = NewNode { kind: FileKind::CharDevice, perm: 0, uid, gid, rdev: 0, target: None };
-        let row = self.new_row(&node, parent, chunk_bits);
+        self.quota_fits(quota, 0, 1)?;
+        let inherited = self.inherit_acl(parent, FileKind::CharDevice, 0, 0)?;
+        let perm = inherited.perm;
+        let node = NewNode { kind: FileKind::CharDevice, perm, uid, gid, rdev: 0, target: None };
+        let mut row = self.new_row(&node, parent, chunk_bits);
+        row.flags = tagged(row.flags, quota);
+        row.flags |= if inherited.attributes.is_empty() { 0 } else { INODE_HAS_XATTRS };
         let attr = self.insert_inode(row);
+        for (name, value) in &inherited.attributes {
+            self.put_xattr(attr.ino, name, value)?;
+        }
         self.add_name(parent, name, attr.ino, attr.kind)
     }
 

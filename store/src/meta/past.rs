@@ -31,8 +31,8 @@ pub type Xattrs = Vec<(Box<[u8]>, Box<[u8]>)>;
 
 /// One look at committed states: everything asked of it is as of one moment.
 pub struct PastReader<'m> {
-    conn: &'m Connection,
-    path: &'m Path,
+    pub(super) conn: &'m Connection,
+    pub(super) path: &'m Path,
     names: &'m NameHash,
 }
 
@@ -323,9 +323,14 @@ pub(super) fn read_dir_at(
     max: usize,
 ) -> rusqlite::Result<Vec<DirEntry>> {
     // Both parts come in the order of their primary keys and are merged.
-    let sql = "SELECT hash, name, ino, kind FROM dentries WHERE parent = ?1 AND hash > ?2 AND since <= ?3 \
-        UNION ALL SELECT hash, name, ino, kind FROM dentries_past \
-        WHERE parent = ?1 AND hash > ?2 AND since <= ?3 AND until > ?3 ORDER BY hash, name";
+    let sql = concat!(
+        "SELECT hash, name, ino, kind FROM dentries WHERE parent = ?1 AND hash > ?2 AND since <= ?3 AND ",
+        dentry::listed!(),
+        " UNION ALL SELECT hash, name, ino, kind FROM dentries_past \
+        WHERE parent = ?1 AND hash > ?2 AND since <= ?3 AND until > ?3 AND ",
+        dentry::listed!(),
+        " ORDER BY hash, name"
+    );
     dentry::list_with(conn, sql, &[&int(ino.0), &int(cookie.min(i64::MAX as u64)), &int(generation.0)], max)
 }
 

@@ -271,7 +271,7 @@ impl Txn<'_> {
     }
 
     /// True if a chunk has an extent row or patches: then it counts as allocated.
-    fn has_row(&mut self, data: DataId, chunk: ChunkNo) -> Result<bool> {
+    pub(super) fn has_row(&mut self, data: DataId, chunk: ChunkNo) -> Result<bool> {
         Ok(self.core.patched.get(data, chunk).is_some() || self.has_extent_row(data, chunk)?)
     }
 

@@ -105,6 +105,10 @@ pub struct Attr {
     pub ino_generation: u32,
     /// It is the exec directory, or lies in it or below with all its names.
     pub in_exec: bool,
+    /// Number of the innermost quota it counts in, perhaps removed since; 0 if none.
+    pub quota: u32,
+    /// Bytes of its chunks that have rows, whatever its size.
+    pub chunk_bytes: u64,
 }
 
 /// What a new inode is to be.
@@ -181,6 +185,8 @@ pub struct RenameFlags {
     pub exchange: bool,
     /// Leave a whiteout (character device 0:0) at the old name.
     pub whiteout: bool,
+    /// Owner and group of the whiteout, as of any new inode.
+    pub owner: (u32, u32),
 }
 
 /// What lost a name. With `nlink` 0 its data lives until the orphan is released.
@@ -198,8 +204,15 @@ pub struct Unlinked {
 pub const INODE_HAS_XATTRS: u32 = 1;
 /// Flag of an inode: it is the exec directory or lies in it or below, with all its names.
 pub const INODE_IN_EXEC: u32 = 2;
+/// Flag of an inode: it has, or had, more than one name at a time, so `parent` may not be the only place it was in.
+pub const INODE_HAD_LINKS: u32 = 4;
+/// The flags from this bit on are the number of the innermost quota an inode counts in.
+pub const INODE_QUOTA_SHIFT: u32 = 8;
 /// Name of the exec directory in the root.
 pub const EXEC_NAME: &[u8] = b"exec";
+
+/// Name in the root of the directory that holds what runs have written and not published yet. It is in no listing.
+pub const STAGED_NAME: &[u8] = b".brine.staged";
 
 /// One inode.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -234,7 +247,7 @@ pub struct InodeRow {
     pub data: DataId,
     /// Log2 of the chunk length; a directory's is inherited by what is made in it.
     pub chunk_bits: u8,
-    /// [`INODE_HAS_XATTRS`], [`INODE_IN_EXEC`].
+    /// [`INODE_HAS_XATTRS`], [`INODE_IN_EXEC`], [`INODE_HAD_LINKS`], from [`INODE_QUOTA_SHIFT`] on the number of a quota.
     pub flags: u32,
     /// Content of a small file, at most [`INLINE_MAX`] bytes, or the target of a symbolic link.
     pub inline: Option<Arc<[u8]>>,
@@ -249,15 +262,24 @@ pub struct InodeRow {
 }
 
 impl InodeRow {
-    /// What the crates above see of it.
-    pub fn attr(&self) -> Attr {
-        let allocated = match (&self.inline, self.kind) {
+    /// Number of the innermost quota it counts in, perhaps removed since; 0 if none.
+    pub fn quota(&self) -> u32 {
+        self.flags >> INODE_QUOTA_SHIFT
+    }
+
+    /// Bytes that `st_blocks` counts, and quotas.
+    pub fn charge(&self) -> u64 {
+        match (&self.inline, self.kind) {
             (Some(inline), FileKind::File) => (inline.len() as u64).next_multiple_of(512),
+            (_, FileKind::Directory) => self.size,
             (Some(_), _) => 0,
-            (None, FileKind::Directory) => self.size,
             // A short last chunk takes less than a chunk's length; what a cut hides is no longer the file's.
             (None, _) => self.allocated.min(self.size.min(FILE_SIZE_MAX).next_multiple_of(4096)),
-        };
+        }
+    }
+
+    /// What the crates above see of it.
+    pub fn attr(&self) -> Attr {
         Attr {
             ino: self.ino,
             version: self.version,
@@ -268,7 +290,7 @@ impl InodeRow {
             gid: self.gid,
             rdev: self.rdev,
             size: self.size,
-            allocated,
+            allocated: self.charge(),
             chunk_bits: self.chunk_bits,
             data: self.data,
             atime_ns: self.atime_ns,
@@ -277,6 +299,8 @@ impl InodeRow {
             btime_ns: self.btime_ns,
             ino_generation: self.ino_generation,
             in_exec: self.flags & INODE_IN_EXEC != 0,
+            quota: self.quota(),
+            chunk_bytes: if self.kind == FileKind::File { self.allocated } else { 0 },
         }
     }
 }

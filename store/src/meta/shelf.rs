@@ -20,6 +20,25 @@ pub(super) fn get(conn: &Connection, shelf: Shelf, key: &[u8]) -> rusqlite::Resu
     rows.next()?.map(|row| blob(row, 0)).transpose()
 }
 
+/// A key and its value.
+pub(super) type Pair = (Box<[u8]>, Box<[u8]>);
+
+/// Keys that begin with `prefix`, in order, and their values.
+pub(super) fn with_prefix(conn: &Connection, shelf: Shelf, prefix: &[u8]) -> rusqlite::Result<Vec<Pair>> {
+    let sql = format!("SELECT key, value FROM {} WHERE key >= ?1 ORDER BY key", table(shelf));
+    let mut statement = conn.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![prefix])?;
+    let mut out = Vec::new();
+    while let Some(row) = rows.next()? {
+        let key = blob(row, 0)?;
+        if !key.starts_with(prefix) {
+            break;
+        }
+        out.push((key, blob(row, 1)?));
+    }
+    Ok(out)
+}
+
 pub(super) fn put(conn: &Connection, row: &ShelfRow) -> rusqlite::Result<usize> {
     let sql = format!("INSERT OR REPLACE INTO {} (key, value, since) VALUES (?1, ?2, ?3)", table(row.shelf));
     conn.prepare_cached(&sql)?.execute(params![&*row.key, &*row.value, int(row.since.0)])

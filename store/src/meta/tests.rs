@@ -55,6 +55,7 @@ mod failure;
 mod model;
 mod patch;
 mod posix;
+mod quota;
 mod random;
 mod speed;
 

@@ -16,6 +16,7 @@ use super::dentry::NameHash;
 use super::extent::Cuts;
 use super::history::HISTORY_KEY;
 use super::patch::Patched;
+use super::quota::Quotas;
 use super::rows::*;
 use super::sql::At;
 use super::{BlockIdOf, block, dentry, extent, history, inode, patch, segment, shelf, snapshot, xattr};
@@ -47,6 +48,7 @@ pub(super) struct Core {
     pub counters_written: Counters,
     pub cuts: Cuts,
     pub patched: Patched,
+    pub quotas: Quotas,
     /// Former rows are kept.
     pub history: bool,
     /// Recorded changes of the open generation, in order.
@@ -108,6 +110,7 @@ impl Core {
             counters_written: Counters::default(),
             cuts: Cuts::default(),
             patched: Patched::default(),
+            quotas: Quotas::default(),
             history: false,
             changes: Vec::new(),
             refs: Vec::new(),
@@ -146,8 +149,9 @@ impl Core {
         Ok(())
     }
 
-    /// Counters as their row has them.
+    /// Counters and quotas as their rows have them.
     pub fn reload_counters(&mut self) -> Result<()> {
+        self.quotas.load(&self.conn, &self.path)?;
         if let Some(bytes) = shelf::get(&self.conn, Shelf::Settings, COUNTERS_KEY).at(&self.path)? {
             self.counters = Counters::decode(&bytes)?;
             self.counters_written = self.counters;
@@ -167,6 +171,7 @@ impl Core {
 
     fn end_operation(&mut self) -> Result<()> {
         self.inodes.keep_operation();
+        self.quotas.keep_operation();
         if let Some(operation) = self.operation.take()
             && operation.savepoint
             && let Err(error) = self.conn.prepare_cached("RELEASE op").and_then(|mut release| release.execute([]))
@@ -181,6 +186,7 @@ impl Core {
     fn undo_operation(&mut self) {
         let Some(operation) = self.operation.take() else { return };
         self.inodes.undo_operation();
+        self.quotas.undo_operation();
         self.changes.truncate(operation.changes);
         self.refs.truncate(operation.refs);
         self.counters = operation.counters;

@@ -96,6 +96,7 @@ impl Reader {
             self.check_rule(text, sql, &mut findings)?;
         }
         self.check_refs(&mut findings)?;
+        findings.extend(super::quota::verify(&self.conn, &self.path)?);
         let (stored, counted) = (self.counters()?, self.count()?);
         if stored != counted {
             findings.push(format!("counters say {stored:?}, the tables hold {counted:?}"));

@@ -2,8 +2,8 @@
 
 use super::pointer::SEALED_LEN_MAX;
 use super::{
-    ACK_OVERRIDES_MAX, AckOverride, CHECKPOINTS_MAX, CHUNK_BITS, DOMAIN_LEN_MAX, DomainPolicy, FORMAT, Features,
-    HOST_LEN_MAX, INCOMPAT_KNOWN, LABEL_LEN_MAX, MEMBERS_MAX, MemberEntry, MemberState, PATH_LEN_MAX,
+    ACK_OVERRIDES_MAX, AckOverride, BEHIND_MAX, CHECKPOINTS_MAX, CHUNK_BITS, DOMAIN_LEN_MAX, DomainPolicy, FORMAT,
+    Features, HOST_LEN_MAX, INCOMPAT_KNOWN, LABEL_LEN_MAX, MEMBERS_MAX, MemberEntry, MemberState, PATH_LEN_MAX,
     SUPERBLOCK_LEN_MAX, Superblock, SuperblockError, UnverifiedSuperblock,
 };
 use crate::geometry::Geometry;
@@ -64,6 +64,13 @@ impl Superblock {
         out.put_u16(self.checkpoints.len() as u16);
         for pointer in &self.checkpoints {
             put_bytes(&mut out, &pointer.seal(keys)?);
+        }
+        if !self.behind.is_empty() {
+            out.put_u16(self.behind.len() as u16);
+            for (segment, slots) in &self.behind {
+                out.put_u64(segment.0);
+                out.put_u64(*slots);
+            }
         }
         let len = out.len() + crate::wire::TRAILER_LEN;
         if len > SUPERBLOCK_LEN_MAX {
@@ -168,6 +175,7 @@ impl Superblock {
             members: Vec::new(),
             ack_overrides: Vec::new(),
             checkpoints: Vec::new(),
+            behind: Vec::new(),
         })
     }
 
@@ -187,9 +195,18 @@ impl Superblock {
         for _ in 0..count(reader, ACK_OVERRIDES_MAX, "number of ack sets")? {
             self.ack_overrides.push(AckOverride::read(reader)?);
         }
-        (0..count(reader, CHECKPOINTS_MAX, "number of checkpoints")?)
-            .map(|_| Ok(bytes(reader, SEALED_LEN_MAX, "checkpoint pointer")?.to_vec()))
-            .collect()
+        let mut sealed = Vec::new();
+        for _ in 0..count(reader, CHECKPOINTS_MAX, "number of checkpoints")? {
+            sealed.push(bytes(reader, SEALED_LEN_MAX, "checkpoint pointer")?.to_vec());
+        }
+        if !reader.rest().is_empty() {
+            let count = count(reader, BEHIND_MAX, "number of segments that are behind")?;
+            ensure(count > 0, "number of segments that are behind")?;
+            for _ in 0..count {
+                self.behind.push((SegmentId(reader.u64()?), reader.u64()?));
+            }
+        }
+        Ok(sealed)
     }
 
     /// What must hold between the fields, before writing and after reading.
@@ -206,6 +223,7 @@ impl Superblock {
         ensure(self.members.len() <= MEMBERS_MAX, "number of members")?;
         ensure(self.ack_overrides.len() <= ACK_OVERRIDES_MAX, "number of ack sets")?;
         ensure(self.checkpoints.len() <= CHECKPOINTS_MAX, "number of checkpoints")?;
+        ensure(self.behind.len() <= BEHIND_MAX, "number of segments that are behind")?;
         for member in &self.members {
             ensure(member.path.len() <= PATH_LEN_MAX, "member path")?;
             ensure(member.domain.len() <= DOMAIN_LEN_MAX && plain(&member.domain), "failure domain")?;

@@ -26,7 +26,9 @@ pub const FORMAT: u16 = 1;
 /// Incompatible features this version knows: a volume with any other is refused.
 pub const INCOMPAT_KNOWN: u64 = 0;
 /// Features that must be known for writing: a volume with any other is opened read-only.
-pub const RO_COMPAT_KNOWN: u64 = 0;
+pub const RO_COMPAT_KNOWN: u64 = RO_COMPAT_QUOTAS;
+/// Directories have, or had, quotas: who writes must count.
+pub const RO_COMPAT_QUOTAS: u64 = 1;
 
 /// Longest superblock, bytes.
 pub const SUPERBLOCK_LEN_MAX: usize = 256 << 10;
@@ -42,6 +44,8 @@ pub const HOST_LEN_MAX: usize = 255;
 pub const MEMBERS_MAX: usize = 1024;
 /// Most overridden ack sets: a generation that stays unacknowledged stops the volume long before.
 pub const ACK_OVERRIDES_MAX: usize = 256;
+/// Most segments noted as incomplete in some directory.
+pub const BEHIND_MAX: usize = 1024;
 /// Checkpoints kept.
 pub const CHECKPOINTS_MAX: usize = 2;
 
@@ -159,6 +163,8 @@ pub struct Superblock {
     pub ack_overrides: Vec<AckOverride>,
     /// The last checkpoints, newest first; none before the first.
     pub checkpoints: Vec<CheckpointPointer>,
+    /// Segments of which some slots lack what was acknowledged last, and those slots.
+    pub behind: Vec<(SegmentId, u64)>,
 }
 
 /// Why a superblock does not decode, verify or encode.

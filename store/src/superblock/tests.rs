@@ -73,6 +73,7 @@ fn superblock() -> Superblock {
             ack_set: 0b11,
         }],
         checkpoints: vec![pointer(900), pointer(800)],
+        behind: Vec::new(),
     }
 }
 
@@ -89,6 +90,20 @@ fn a_superblock_is_pinned() {
         blake3::hash(&bytes).to_hex().as_str(),
         "c9731930693c5c192519c6002e5b17bd46731ba12fcfaa3ada8eed3384a194bd"
     );
+}
+
+#[test]
+fn segments_that_are_behind_follow_at_the_end() {
+    let behind = Superblock { behind: vec![(SegmentId(7), 0b10), (SegmentId(9), 0b100)], ..superblock() };
+    let bytes = behind.encode(&keys()).unwrap();
+    assert_eq!(bytes.len(), 875 + 2 + 2 * 16);
+    assert_eq!(
+        blake3::hash(&bytes).to_hex().as_str(),
+        "25f5daf6d6933fd019c3aa7135e8b25e65ebcd83b29e9ceeae9ee3ae056a6546"
+    );
+    assert_eq!(Superblock::decode(&bytes).unwrap().verify(&keys()).unwrap(), behind);
+    let many = Superblock { behind: vec![(SegmentId(7), 1); BEHIND_MAX + 1], ..superblock() };
+    assert!(many.encode(&keys()).is_err());
 }
 
 #[test]

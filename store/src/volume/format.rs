@@ -133,6 +133,7 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         min_ack: None,
         members,
         ack_overrides: Vec::new(),
+        behind: Vec::new(),
         checkpoints: Vec::new(),
         key_slots: vec![slot, recovery_slot],
         wrapped_convergence,

@@ -15,11 +15,13 @@ mod image;
 mod open;
 mod past;
 mod prefetch;
+mod quota;
 mod probe;
 mod rebuild;
 mod reclaim;
 mod replace;
 mod restore;
+mod staging;
 mod space;
 mod status;
 #[cfg(test)]
@@ -40,6 +42,7 @@ pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
+pub use crate::meta::quota::{Quota, QuotaLimits, QuotaRoom, QuotaState};
 pub use crate::meta::rows::{
     ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
     NewNode, RenameFlags, SetAttr, Unlinked,
@@ -59,8 +62,9 @@ pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
-pub use restore::{Destination, Done, Restored};
+pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
+pub use staging::{Base, Published, Staged};
 pub use status::{StatFs, VolumeStatus};
 
 use crate::backing::BackingSet;
@@ -72,12 +76,12 @@ use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
 use crate::gc::Gc;
 use crate::geometry::Geometry;
-use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
+use crate::ids::{Generation, Ino, MemberId, ROOT_INO, SegmentId, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
-use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, Superblock};
+use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, BEHIND_MAX, Superblock};
 use prefetch::Prefetcher;
 use space::Space;
 
@@ -122,8 +126,12 @@ pub struct Volume {
     retention: Mutex<Retention>,
     /// Former states that are being read, and by how many.
     pinned: Mutex<BTreeMap<Generation, usize>>,
+    /// Held by who sets or counts a quota.
+    counting: Mutex<()>,
     /// Held by what looks at every stripe, and by gc while it frees any.
     maintenance: Mutex<()>,
+    /// Members that could be written when no vacant slot could be filled.
+    fruitless: Mutex<Option<Vec<MemberId>>>,
     clock: Arc<dyn Clock>,
     keys: VolumeKeys,
     superblock: Mutex<Superblock>,
@@ -428,6 +436,7 @@ impl Volume {
     fn write_superblocks(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
         let mut superblock = self.superblock.lock();
         change(&mut superblock);
+        superblock.behind = noted(self.blocks.segments().lacking_segments());
         superblock.sequence += 1;
         // Until it is known how many members have it, nothing counts as published.
         *self.floor.lock() = None;
@@ -444,9 +453,28 @@ impl Volume {
     }
 }
 
+/// What a superblock has room for of the segments that are behind.
+fn noted(mut behind: Vec<(SegmentId, u64)>) -> Vec<(SegmentId, u64)> {
+    if behind.len() > BEHIND_MAX {
+        log::error!(
+            "{} segments are not complete in all directories; a crash forgets which, but {BEHIND_MAX}",
+            behind.len()
+        );
+        behind.truncate(BEHIND_MAX);
+    }
+    behind
+}
+
 impl AckOverrides for Volume {
-    fn put(&self, overrides: Vec<AckOverride>) -> Result<()> {
+    fn put(&self, overrides: Vec<AckOverride>, lacking: &[(SegmentId, u64)]) -> Result<()> {
         let mut superblock = self.superblock.lock();
+        let is_noted = |(segment, slots): &(SegmentId, u64)| {
+            superblock.behind.iter().any(|(other, known)| other == segment && slots & !known == 0)
+        };
+        if overrides.is_empty() && lacking.iter().all(is_noted) {
+            return Ok(());
+        }
+        superblock.behind = noted(lacking.to_vec());
         // A checkpoint stands for the generations before it, and nobody asks any more who had to sync them.
         let past = superblock.checkpoints.last().map_or(Generation(0), |pointer| pointer.generation);
         superblock.ack_overrides.retain(|old| old.generation > past);
@@ -535,8 +563,9 @@ impl Volume {
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
         self.blocks.segments().widen();
-        self.blocks.catch_up(self.identity())?;
+        self.catch_up()?;
         while self.retire_some()? {}
+        self.count_quotas()?;
         self.heal_queued()?;
         self.retention_round()?;
         self.gc_round()

@@ -302,6 +302,7 @@ impl Volume {
         let writer = Writer { volume: superblock.volume, term, header_mac: *keys.header_mac() };
         let fixed_min_ack = options.min_ack.is_some();
         let segments = Segments::new(set.clone(), geometry, writer, entropy, (min_slots, fixed_min_ack), next);
+        superblock.behind.iter().for_each(|(segment, slots)| segments.note_lacking(*segment, *slots));
         let policy = Policy {
             copies: options.copies.unwrap_or(superblock.copies).max(1),
             domain: options.domain.unwrap_or(superblock.domain),
@@ -344,7 +345,9 @@ impl Volume {
             hungry: AtomicUsize::new(0),
             retention: Mutex::default(),
             pinned: Mutex::default(),
+            counting: Mutex::default(),
             maintenance: Mutex::default(),
+            fruitless: Mutex::default(),
             clock,
             keys,
             superblock: Mutex::new(superblock),

@@ -44,6 +44,27 @@ impl Volume {
         Ok(View { volume: Arc::clone(self), generation: row, _pin: pin })
     }
 
+    /// The tree at the end of a generation, to look at what `ino` was in it, and at what was below that.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if that is not kept, or the generation is not closed yet.
+    pub fn view_of(self: &Arc<Self>, generation: Generation, ino: Ino) -> Result<View> {
+        match self.view(generation) {
+            Err(Error::NotFound) => {}
+            found => return found,
+        }
+        // A directory's own rules may keep it.
+        let pin = self.pin_below(generation, ino)?;
+        // It may have been kept as a whole until the generation that is open now.
+        let until = Some(Generation(generation.0 + 1));
+        let row = self.past(|past| match past.generation(generation)? {
+            Some(row) => Ok(Some(row)),
+            None => Ok(past.kept_around(ino, generation, until)?.into_iter().next()),
+        })?;
+        let row = row.ok_or(Error::NotFound)?;
+        Ok(View { volume: Arc::clone(self), generation: row, _pin: pin })
+    }
+
     /// Look at committed states of any generation: histories of names and inodes.
     ///
     /// # Errors

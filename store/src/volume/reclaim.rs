@@ -13,7 +13,7 @@ use crate::backing::BackingSet;
 use crate::commit::Flusher;
 use crate::error::{Error, Result};
 use crate::gc::{GcOptions, GcReport, Images};
-use crate::ids::{Generation, MemberId, SegmentId};
+use crate::ids::{Generation, Ino, MemberId, SegmentId};
 use crate::meta::rows::{SegmentRow, Shelf};
 use crate::recover::Reader;
 use crate::retention::Shed;
@@ -147,13 +147,38 @@ impl Volume {
     /// # Errors
     /// [`Error::NotFound`] if it is not kept any more.
     pub fn pin(self: &Arc<Self>, generation: Generation) -> Result<GenerationPin> {
-        *self.pinned.lock().entry(generation).or_default() += 1;
-        let pin = GenerationPin { volume: self.clone(), generation };
+        let pin = self.noted(generation);
         // After it was noted: retention either saw it or had given the generation up before.
         if generation != self.meta.committed() && !self.meta.with(|txn| txn.is_kept(generation))? {
             return Err(Error::NotFound);
         }
         Ok(pin)
+    }
+
+    /// Keep what is there now readable while the result is held, once it is a former state: of the generation that is
+    /// open if anything changed in it.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn pin_present(self: &Arc<Self>) -> Result<GenerationPin> {
+        // Noted while no generation can close, and retention has no row of it yet.
+        let _held = self.gate();
+        let generation = self.meta.with(|txn| Ok(txn.settled_in()))?;
+        Ok(self.noted(generation))
+    }
+
+    /// The same of what is kept of a generation for a directory, if `ino` was in that.
+    pub(super) fn pin_below(self: &Arc<Self>, generation: Generation, ino: Ino) -> Result<GenerationPin> {
+        let pin = self.noted(generation);
+        if !self.meta.with(|txn| txn.is_kept_below(ino, generation))? {
+            return Err(Error::NotFound);
+        }
+        Ok(pin)
+    }
+
+    fn noted(self: &Arc<Self>, generation: Generation) -> GenerationPin {
+        *self.pinned.lock().entry(generation).or_default() += 1;
+        GenerationPin { volume: self.clone(), generation }
     }
 
     pub(crate) fn pinned_generations(&self) -> Vec<Generation> {

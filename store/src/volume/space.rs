@@ -3,6 +3,7 @@
 //! What a user can write depends on how free space is spread: a stripe needs k+m different members. The figure is
 //! the largest T such that members together could give k+m shares of T, no member giving more than it has or than T.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -45,6 +46,8 @@ pub struct RawSpace {
 #[derive(Default)]
 struct Sample {
     taken: Option<Instant>,
+    /// A directory that could be written and does not tell its room, and why, if there are too few others.
+    untold: Option<(PathBuf, String)>,
     raw: RawSpace,
     /// Bytes of plaintext written since.
     written: u64,
@@ -83,7 +86,10 @@ impl Space {
         Arc::new(Self { set, geometry, sample: Mutex::default(), promised: AtomicU64::new(0) })
     }
 
-    /// Promise room for `bytes` of new data. [`Error::NoSpace`] if it might not fit.
+    /// Promise room for `bytes` of new data.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if it might not fit; [`Error::Backing`] if too few directories tell their room.
     pub fn reserve(self: &Arc<Self>, bytes: u64) -> Result<Reservation> {
         let bytes = bytes + bytes / OVERHEAD_SHARE + OVERHEAD_FIXED;
         let free = self.usable_free();
@@ -91,13 +97,19 @@ impl Space {
         loop {
             let wanted = promised.saturating_add(bytes);
             if wanted > free {
-                return Err(Error::NoSpace);
+                return Err(self.untold().unwrap_or(Error::NoSpace));
             }
             match self.promised.compare_exchange_weak(promised, wanted, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(Reservation { space: self.clone(), bytes }),
                 Err(now) => promised = now,
             }
         }
+    }
+
+    fn untold(&self) -> Option<Error> {
+        let (directory, reason) = self.sample.lock().untold.clone()?;
+        let source = std::io::Error::other(reason);
+        Some(Error::Backing { directory, operation: "asking how much room it has".into(), source })
     }
 
     /// True if [`Self::reserve`] would grant `bytes` now.
@@ -142,8 +154,15 @@ impl Space {
             return;
         }
         // Members on one filesystem share its free space: each gets an equal part.
-        let spaces: Vec<_> =
-            self.set.members().iter().filter(|m| m.can_read()).filter_map(|member| member.space()).collect();
+        let mut untold = None;
+        let mut spaces = Vec::new();
+        for member in self.set.members().iter().filter(|member| member.can_read()) {
+            match member.told_space() {
+                Ok(space) => spaces.push(space),
+                Err(error) if member.is_healthy() => untold = Some((member.path().to_path_buf(), error.to_string())),
+                Err(_) => {}
+            }
+        }
         let sharing = |device: u64| spaces.iter().filter(|other| other.device == device).count().max(1) as u64;
         let mut raw = RawSpace::default();
         let (mut free, mut total) = (Vec::new(), Vec::new());
@@ -158,7 +177,10 @@ impl Space {
         }
         raw.usable_free = usable(free, self.geometry);
         raw.usable_total = usable(total, self.geometry);
-        *sample = Sample { taken: Some(Instant::now()), raw, written: 0 };
+        untold = untold.filter(|_| spaces.len() < self.geometry.data());
+        // It is asked again at once.
+        let taken = untold.is_none().then(Instant::now);
+        *sample = Sample { taken, untold, raw, written: 0 };
     }
 }
 

@@ -1,14 +1,14 @@
 //! What a volume says about itself. Fields are documented in docs/CLI.md and only ever added to.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
 use super::{DomainPolicy, Volume};
-use crate::backing::{Health, Member};
+use crate::backing::Health;
 use crate::blocks::{CacheFigures, DamageFigures};
 use crate::error::Result;
-use crate::ids::SegmentId;
+use crate::ids::{MemberId, SegmentId};
 use crate::seal::Codec;
 
 /// Figures for statfs(2), in bytes where not said otherwise.
@@ -60,8 +60,8 @@ pub struct VolumeStatus {
     pub tolerated_losses: usize,
     /// Slots of a stripe that must be synced before a commit is acknowledged, as the directories are now.
     pub min_ack: usize,
-    /// Segments whose last records are not on all their directories, because a sync failed or was not waited for. They
-    /// are caught up when the directories can be written again.
+    /// Segments that are not complete on k+m directories, because a sync failed or was not waited for, or one could not
+    /// be written when they were opened. They are caught up when the directories can be written again.
     pub behind: Vec<BehindStatus>,
     /// The backing directories.
     pub directories: Vec<DirectoryStatus>,
@@ -113,8 +113,14 @@ pub struct TakenOverStatus {
 pub struct BehindStatus {
     /// Number of the segment.
     pub segment: u64,
+    /// Generation in which it was opened: it holds parts of that and of later ones. `None`: not known yet.
+    pub since: Option<u64>,
+    /// Directories that can still be lost without losing a byte of it.
+    pub tolerated_losses: usize,
     /// Paths of the directories that lack something of it.
     pub directories: Vec<String>,
+    /// Shards that no directory took: too few could be written when it was opened.
+    pub vacant: usize,
 }
 
 /// k and m.
@@ -261,7 +267,8 @@ impl Volume {
         let directories: Vec<DirectoryStatus> = self.set.members().iter().map(directory).collect();
         let absent = self.set.members().iter().filter(|member| !member.can_read()).count();
         let damage: DamageFigures = self.blocks.damage().figures();
-        let (health, health_reason) = self.health(&directories, absent, &damage);
+        let (behind, lost_slots) = self.behind()?;
+        let (health, health_reason) = self.health(&directories, (absent, behind.len()), &damage);
         let factor = self.geometry.total() as f64 / self.geometry.data() as f64;
         Ok(VolumeStatus {
             volume: self.id.to_string(),
@@ -270,9 +277,9 @@ impl Volume {
             health,
             health_reason,
             geometry: GeometryStatus { data: self.geometry.data(), parity: self.geometry.parity() },
-            tolerated_losses: self.geometry.parity().saturating_sub(absent.max(self.lost_slots())),
+            tolerated_losses: self.geometry.parity().saturating_sub(absent.max(lost_slots)),
             min_ack: self.blocks.segments().min_ack(),
-            behind: self.behind(),
+            behind,
             directories,
             space: SpaceStatus {
                 logical_bytes: figures.logical_bytes,
@@ -322,33 +329,38 @@ impl Volume {
         })
     }
 
-    /// Members of the slots of a segment that lack something of it.
-    fn lacking_members(&self, segment: SegmentId, slots: u64) -> Vec<Arc<Member>> {
-        let Ok(info) = self.blocks.segment_info(segment) else { return Vec::new() };
-        let members = info.slots.iter().enumerate().filter(|(slot, _)| slots >> slot & 1 == 1);
-        members.filter_map(|(_, id)| self.set.get(id.as_ref()?).cloned()).collect()
-    }
-
-    fn behind(&self) -> Vec<BehindStatus> {
-        let segments = self.blocks.segments().lacking_segments().into_iter();
-        let paths = |segment, slots| {
-            let members = self.lacking_members(segment, slots);
-            members.iter().map(|member| member.path().display().to_string()).collect()
-        };
-        segments
-            .map(|(segment, slots)| BehindStatus { segment: segment.0, directories: paths(segment, slots) })
-            .collect()
-    }
-
-    /// The most directories that any segment lacks: those that are not there, and those that are behind.
-    fn lost_slots(&self) -> usize {
-        let segments = self.blocks.segments().lacking_segments().into_iter();
-        let lost = |segment, slots| {
-            let behind = self.lacking_members(segment, slots);
-            let absent = self.set.members().iter().filter(|member| !member.can_read());
-            behind.iter().filter(|member| member.can_read()).count() + absent.count()
-        };
-        segments.map(|(segment, slots)| lost(segment, slots)).max().unwrap_or(0)
+    /// Segments that are not complete in all their directories, and the most slots that any segment is without, because
+    /// they are vacant, lack something, or their directory is not there.
+    fn behind(&self) -> Result<(Vec<BehindStatus>, usize)> {
+        let lacking: BTreeMap<SegmentId, u64> = self.blocks.segments().lacking_segments().into_iter().collect();
+        let rows = self.meta.with(|txn| txn.segments())?;
+        let unknown = lacking.keys().filter(|id| !rows.iter().any(|row| row.id == **id));
+        let unknown = unknown.filter_map(|id| Some((*id, None, self.blocks.segment_info(*id).ok()?.slots.clone())));
+        let unknown: Vec<_> = unknown.collect();
+        let (mut behind, mut most) = (Vec::new(), 0);
+        for (id, since, slots) in rows.into_iter().map(|row| (row.id, Some(row.since), row.slots)).chain(unknown) {
+            let slots = if slots.contains(&None) { self.blocks.segment_info(id)?.slots.clone() } else { slots };
+            let mask = lacking.get(&id).copied().unwrap_or(0);
+            let member = |slot: &Option<MemberId>| slot.as_ref().and_then(|id| self.set.get(id)).cloned();
+            let is_lost = |(n, slot): &(usize, &Option<MemberId>)| {
+                mask >> n & 1 == 1 || !member(slot).is_some_and(|member| member.can_read())
+            };
+            let lost = slots.iter().enumerate().filter(is_lost).count();
+            most = most.max(lost);
+            let vacant = slots.iter().filter(|slot| slot.is_none()).count();
+            if mask == 0 && vacant == 0 {
+                continue;
+            }
+            let lacks = slots.iter().enumerate().filter(|(n, _)| mask >> n & 1 == 1);
+            behind.push(BehindStatus {
+                segment: id.0,
+                since: since.map(|since| since.0),
+                tolerated_losses: self.geometry.parity().saturating_sub(lost),
+                directories: lacks.filter_map(|(_, slot)| Some(member(slot)?.path().display().to_string())).collect(),
+                vacant,
+            });
+        }
+        Ok((behind, most))
     }
 
     fn damage_status(&self, figures: &DamageFigures) -> DamageStatus {
@@ -376,7 +388,7 @@ impl Volume {
     fn health(
         &self,
         directories: &[DirectoryStatus],
-        absent: usize,
+        (absent, behind): (usize, usize),
         damage: &DamageFigures,
     ) -> (&'static str, Vec<String>) {
         let mut reasons: Vec<String> = directories
@@ -400,7 +412,6 @@ impl Volume {
                 damage.shards_bad
             ));
         }
-        let behind = self.blocks.segments().lacking_segments().len();
         if behind > 0 {
             reasons.push(format!("{behind} segments are not complete in all their directories; they are caught up"));
         }

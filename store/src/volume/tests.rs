@@ -7,6 +7,8 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod behind;
+mod directories;
 mod history;
 mod following;
 mod recovery;

@@ -225,7 +225,7 @@ impl Model {
                 self.node_mut(id).xattrs.remove(name).map(drop).ok_or(libc::ENODATA)
             }
             Op::Sync { path } => self.find(path).map(drop),
-            Op::SyncAll | Op::Checkpoint | Op::Collect | Op::Pause => Ok(()),
+            Op::SyncAll | Op::Checkpoint | Op::Collect | Op::Quota | Op::Pause => Ok(()),
         }
     }
 

@@ -10,13 +10,13 @@ use brine_fs::vfs::{AttrChange, Caller, Vfs};
 use brine_store::gc::GcOptions;
 use brine_store::ids::{Ino, ROOT_INO};
 use brine_store::retention::Rules;
-use brine_store::volume::{FileKind, RenameFlags};
+use brine_store::volume::{FileKind, QuotaLimits, RenameFlags};
 
 use crate::model::{FILE_LEN_MAX, Item, Model, State, short_hash};
 use crate::random::{Random, noise};
 
-/// One operation. Each but [`Op::Sync`], [`Op::SyncAll`], [`Op::Checkpoint`], [`Op::Collect`] and [`Op::Pause`]
-/// is one change.
+/// One operation. Each but [`Op::Sync`], [`Op::SyncAll`], [`Op::Checkpoint`], [`Op::Collect`], [`Op::Quota`] and
+/// [`Op::Pause`] is one change.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "named as the system calls and their arguments are")]
 pub enum Op {
@@ -86,6 +86,8 @@ pub enum Op {
     Checkpoint,
     /// History is given up, and space given back.
     Collect,
+    /// The whole tree gets a quota without limits, or loses it: usage must be a recount after whatever follows.
+    Quota,
     /// Nothing, for a moment: the commit timer may strike.
     Pause,
 }
@@ -163,6 +165,7 @@ pub fn next_op(model: &Model, random: &Random, mix: &Mix) -> Op {
         37 => Op::RemoveXattr { path, name: format!("user.x{}", random.below(3)) },
         38..=39 if mix.collections && random.one_in(2) => Op::Collect,
         38 if mix.checkpoints && random.one_in(3) => Op::Checkpoint,
+        39 if mix.checkpoints && random.one_in(2) => Op::Quota,
         _ => Op::Pause,
     }
 }
@@ -323,6 +326,15 @@ pub fn carry_out(vfs: &Arc<Vfs>, op: &Op) -> Outcome<()> {
             }
             // What it could not free it frees the next time; that it must not free what is needed is seen by reading.
             let _ = vfs.gc(GcOptions::default(), &|_, _, _| true);
+            Ok(())
+        }
+        Op::Quota => {
+            let volume = vfs.volume();
+            // Refused on a volume that went read-only; then nothing changes.
+            let _ = match volume.quotas().is_ok_and(|quotas| quotas.is_empty()) {
+                true => volume.set_quota(ROOT_INO, QuotaLimits::default()).map(drop),
+                false => volume.remove_quota(ROOT_INO),
+            };
             Ok(())
         }
         Op::Pause => {

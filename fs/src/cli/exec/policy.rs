@@ -22,10 +22,12 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
             Arg::Long("read") => paths.push(("read", parser.value()?)),
             Arg::Long("write") => paths.push(("write", parser.value()?)),
             Arg::Long("call") => paths.push(("call", parser.value()?)),
+            Arg::Long("open") => paths.push(("open", parser.value()?)),
             Arg::Long("root") => paths.push(("root", parser.value()?)),
             Arg::Long("no-read") => change.read = Some(Vec::new()),
             Arg::Long("no-write") => change.write = Some(Vec::new()),
             Arg::Long("no-call") => change.call = Some(Vec::new()),
+            Arg::Long("no-open") => change.open = Some(Vec::new()),
             Arg::Long("no-env") => change.env = Some(Vec::new()),
             Arg::Long("memory") => change.memory_bytes = Some(size(&mut parser, "--memory")?),
             Arg::Long("scratch") => change.scratch_bytes = Some(size(&mut parser, "--scratch")?),
@@ -37,6 +39,7 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
                 change.concurrency = Some(args::count(&mut parser, "--concurrency", 1, 1 << 20)? as u32);
             }
             Arg::Long("net") => change.net_host = Some(choice(&mut parser, "--net", "none", "host")?),
+            Arg::Long("stage") => change.stage = Some(choice(&mut parser, "--stage", "off", "on")?),
             Arg::Long("args") => change.args = Some(choice(&mut parser, "--args", "none", "read")?),
             Arg::Long("best-effort") => change.best_effort = Some(choice(&mut parser, "--best-effort", "off", "on")?),
             Arg::Long("env") => change.env.get_or_insert_default().push(parser.value()?.string()?),
@@ -54,6 +57,7 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
         match option {
             "read" => change.read.get_or_insert_default().push(path),
             "write" => change.write.get_or_insert_default().push(path),
+            "open" => change.open.get_or_insert_default().push(path),
             "call" => change.call.get_or_insert_default().push(path),
             _ => change.root = Some(path),
         }

@@ -1,4 +1,4 @@
-//! `brine exec ps`, `kill` and `log`.
+//! `brine exec ps`, `kill`, `publish` and `log`.
 
 use lexopt::{Arg, Parser};
 use serde_json::Value;
@@ -37,6 +37,24 @@ pub(super) fn kill(mut parser: Parser) -> Result<ExitCode, Failure> {
     let [run] = args::exactly(names, "the name of a run (`brine exec ps` lists them)")?;
     let run = run.to_string_lossy().into_owned();
     place_or_only(at)?.ask(ExecRequest::Kill { run })?;
+    Ok(ExitCode::Success)
+}
+
+pub(super) fn publish(mut parser: Parser) -> Result<ExitCode, Failure> {
+    let (mut at, mut as_json, mut names) = (None, false, Vec::new());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => as_json = true,
+            Arg::Long("at") => at = Some(parser.value()?),
+            other => args::positional(other, &mut names)?,
+        }
+    }
+    let [run] = args::exactly(names, "the name of a run (`brine exec log` lists them)")?;
+    let run = run.to_string_lossy().into_owned();
+    let answer = place_or_only(at)?.ask(ExecRequest::Publish { run })?;
+    if as_json {
+        output::say_json(&answer);
+    }
     Ok(ExitCode::Success)
 }
 

@@ -1,0 +1,154 @@
+//! Segments that are not complete on k+m directories: known for what they are, also by the next to open the volume, and
+//! completed when the directories are back.
+
+use std::io;
+
+use super::*;
+use crate::backing::{Backing, Call, DirBacking, Directories, Fault, FaultyBacking, RealDirectories, Rule};
+
+/// Real directories, of which one fails when told to.
+struct OneFaulty {
+    path: PathBuf,
+    faulty: Arc<FaultyBacking>,
+}
+
+impl OneFaulty {
+    fn new(path: PathBuf) -> Self {
+        let path = std::fs::canonicalize(path).unwrap();
+        let real = DirBacking::open(&path).unwrap();
+        Self { path, faulty: Arc::new(FaultyBacking::new(Arc::new(real))) }
+    }
+}
+
+impl Directories for OneFaulty {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn Backing>> {
+        if path == self.path { Ok(self.faulty.clone()) } else { RealDirectories.open(path) }
+    }
+
+    fn canonical(&self, path: &Path) -> PathBuf {
+        RealDirectories.canonical(path)
+    }
+}
+
+/// As `brine status` of an unmounted volume: nothing is changed.
+fn status_of(scratch: &Scratch) -> VolumeStatus {
+    let volume = scratch.open_with(OpenOptions { read_only: true, ..scratch.options() });
+    let status = volume.status().unwrap();
+    volume.close(&NothingDirty).unwrap();
+    status
+}
+
+fn wait_until_complete(volume: &Volume) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let status = volume.status().unwrap();
+        if status.behind.is_empty() {
+            assert_eq!(status.tolerated_losses, 2);
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "not caught up: {:?}", status.behind);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Everything is there though two directories and the state directory are not.
+fn expect_all_without(scratch: &Scratch, lost: [&str; 2], files: &[(&str, &[u8])]) {
+    for name in lost.iter().chain(&["state"]) {
+        std::fs::remove_dir_all(scratch.0.join(name)).unwrap();
+    }
+    let volume = scratch.open();
+    for (name, content) in files {
+        assert!(read(&volume, name).unwrap() == *content, "{name}");
+    }
+    let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
+    assert_eq!(report.blocks_lost, 0, "{report:?}");
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn what_a_directory_lacks_is_remembered_over_a_crash_and_caught_up() {
+    let scratch = Scratch::new("behind");
+    scratch.format(6, 1);
+    let content = noise(70, 300_000);
+    let directories = OneFaulty::new(scratch.0.join("d2"));
+    let volume = Volume::open_in(scratch.options(), &directories).unwrap();
+    write(&volume, "before", &content[..1000]);
+    volume.commit(&NothingDirty).unwrap();
+    let open = volume.blocks().segments().open_tails()[0].0;
+    // The sync of this generation fails in one directory, which loses what it had not synced.
+    directories
+        .faulty
+        .add(Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO }).segment(open).times(1));
+    write(&volume, "file", &content);
+    volume.commit(&NothingDirty).unwrap();
+    let status = volume.status().unwrap();
+    assert_eq!((status.behind.len(), status.tolerated_losses), (1, 1), "{:?}", status.behind);
+    assert_eq!((status.behind[0].segment, status.behind[0].tolerated_losses), (open.0, 1));
+    assert!(status.behind[0].directories[0].ends_with("d2"), "{:?}", status.behind);
+    scratch.kill(volume);
+    drop(directories);
+    // The database may be lost as well: this is noted in the directories.
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    let status = status_of(&scratch);
+    assert_eq!((status.behind.len(), status.tolerated_losses), (1, 1), "{:?}", status.behind);
+    let volume = scratch.open();
+    wait_until_complete(&volume);
+    scratch.kill(volume);
+    assert_eq!(status_of(&scratch).tolerated_losses, 2);
+    expect_all_without(&scratch, ["d0", "d5"], &[("file", &content), ("before", &content[..1000])]);
+}
+
+#[test]
+fn a_slot_that_stood_vacant_is_given_to_its_directory_when_that_is_back() {
+    let scratch = Scratch::new("vacant");
+    scratch.format(6, 1);
+    let content = noise(71, 300_000);
+    std::fs::rename(scratch.0.join("d3"), scratch.0.join("away")).unwrap();
+    let volume = scratch.open();
+    write(&volume, "file", &content);
+    volume.commit(&NothingDirty).unwrap();
+    // No block: it lives in the log.
+    write(&volume, "empty", b"");
+    scratch.kill({
+        volume.commit(&NothingDirty).unwrap();
+        volume
+    });
+    std::fs::rename(scratch.0.join("away"), scratch.0.join("d3")).unwrap();
+    let status = status_of(&scratch);
+    assert_eq!(
+        status.tolerated_losses, 1,
+        "all directories are there, and a segment lies in five: {:?}",
+        status.behind
+    );
+    assert!(status.behind.iter().any(|behind| behind.vacant == 1 && behind.since.is_some()), "{:?}", status.behind);
+    let volume = scratch.open();
+    wait_until_complete(&volume);
+    scratch.kill(volume);
+    expect_all_without(&scratch, ["d0", "d1"], &[("file", &content), ("empty", b"")]);
+}
+
+#[test]
+fn healing_completes_segments_that_were_opened_while_directories_were_away() {
+    let scratch = Scratch::new("vacant-heal");
+    scratch.format(6, 1);
+    let content = noise(72, 300_000);
+    for name in ["d1", "d4"] {
+        std::fs::rename(scratch.0.join(name), scratch.0.join(format!("away-{name}"))).unwrap();
+    }
+    let volume = scratch.open();
+    write(&volume, "file", &content);
+    volume.commit(&NothingDirty).unwrap();
+    for name in ["d1", "d4"] {
+        std::fs::create_dir(scratch.0.join(name)).unwrap();
+        replace(&volume, &scratch.0.join(name), &scratch.0.join(name)).unwrap();
+    }
+    // The segment that is open is among them, and what is written next goes elsewhere.
+    let report = heal(&volume, &Silent).unwrap();
+    assert!(report.healed, "{report:?}");
+    write(&volume, "next", &content[..200_000]);
+    volume.commit(&NothingDirty).unwrap();
+    let status = volume.status().unwrap();
+    assert_eq!((status.behind.len(), status.tolerated_losses), (0, 2), "{:?}", status.behind);
+    scratch.kill(volume);
+    expect_all_without(&scratch, ["d0", "d2"], &[("file", &content), ("next", &content[..200_000])]);
+}
