@@ -178,8 +178,15 @@ const COMMANDS: &[Command] = &[
         run: versions::run_diff,
     },
     Command {
+        name: "write",
+        arguments: "[--if-version V] [--json] PATH",
+        summary: "give a file what standard input holds, as one new version, if nobody changed it meanwhile",
+        details: help::WRITE,
+        run: versions::run_write,
+    },
+    Command {
         name: "restore",
-        arguments: "PATH[@V] [--to NEW_PATH] [--json]",
+        arguments: "PATH[@V] [--to NEW_PATH|--if-version V] [--json]",
         summary: "bring a file or directory back as it was",
         details: help::RESTORE,
         run: versions::run_restore,

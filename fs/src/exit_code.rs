@@ -40,11 +40,13 @@ pub enum ExitCode {
     Interrupted = 13,
     /// Not allowed to this user.
     NotPermitted = 14,
+    /// What was to be changed is not of the version that was asked for.
+    Conflict = 15,
 }
 
 impl ExitCode {
     /// All codes with the names that docs/CLI.md and `--json` errors use.
-    pub const ALL: [(Self, &'static str); 15] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::Success, "success"),
         (Self::Failed, "failed"),
         (Self::Usage, "usage"),
@@ -60,6 +62,7 @@ impl ExitCode {
         (Self::NotMounted, "not-mounted"),
         (Self::Interrupted, "interrupted"),
         (Self::NotPermitted, "not-permitted"),
+        (Self::Conflict, "conflict"),
     ];
 
     /// The number the process exits with.
@@ -93,7 +96,8 @@ impl ExitCode {
             | Self::Unhealthy
             | Self::Damaged
             | Self::ReadOnly
-            | Self::NotMounted => 32,
+            | Self::NotMounted
+            | Self::Conflict => 32,
         }
     }
 }
@@ -177,7 +181,8 @@ impl From<&Error> for ExitCode {
             Error::BlockLost { .. } | Error::Format { .. } => Self::Damaged,
             Error::Backing { source, .. } | Error::Io { source, .. } => code_of_io(source),
             Error::NotDurable { .. } => Self::Io,
-            Error::Stale(_) | Error::Conflict(_) | Error::Database { .. } => Self::Failed,
+            Error::Conflict(_) => Self::Conflict,
+            Error::Stale(_) | Error::Database { .. } => Self::Failed,
             // The enum is non-exhaustive; a variant that is not in this table yet is a failure without a number.
             _ => Self::Failed,
         }

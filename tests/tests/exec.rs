@@ -468,3 +468,65 @@ fn functions_run_again_when_the_supervisor_has_brought_the_mount_back() {
     volume.adopt();
     volume.umount();
 }
+
+#[test]
+fn a_program_that_runs_is_not_restored_over() {
+    let mut volume = small("exec-restore");
+    let f = function(&volume, "f", "echo ready; read x; echo old");
+    volume.sync();
+    let log = run(brine_command(&["log", "--json"]).arg(&f)).expect_success().stdout;
+    let log: Value = serde_json::from_str(&log).expect("JSON");
+    let version = log["states"][0]["version"].as_u64().expect("a version");
+    fs::write(&f, "#!/bin/sh\necho ready; read x; echo new\n").expect("write");
+    volume.sync();
+    let mut child = Command::new(&f).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    let mut out = child.stdout.take().expect("stdout");
+    let mut ready = [0; 6];
+    out.read_exact(&mut ready).expect("it starts");
+    let restore = || run(brine_command(&["restore"]).arg(format!("{}@{version}", f.display())));
+    let write = || run(brine_command(&["write"]).arg(&f).stdin(Stdio::null()));
+    let rewind = || run(brine_command(&["rewind"]).arg(volume.path("exec")).args(["--to", "@1"]));
+    let busy = restore();
+    assert!(busy.code() == Some(3) && busy.stderr.contains("being run"), "{busy}");
+    let busy = write();
+    assert!(!busy.success() && busy.stderr.contains("usy"), "{busy}");
+    assert_eq!(rewind().code(), Some(5), "there is no such state");
+    drop(child.stdin.take());
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).expect("read");
+    assert_eq!(rest, "new\n", "the run kept its version");
+    child.wait().expect("wait");
+    let free = || restore().success();
+    assert!(wait_until(Duration::from_secs(20), free), "{}", restore());
+    assert!(fs::read_to_string(&f).expect("read").contains("echo old"));
+    volume.umount();
+}
+
+#[test]
+fn what_a_run_began_with_is_kept_while_it_runs() {
+    let mut volume = small("exec-kept");
+    let mnt = volume.mnt().display().to_string();
+    let f = function(&volume, "f", "echo ready; read x; cat \"$1\"");
+    let input = volume.path("input");
+    fs::write(&input, "first\n").expect("write");
+    volume.brine(&["retention", "set", "--all", "0", "--minutely", "0", "--hourly", "0", &mnt]).expect_success();
+    let mut child = Command::new(&f).arg(&input).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    let mut out = child.stdout.take().expect("stdout");
+    let mut ready = [0; 6];
+    out.read_exact(&mut ready).expect("it starts");
+    let version = log(&volume)[0]["inputs"][0]["version"].as_u64().expect("a version");
+    for text in ["second\n", "third\n"] {
+        fs::write(&input, text).expect("write");
+        volume.sync();
+        volume.brine(&["gc", &mnt]).expect_success();
+    }
+    let then = || run(brine_command(&["cat"]).arg(format!("{}@{version}", input.display())));
+    assert_eq!(then().expect_success().stdout, "first\n");
+    drop(child.stdin.take());
+    child.wait().expect("wait");
+    // The kernel may know the state that was shown until it is unmounted.
+    volume.remount();
+    volume.brine(&["gc", &mnt]).expect_success();
+    assert_eq!(then().code(), Some(5));
+    volume.umount();
+}

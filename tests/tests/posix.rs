@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use brine_tests::environment::{is_mounted, mount_line};
-use brine_tests::scenario::posix;
+use brine_tests::scenario::{concurrent, posix, twin};
 use brine_tests::volume::wait_until;
 use brine_tests::{TestVolume, sys};
 
@@ -22,6 +22,31 @@ fn pjdfstest_passes_and_skips_no_more_than_on_a_disk() {
 #[test]
 fn fsx_finds_no_wrong_byte() {
     println!("{}", posix::fsx(3000));
+}
+
+#[test]
+fn operations_of_every_kind_do_what_they_do_on_a_disk() {
+    println!("{}", twin::operations_of_every_kind(3, 1200));
+}
+
+#[test]
+fn killed_in_between_operations_of_every_kind_a_prefix_is_left() {
+    println!("{}", twin::killed_in_between(6, 250));
+}
+
+#[test]
+fn records_appended_by_many_processes_are_all_there_and_whole() {
+    println!("{}", concurrent::appends(150));
+}
+
+#[test]
+fn names_that_many_processes_fight_for_agree_with_link_counts() {
+    println!("{}", concurrent::names_fought_for(600));
+}
+
+#[test]
+fn blocks_written_while_the_file_is_cut_are_never_mixed() {
+    println!("{}", concurrent::cuts(400));
 }
 
 #[test]

@@ -219,12 +219,21 @@ second V it compares with the present.
 
   --json     the answer as JSON (`brine diff`)";
 
+pub(super) const WRITE: &str = "\
+The whole of standard input becomes the content of the file PATH, in one step, as one version that is kept and durable
+when this returns. Owner and mode stay. Until then the new content lies in a file beside it.
+
+  --if-version V  only if the file is of this version, as `brine log` and this command tell it; else nothing is changed
+                  and the exit code is 15: read the file again, decide anew, try again
+  --json          the answer as JSON";
+
 pub(super) const RESTORE: &str = "\
 The state becomes a new version of the file, with the content, owner, mode, times and attributes it had; blocks are
 shared. What is deleted is made anew, a directory with everything in it; without V it is the state before it was deleted.
 
   V              a version as `brine log` shows it, a time, or the name of a snapshot
   --to NEW_PATH  bring it back under another name, which must be free
+  --if-version V only over a file of this version; else nothing is changed and the exit code is 15
   --json         the answer as JSON";
 
 pub(super) const REWIND: &str = "\

@@ -214,13 +214,17 @@ pub(super) fn show_diff(
 
 /// `brine restore PATH[@V] [--to NEW_PATH]`.
 pub(super) fn run_restore(mut parser: Parser) -> Result<ExitCode, Failure> {
-    let (mut json, mut to, mut names) = (false, None, Vec::new());
+    let (mut json, mut to, mut if_version, mut names) = (false, None, None, Vec::new());
     while let Some(argument) = parser.next()? {
         match argument {
             Arg::Long("json") => json = true,
             Arg::Long("to") => to = Some(args::path(&mut parser, "--to")?),
+            Arg::Long("if-version") => if_version = Some(version(&mut parser)?),
             other => args::positional(other, &mut names)?,
         }
+    }
+    if to.is_some() && if_version.is_some() {
+        return Err(Failure::usage("--to NEW_PATH must be free, so it has no version that --if-version could name"));
     }
     let [word] = args::exactly(names, "PATH@V")?;
     // A name may hold an @ itself: without a state it is brought back from before it was deleted.
@@ -230,7 +234,7 @@ pub(super) fn run_restore(mut parser: Parser) -> Result<ExitCode, Failure> {
     };
     let Place { live, inside } = place(&path)?;
     let to = to.map(|to| same_volume(&live, &to)).transpose()?;
-    let done = live.ask_long(&ask(VersionsRequest::Restore { path: inside, at, to }), |_| {})?;
+    let done = live.ask_long(&ask(VersionsRequest::Restore { path: inside, at, to, if_version }), |_| {})?;
     answer(json, &done, || {
         let from = &done["from"];
         format!(
@@ -242,6 +246,70 @@ pub(super) fn run_restore(mut parser: Parser) -> Result<ExitCode, Failure> {
         )
     });
     Ok(ExitCode::Success)
+}
+
+/// The value of `--if-version`.
+fn version(parser: &mut Parser) -> Result<u64, Failure> {
+    let word = args::word(parser)?;
+    word.parse()
+        .map_err(|_| Failure::usage(format!("--if-version {word}: a version as `brine log` shows it, such as 7")))
+}
+
+/// `brine write [--if-version V] PATH < CONTENT`.
+pub(super) fn run_write(mut parser: Parser) -> Result<ExitCode, Failure> {
+    let (mut json, mut if_version, mut names) = (false, None, Vec::new());
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Arg::Long("json") => json = true,
+            Arg::Long("if-version") => if_version = Some(version(&mut parser)?),
+            other => args::positional(other, &mut names)?,
+        }
+    }
+    let [path] = args::exactly(names, "PATH")?;
+    let Place { live, inside } = place(&path)?;
+    // Whether this user may write it, and nobody runs it, is the kernel's to say.
+    File::options().write(true).open(&path).map_err(|error| Failure::io(path.display(), &error))?;
+    let beside = Beside::of(&path, &inside)?;
+    let mut file = File::options().write(true).create_new(true).open(&beside.path);
+    let copied = match &mut file {
+        Ok(file) => io::copy(&mut io::stdin().lock(), file),
+        Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+    };
+    copied.map_err(|error| Failure::io(format!("the new content, beside it in {}", beside.path.display()), &error))?;
+    let request = VersionsRequest::Write { path: inside, from: beside.inside.clone(), if_version };
+    let done = live.ask_long(&ask(request), |_| {})?;
+    beside.taken.set(true);
+    answer(json, &done, || format!("{} is version {} now", text(&done["path"]), done["version"]));
+    Ok(ExitCode::Success)
+}
+
+/// A file beside another that holds its new content until that is taken. Removed when dropped before.
+struct Beside {
+    path: PathBuf,
+    inside: PathBuf,
+    taken: std::cell::Cell<bool>,
+}
+
+impl Beside {
+    fn of(path: &Path, inside: &Path) -> Result<Self, Failure> {
+        let name = path.file_name().ok_or_else(|| Failure::usage(format!("{}: name a file", path.display())))?;
+        // Names of 255 bytes are the longest.
+        let kept: Vec<u8> = name.as_bytes().iter().copied().take(200).collect();
+        let mut own = b".".to_vec();
+        own.extend(kept);
+        own.extend(format!(".new-{}", std::process::id()).into_bytes());
+        let own = std::ffi::OsString::from_vec(own);
+        Ok(Self { path: path.with_file_name(&own), inside: inside.with_file_name(&own), taken: false.into() })
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if !self.taken.get() {
+            // It may never have been made.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// A path on the same mount, from the root of the volume.

@@ -52,6 +52,17 @@ pub enum VersionsRequest {
         at: Option<String>,
         /// The path to bring it back as, if another.
         to: Option<PathBuf>,
+        /// Only over a file of this version.
+        if_version: Option<u64>,
+    },
+    /// Give a file the content of another, which loses its name.
+    Write {
+        /// The path in the volume.
+        path: PathBuf,
+        /// The other's.
+        from: PathBuf,
+        /// Only if it is of this version.
+        if_version: Option<u64>,
     },
     /// Make a directory what it was.
     Rewind {

@@ -17,7 +17,7 @@ use brine_exec::service::Host;
 use brine_exec::{Error, ExitCause, Identity, Outcome, Plan, Result, Root, RunId, Verdict, View, ViewAccess};
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::Ino;
-use brine_store::volume::{Attr, FileKind};
+use brine_store::volume::{Attr, FileKind, GenerationPin};
 use nix::sys::stat::fstat;
 use nix::unistd::{Uid, User};
 use parking_lot::Mutex;
@@ -48,6 +48,8 @@ struct Active {
     call: Vec<PathBuf>,
     granted: Vec<PathBuf>,
     _pin: Arc<Pin>,
+    /// What its record tells of can be looked at while it runs.
+    _state: Option<GenerationPin>,
     _code: Option<Arc<CodePin>>,
     staging: Option<Staging>,
     /// Below these it may open files by asking, and those it did open.
@@ -307,6 +309,8 @@ impl Host for RunHost {
     ) -> Result<Plan> {
         let who = &caller.identity;
         let invoker = parent.map(|parent| self.parent(parent)).transpose()?;
+        // On a volume whose database fails nothing can be kept, and little else done.
+        let state = self.vfs.volume().pin_present().ok();
         let (pin, attr) = self.identify(&request, function, who)?;
         let function = self.locate(pin, attr, &request, who)?;
         if invoker.as_ref().is_some_and(|invoker| !invoker.call.contains(&function.path)) {
@@ -336,6 +340,7 @@ impl Host for RunHost {
             call: Vec::new(),
             granted: Vec::new(),
             _pin: function.pin,
+            _state: state,
             _code: None,
             staging: None,
             open: Vec::new(),

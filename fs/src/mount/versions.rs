@@ -61,7 +61,10 @@ impl VolumeService {
                     "size": found.row.size,
                 }))
             }
-            VersionsRequest::Restore { path, at, to } => self.restore(path, at.as_deref(), to.as_deref()),
+            VersionsRequest::Restore { path, at, to, if_version } => {
+                self.restore(path, at.as_deref(), to.as_deref(), if_version.map(Version))
+            }
+            VersionsRequest::Write { path, from, if_version } => self.write(path, from, if_version.map(Version)),
             VersionsRequest::Rewind { path, to, dry_run } => self.rewind(path, to, *dry_run),
             VersionsRequest::Diff { path, from, to } => self.diff(path, from, to.as_deref()),
         }
@@ -196,7 +199,34 @@ impl VolumeService {
         }
     }
 
-    fn restore(&self, path: &Path, at: Option<&str>, to: Option<&Path>) -> Result<Value, Failure> {
+    fn write(&self, path: &Path, from: &Path, version: Option<Version>) -> Result<Value, Failure> {
+        let (parent, name) = self.place(path)?;
+        let (from_parent, from_name) = self.place(from)?;
+        let target = self.volume().lookup(parent, &name).map_err(|error| about_path(path, &error))?.ino;
+        let written = self.vfs().take_content(target, version, (from_parent, &from_name));
+        let attr = written.map_err(|error| match (error, version) {
+            (Error::Conflict(_), Some(version)) => self.conflict(path, version),
+            (error, _) => about_path(path, &error),
+        })?;
+        Ok(json!({ "path": path.to_string_lossy(), "ino": attr.ino.0, "version": attr.version.0, "size": attr.size }))
+    }
+
+    /// What to say when a path is not of the version that was asked for.
+    fn conflict(&self, path: &Path, wanted: Version) -> Failure {
+        let now = self.live(&names_of(path)).and_then(|ino| self.volume().attr(ino));
+        let is = now.map_or("is not there".to_owned(), |attr| format!("is of version {}", attr.version.0));
+        let text =
+            format!("{} {is}, not {}; nothing was changed. Read it again and decide anew", path.display(), wanted.0);
+        Failure::new(ExitCode::Conflict, text)
+    }
+
+    fn restore(
+        &self,
+        path: &Path,
+        at: Option<&str>,
+        to: Option<&Path>,
+        version: Option<Version>,
+    ) -> Result<Value, Failure> {
         self.settle()?;
         let found = match at {
             Some(at) => self.find(path, at)?,
@@ -204,9 +234,10 @@ impl VolumeService {
         };
         let as_path = to.unwrap_or(path);
         let (parent, name) = self.place(as_path)?;
-        let destination = Destination { parent, name: &name, replace: to.is_none() };
+        let destination = Destination { parent, name: &name, replace: to.is_none(), version };
         let restored = self.vfs().restore(found.generation.generation, found.row.ino, destination);
         let restored = restored.map_err(|error| match error {
+            Error::Conflict(_) => self.conflict(as_path, version.unwrap_or(Version(0))),
             Error::Exists if to.is_some() => {
                 Failure::new(ExitCode::Refused, format!("{} exists; choose another name", as_path.display()))
             }

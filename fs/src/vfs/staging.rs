@@ -46,7 +46,7 @@ impl Vfs {
         generation: Generation,
         file: Ino,
     ) -> StoreResult<()> {
-        let to = Destination { parent: staging, name: name.as_bytes(), replace: false };
+        let to = Destination { parent: staging, name: name.as_bytes(), replace: false, version: None };
         self.restore(generation, file, to).map(|_| ())
     }
 

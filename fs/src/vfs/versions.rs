@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use brine_store::Result as StoreResult;
-use brine_store::ids::{Generation, Ino};
-use brine_store::volume::{Destination, Restored};
+use brine_store::ids::{Generation, Ino, Version};
+use brine_store::volume::{Attr, Destination, Restored};
 
-use super::Vfs;
+use super::{Caller, Vfs};
 
 /// Something the kernel may have cached that is no longer so.
 #[derive(Clone, Copy, Debug)]
@@ -45,7 +45,9 @@ impl Vfs {
         source: Ino,
         to: Destination<'_>,
     ) -> StoreResult<Restored> {
-        let restored = self.volume.restore(&*self.buffer, generation, source, to)?;
+        let busy = |ino| self.exec.pins.holds(ino);
+        let restored = self.volume.restore(&*self.buffer, generation, source, to, &busy)?;
+        self.suspend_policies(&restored);
         self.brought_back(&restored);
         Ok(restored)
     }
@@ -61,11 +63,43 @@ impl Vfs {
         target: Ino,
         dry_run: bool,
     ) -> StoreResult<Restored> {
-        let restored = self.volume.rewind(&*self.buffer, generation, source, target, dry_run)?;
+        let busy = |ino| self.exec.pins.holds(ino);
+        let restored = self.volume.rewind(&*self.buffer, generation, source, target, dry_run, &busy)?;
         if !dry_run {
+            self.suspend_policies(&restored);
             self.brought_back(&restored);
         }
         Ok(restored)
+    }
+
+    /// Give a file the content of another, which loses its name; see [`brine_store::volume::Volume::take_content`].
+    /// Waits for disks.
+    ///
+    /// # Errors
+    /// Its.
+    pub fn take_content(
+        self: &Arc<Self>,
+        target: Ino,
+        version: Option<Version>,
+        from: (Ino, &[u8]),
+    ) -> StoreResult<Attr> {
+        let (attr, done) = self.volume.take_content(&*self.buffer, target, version, from)?;
+        self.suspend_policies(&done);
+        self.brought_back(&done);
+        Ok(attr)
+    }
+
+    /// Programs that are not what they were, by the doing of whoever commands this daemon: as when a file is written.
+    fn suspend_policies(&self, done: &Restored) {
+        let uid = nix::unistd::geteuid().as_raw();
+        let caller = Caller { uid, gid: nix::unistd::getegid().as_raw(), pid: std::process::id(), umask: 0 };
+        for (directory, name) in self.exec.policies.places() {
+            let renamed = done.names.iter().any(|(parent, other)| *parent == directory && *other == name);
+            let stands_for = |ino: &Ino| self.volume.lookup(directory, &name).is_ok_and(|found| found.ino == *ino);
+            if renamed || done.changed.iter().any(stands_for) {
+                self.name_changed(caller, directory, &name);
+            }
+        }
     }
 
     pub(super) fn brought_back(self: &Arc<Self>, restored: &Restored) {

@@ -70,7 +70,11 @@ impl Volume {
     }
 
     /// One operation that is the last of its generation.
-    fn closing<R>(&self, flusher: &dyn Flusher, mut operation: impl FnMut(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+    pub(super) fn closing<R>(
+        &self,
+        flusher: &dyn Flusher,
+        mut operation: impl FnMut(&mut Txn<'_>) -> Result<R>,
+    ) -> Result<R> {
         self.writable()?;
         let mut outcome = None;
         let closed = self.commit.run_with(&self.parts(), flusher, &mut || {

@@ -62,7 +62,7 @@ pub use probe::{Probe, ProbeMember, default_state_dir, probe};
 pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
-pub use restore::{Destination, Done, Restored};
+pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
 pub use staging::{Base, Published, Staged};
 pub use status::{StatFs, VolumeStatus};
@@ -583,6 +583,7 @@ impl Volume {
         let mut unsynced = std::collections::BTreeSet::new();
         for (segment, offset) in queue {
             let Some(row) = self.meta.with(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
+                self.blocks.damage().gone(segment, offset);
                 continue;
             };
             self.blocks.heal_stripe(crate::blocks::place_of(&row), Some(self.identity()), &mut unsynced)?;

@@ -155,6 +155,18 @@ impl Volume {
         Ok(pin)
     }
 
+    /// Keep what is there now readable while the result is held, once it is a former state: of the generation that is
+    /// open if anything changed in it.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn pin_present(self: &Arc<Self>) -> Result<GenerationPin> {
+        // Noted while no generation can close, and retention has no row of it yet.
+        let _held = self.gate();
+        let generation = self.meta.with(|txn| Ok(txn.settled_in()))?;
+        Ok(self.noted(generation))
+    }
+
     /// The same of what is kept of a generation for a directory, if `ino` was in that.
     pub(super) fn pin_below(self: &Arc<Self>, generation: Generation, ino: Ino) -> Result<GenerationPin> {
         let pin = self.noted(generation);
@@ -200,6 +212,11 @@ impl Volume {
     /// Generation of the older of two checkpoints that enough superblocks name; `None` while there are not two.
     pub(crate) fn floor(&self) -> Option<Generation> {
         *self.floor.lock()
+    }
+
+    /// Generation of the oldest checkpoint that is kept: the log since then is needed to rebuild the database.
+    pub(crate) fn oldest_checkpoint(&self) -> Option<Generation> {
+        self.superblock.lock().checkpoints.iter().map(|pointer| pointer.generation).min()
     }
 
     /// Generation of the last checkpoint.

@@ -12,9 +12,11 @@ use serde::Serialize;
 use super::Volume;
 use crate::commit::Flusher;
 use crate::error::{Error, Result};
-use crate::ids::{BlockKey, ChunkNo, Generation, Ino};
+use crate::ids::{BlockKey, ChunkNo, Generation, Ino, Version};
 use crate::meta::Txn;
-use crate::meta::rows::{CHUNK_END, FileChange, FileKind, InodeRow, NewNode, PatchRow, RenameFlags, SetAttr, Unlinked};
+use crate::meta::rows::{
+    Attr, CHUNK_END, FileChange, FileKind, InodeRow, NewNode, PatchRow, RenameFlags, SetAttr, Unlinked,
+};
 
 /// What was done to one name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -52,7 +54,12 @@ pub struct Destination<'a> {
     pub name: &'a [u8],
     /// A regular file that has the name becomes a new version of itself; else the name must be free.
     pub replace: bool,
+    /// The name must stand for an inode of this version.
+    pub version: Option<Version>,
 }
+
+/// Inodes whose content must stay as it is for the moment.
+pub type Busy<'a> = &'a dyn Fn(Ino) -> bool;
 
 impl Volume {
     /// Bring back what inode `source` was in a generation, with everything below it, as `to`. It gets the content,
@@ -60,21 +67,29 @@ impl Volume {
     ///
     /// # Errors
     /// [`Error::NotFound`] if the generation is not kept or the inode was not there; [`Error::Exists`] if the name is
-    /// taken by something that cannot be a version of it; those of making names. Nothing was done then.
+    /// taken by something that cannot be a version of it; [`Error::Conflict`] if it is not of the version wanted;
+    /// [`Error::Refused`] if it is busy; those of making names. Nothing was done then.
     pub fn restore(
         self: &std::sync::Arc<Self>,
         flusher: &dyn Flusher,
         generation: Generation,
         source: Ino,
         to: Destination<'_>,
+        busy: Busy<'_>,
     ) -> Result<Restored> {
         self.commit(flusher)?;
         let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, false, |txn| {
             txn.quotas_late();
-            let mut work = Restorer::new(txn, generation);
+            let mut work = Restorer::new(txn, generation, busy);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
-            match work.txn.lookup(to.parent, to.name) {
+            let now = work.txn.lookup(to.parent, to.name);
+            match (to.version, &now) {
+                (Some(version), Ok(now)) => work.txn.expect_version(now.ino, version)?,
+                (Some(_), Err(Error::NotFound)) => return Err(Error::Conflict(to.parent)),
+                _ => {}
+            }
+            match now {
                 Err(Error::NotFound) => work.create(to.parent, to.name, &past, b"")?,
                 Err(error) => return Err(error),
                 Ok(now) if to.replace && now.kind == FileKind::File && past.kind == FileKind::File => {
@@ -93,7 +108,8 @@ impl Volume {
     /// `dry_run` nothing is changed, and what would be done is told.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if the generation is not kept or there was no such directory. Nothing was done then.
+    /// [`Error::NotFound`] if the generation is not kept or there was no such directory; [`Error::Refused`] if a file that
+    /// would change is busy. Nothing was done then.
     pub fn rewind(
         self: &std::sync::Arc<Self>,
         flusher: &dyn Flusher,
@@ -101,12 +117,13 @@ impl Volume {
         source: Ino,
         target: Ino,
         dry_run: bool,
+        busy: Busy<'_>,
     ) -> Result<Restored> {
         self.commit(flusher)?;
         let pinned = self.view_of(generation, source)?;
         let restored = self.alone(flusher, dry_run, |txn| {
             txn.quotas_late();
-            let mut work = Restorer::new(txn, generation);
+            let mut work = Restorer::new(txn, generation, busy);
             let past = work.txn.inode_at(source, generation)?.ok_or(Error::NotFound)?;
             if past.kind != FileKind::Directory {
                 return Err(Error::NotADirectory);
@@ -119,6 +136,45 @@ impl Volume {
             self.commit(flusher)?;
         }
         restored
+    }
+
+    /// Make the content of one file that of another, which loses its name, in one step: a new version of it that is the
+    /// last state of its generation, so that it is kept, and durable when this returns. With `version` only if it is of
+    /// that version. Blocks are shared.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`]; [`Error::InvalidArgument`] if either is no regular file; [`Error::NotFound`] if `from` has
+    /// another name meanwhile. Nothing was done then.
+    pub fn take_content(
+        &self,
+        flusher: &dyn Flusher,
+        target: Ino,
+        version: Option<Version>,
+        from: (Ino, &[u8]),
+    ) -> Result<(Attr, Restored)> {
+        self.closing(flusher, |txn| {
+            if let Some(version) = version {
+                txn.expect_version(target, version)?;
+            }
+            let source = txn.lookup(from.0, from.1)?.ino;
+            let mut new = txn.inode(source)?;
+            if new.kind != FileKind::File || source == target {
+                return Err(Error::InvalidArgument("not a regular file of its own"));
+            }
+            new.mtime_ns = txn.now_ns();
+            // The source makes room for what the target gains.
+            txn.quotas_late();
+            // What is open now is as readable as what is committed.
+            let open = txn.generation();
+            let mut work = Restorer::new(txn, open, &|_| false);
+            work.content(target, &new)?;
+            let mut out = work.out;
+            out.changed.push(target);
+            out.unlinked.push(txn.unlink(from.0, from.1)?);
+            out.names.push((from.0, from.1.to_vec()));
+            txn.check_late_quotas()?;
+            Ok((txn.attr(target)?, out))
+        })
     }
 
     /// Run one operation with everybody else held off and nothing buffered; undone if it fails, or with `dry_run`.
@@ -182,6 +238,7 @@ struct Missing {
 struct Restorer<'t, 'm> {
     txn: &'t mut Txn<'m>,
     generation: Generation,
+    busy: Busy<'t>,
     out: Restored,
     /// Past inodes that have a living one by now, for their further names.
     links: HashMap<Ino, Ino>,
@@ -204,10 +261,11 @@ fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
 }
 
 impl<'t, 'm> Restorer<'t, 'm> {
-    fn new(txn: &'t mut Txn<'m>, generation: Generation) -> Self {
+    fn new(txn: &'t mut Txn<'m>, generation: Generation, busy: Busy<'t>) -> Self {
         Self {
             txn,
             generation,
+            busy,
             out: Restored::default(),
             links: HashMap::new(),
             spare: BTreeMap::new(),
@@ -418,6 +476,11 @@ impl<'t, 'm> Restorer<'t, 'm> {
     fn revert(&mut self, now: Ino, past: &InodeRow, path: &[u8]) -> Result<()> {
         self.out.actions.push((path.to_vec(), Done::Changed));
         if past.kind == FileKind::File {
+            if (self.busy)(now) {
+                let shown = String::from_utf8_lossy(path);
+                let name = if shown.is_empty() { "the file".into() } else { shown };
+                return Err(Error::Refused(format!("{name} is being run; wait for that to end (`brine exec ps`)")));
+            }
             self.content(now, past)?;
         }
         self.xattrs(now, past)?;

@@ -74,6 +74,30 @@ fn former_states_stay_until_a_rule_lets_them_go() {
 }
 
 #[test]
+fn what_is_there_when_pinned_stays_readable() {
+    let scratch = Scratch::new("retention-present");
+    scratch.format(2, 1);
+    let volume = with_history(&scratch);
+    volume.set_retention_rules(&nothing()).unwrap();
+    let attr = write(&volume, "a", &noise(1, 2 << 20));
+    // Nothing of it is committed yet.
+    let pin = volume.pin_present().unwrap();
+    assert_eq!(volume.commit(&NothingDirty).unwrap(), pin.generation());
+    let committed = volume.pin_present().unwrap();
+    assert_eq!(committed.generation(), pin.generation());
+    drop(committed);
+    put(&volume, &attr, &noise(2, 2 << 20));
+    volume.commit(&NothingDirty).unwrap();
+    for _ in 0..2 {
+        collect(&volume);
+        assert_eq!(read_at(&volume, "a", pin.generation()).unwrap(), noise(1, 2 << 20));
+    }
+    drop(pin);
+    assert_eq!(collect(&volume).blocks_condemned, 16);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
 fn contradicting_rules_are_refused_and_change_nothing() {
     let scratch = Scratch::new("retention-refused");
     scratch.format(2, 1);

@@ -214,8 +214,9 @@ fn step(volume: &Arc<Volume>, model: &mut Model, random: &mut Random) {
                 return;
             }
             let source = volume.view(generation).unwrap().find(path.as_bytes()).unwrap();
-            let to = Destination { parent: ino_of(volume, parent), name: name.as_bytes(), replace: true };
-            let restored = volume.restore(&NothingDirty, generation, source.ino, to);
+            let to =
+                Destination { parent: ino_of(volume, parent), name: name.as_bytes(), replace: true, version: None };
+            let restored = volume.restore(&NothingDirty, generation, source.ino, to, &|_| false);
             model.committed = model.now.clone();
             let replaced = model.now.get(&path).map(|node| node.content.is_some());
             if replaced.is_none() || replaced == Some(true) && source.kind == FileKind::File {
@@ -233,7 +234,8 @@ fn step(volume: &Arc<Volume>, model: &mut Model, random: &mut Random) {
                 return;
             };
             let (generation, past) = model.kept[at].clone();
-            let rewound = volume.rewind(&NothingDirty, generation, ROOT_INO, ROOT_INO, random.below(4) == 0).unwrap();
+            let rewound =
+                volume.rewind(&NothingDirty, generation, ROOT_INO, ROOT_INO, random.below(4) == 0, &|_| false).unwrap();
             for gone in rewound.unlinked {
                 // Tried only, or gone.
                 let _ = volume.release_orphan(gone.ino);
