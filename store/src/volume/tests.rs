@@ -8,6 +8,7 @@ use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
 mod behind;
+mod checked;
 mod directories;
 mod history;
 mod following;
@@ -328,7 +329,11 @@ fn damaged_shards_are_read_around_counted_and_healed() {
         }
         std::fs::write(&file, bytes).unwrap();
     }
-    for file in segment_files(&scratch.0.join("d3")) {
+    // A directory that holds data, not parity: what a read meets.
+    let open = volume.blocks().segments().open_tails()[0].0;
+    let holder = volume.blocks().segment_info(open).unwrap().slots[0].unwrap();
+    let holder = volume.set.get(&holder).unwrap().path().to_path_buf();
+    for file in segment_files(&holder) {
         std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(40_000).unwrap();
     }
     assert_eq!(read(&volume, "large").unwrap(), content);
