@@ -298,6 +298,14 @@ pub(crate) fn peer(socket: impl AsFd) -> io::Result<(i32, u32, u32, Vec<u32>)> {
     Ok((credentials.pid(), credentials.uid(), credentials.gid(), groups))
 }
 
+/// Nanoseconds of the clock that never goes back; the same in every process of a machine, until it restarts.
+pub(crate) fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the structure lives through the call, which cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// Window size of a terminal: rows, columns, pixels across and down.
 pub(crate) fn set_window(terminal: impl AsFd, size: [u16; 4]) -> io::Result<()> {
     let size = libc::winsize { ws_row: size[0], ws_col: size[1], ws_xpixel: size[2], ws_ypixel: size[3] };

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::blocks::place_of;
+use crate::blocks::{DamageEvent, Identity, StripeHealth, place_of};
 use crate::error::{Error, Result};
-use crate::ids::{BlockId, ChunkNo, Ino, ROOT_INO, SegmentId};
-use crate::meta::rows::{Attr, BlockRow, FileKind};
+use crate::ids::{BlockId, ChunkNo, Generation, Ino, MemberId, ROOT_INO, SegmentId, Term};
+use crate::meta::rows::{Attr, BlockRow, BlockState, FileKind};
 use crate::seal::Sealer;
+use crate::shard::CommitHeader;
 use crate::stripes::StripePlace;
 use crate::volume::Volume;
 
@@ -195,7 +196,10 @@ pub fn check(volume: &Volume, options: &CheckOptions, progress: &dyn CheckProgre
             };
         }
     }
-    check_blocks(volume, options, progress, &files, &owners, &keys, &mut report)?;
+    let seen = check_blocks(volume, options, progress, &files, &owners, &keys, &mut report)?;
+    if options.path.is_none() && report.complete {
+        check_rest(volume, options, progress, &seen, &mut report)?;
+    }
     report.healthy = report.tables.is_empty() && report.damaged.is_empty() && report.blocks_lost == 0;
     report.healthy &= report.shards_bad == report.shards_repaired && report.complete;
     Ok(report)
@@ -210,7 +214,7 @@ fn check_blocks(
     owners: &Owners,
     keys: &HashMap<BlockId, crate::ids::BlockKey>,
     report: &mut CheckReport,
-) -> Result<()> {
+) -> Result<HashSet<(SegmentId, u64)>> {
     // In the order they lie on disk, stripe by stripe.
     let mut stripes: BTreeMap<(SegmentId, u64), Vec<BlockRow>> = BTreeMap::new();
     let mut total = 0;
@@ -230,10 +234,11 @@ fn check_blocks(
             report.complete = false;
             break;
         }
-        let health = volume.blocks().heal_stripe(place_of(&rows[0]), repair, &mut unsynced)?;
-        report.shards_checked += health.shards as u64;
-        report.shards_bad += health.bad as u64;
-        report.shards_repaired += health.repaired as u64;
+        let place = place_of(&rows[0]);
+        let health = volume.blocks().heal_stripe(place, repair, &mut unsynced)?;
+        report.count(&health);
+        let ino = owners.get(&rows[0].id).and_then(|list| list.first()).map(|index| files[*index].0);
+        tell(volume, &rows[0], ino, &health);
         for row in rows {
             report.blocks += 1;
             report.bytes += u64::from(row.plain_len);
@@ -253,7 +258,144 @@ fn check_blocks(
         }
         progress.progress(report.bytes, total, "blocks");
     }
+    volume.blocks().sync_healed(&mut unsynced)?;
+    Ok(stripes.into_keys().collect())
+}
+
+/// What is wrong with a stripe of blocks counts in `status`, too, and is healed in the background.
+fn tell(volume: &Volume, row: &BlockRow, ino: Option<Ino>, health: &StripeHealth) {
+    if health.wrong & health.left != 0 && !health.lost {
+        let what = format!("{} of {} shards missing or wrong", health.wrong.count_ones(), health.shards);
+        let event = DamageEvent { ino, block: row.id, what, recoverable: true };
+        volume.blocks().damage().degraded(event, health.wrong, row.segment, row.offset);
+    }
+}
+
+impl CheckReport {
+    fn count(&mut self, health: &StripeHealth) {
+        self.shards_checked += health.shards as u64;
+        self.shards_bad += health.bad as u64;
+        self.shards_repaired += health.repaired as u64;
+    }
+}
+
+/// What the volume needs beside the files as they are now: blocks of former states, the kept checkpoints, and the log
+/// since the older of them. What a writer left unfinished that nothing needs is no damage.
+fn check_rest(
+    volume: &Volume,
+    options: &CheckOptions,
+    progress: &dyn CheckProgress,
+    seen: &HashSet<(SegmentId, u64)>,
+    report: &mut CheckReport,
+) -> Result<()> {
+    let repair = options.repair.then(|| volume.identity());
+    let mut unsynced = BTreeSet::new();
+    let mut former: BTreeMap<(SegmentId, u64), Vec<BlockRow>> = BTreeMap::new();
+    volume.meta().reader()?.for_each_block(|row| {
+        if row.state == BlockState::Live && !seen.contains(&(row.segment, row.offset)) {
+            former.entry((row.segment, row.offset)).or_default().push(row.clone());
+        }
+        Ok(())
+    })?;
+    let (mut done, total) = (0, former.len() as u64);
+    let mut lost = 0;
+    for rows in former.values() {
+        if progress.cancelled() {
+            report.complete = false;
+            return volume.blocks().sync_healed(&mut unsynced);
+        }
+        let health = volume.blocks().heal_stripe(place_of(&rows[0]), repair, &mut unsynced)?;
+        // Freed since: its last former state was given up while files were looked at.
+        if health.lost && !is_needed(volume, place_of(&rows[0]))? {
+            continue;
+        }
+        report.count(&health);
+        tell(volume, &rows[0], None, &health);
+        report.blocks += rows.len() as u64;
+        if health.lost {
+            lost += rows.len() as u64;
+        } else if health.bad > health.repaired {
+            report.blocks_degraded += rows.len() as u64;
+        }
+        done += 1;
+        progress.progress(done, total, "former states");
+    }
+    if lost > 0 {
+        report.blocks_lost += lost;
+        let what = format!("{lost} of their blocks cannot be read");
+        report.damaged.push(DamagedFile { path: "(former states)".into(), ino: 0, what, recoverable: false });
+    }
+    progress.progress(0, 0, "log");
+    match volume.image_stripes(None) {
+        Ok(images) => {
+            for (segment, stripes) in images.stripes {
+                for (offset, len) in stripes {
+                    let place = StripePlace { segment, offset, record_len: len as u32 };
+                    let health = volume.blocks().heal_stripe(place, repair, &mut unsynced)?;
+                    report.count(&health);
+                    volume.blocks().damage().bad(health.wrong & health.left, segment, offset);
+                    if health.lost {
+                        report.tables.push(format!("a part of a checkpoint, in segment {segment}, cannot be read"));
+                    }
+                }
+            }
+        }
+        Err(error) => report.tables.push(error.to_string()),
+    }
+    check_log(volume, repair, &mut unsynced, report)?;
     volume.blocks().sync_healed(&mut unsynced)
+}
+
+/// Commit records that a lost database would be rebuilt from.
+fn check_log(
+    volume: &Volume,
+    repair: Option<Identity>,
+    unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
+    report: &mut CheckReport,
+) -> Result<()> {
+    let Some(from) = volume.oldest_checkpoint() else { return Ok(()) };
+    let committed = volume.meta().committed();
+    // Each part may have been written several times: by a later term, by a writer that tried twice, or again after a crash.
+    let mut records: BTreeMap<(Generation, u16), Vec<(Term, StripePlace)>> = BTreeMap::new();
+    for (place, commit) in commit_records(volume, from)? {
+        if commit.generation <= committed {
+            records.entry((commit.generation, commit.part)).or_default().push((commit.term, place));
+        }
+    }
+    let mut next = from.0 + 1;
+    for ((generation, _), copies) in records {
+        let gap = next..generation.0;
+        if !gap.is_empty() {
+            report.tables.push(format!("the commit log lacks generations {} to {}", gap.start, gap.end - 1));
+        }
+        next = generation.0 + 1;
+        let term = copies.iter().map(|(term, _)| *term).max().unwrap_or_default();
+        let mut best: Option<(StripePlace, StripeHealth)> = None;
+        for (_, place) in copies.iter().filter(|(other, _)| *other == term) {
+            let health = volume.blocks().heal_stripe(*place, repair, unsynced)?;
+            let rank = |health: &StripeHealth| (health.lost, health.bad - health.repaired);
+            if best.as_ref().is_none_or(|(_, best)| rank(&health) < rank(best)) {
+                best = Some((*place, health));
+            }
+        }
+        if let Some((place, best)) = best {
+            report.count(&best);
+            volume.blocks().damage().bad(best.wrong & best.left, place.segment, place.offset);
+            if best.lost {
+                report.tables.push(format!("the commit record of generation {generation} cannot be read"));
+            }
+        }
+    }
+    if next <= committed.0 {
+        report.tables.push(format!("the commit log lacks generations {next} to {committed}"));
+    }
+    Ok(())
+}
+
+/// True if something refers to a block of a stripe.
+fn is_needed(volume: &Volume, place: StripePlace) -> Result<bool> {
+    let rows = volume.meta().with(|txn| txn.blocks_of_stripe(place.segment, place.offset))?;
+    Ok(rows.iter().any(|row| row.state == BlockState::Live))
 }
 
 fn note(
@@ -278,6 +420,25 @@ fn note(
             recoverable,
         });
     }
+}
+
+/// Commit records of generations after `from`, in every segment that is there.
+fn commit_records(volume: &Volume, from: Generation) -> Result<Vec<(StripePlace, CommitHeader)>> {
+    let mut ids: BTreeSet<SegmentId> =
+        volume.meta().with(|txn| txn.segments())?.into_iter().map(|row| row.id).collect();
+    for member in volume.members().members().iter().filter(|member| member.can_read()) {
+        ids.extend(member.list_segments().unwrap_or_default().into_iter().map(|(id, _)| id));
+    }
+    let mut records = Vec::new();
+    for id in ids {
+        // Without an authentic header in any file nothing was ever written there.
+        if let Ok(info) = volume.blocks().segment_info(id) {
+            let all = volume.blocks().stripes().records(id, 0, &info).into_iter();
+            let commits = all.filter_map(|(place, header)| Some((place, header.commit?)));
+            records.extend(commits.filter(|(_, commit)| commit.generation > from));
+        }
+    }
+    Ok(records)
 }
 
 /// What healing did.
@@ -328,8 +489,7 @@ pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport>
         report.stripes += 1;
         report.shards_bad += health.bad as u64;
         // What was abandoned half-written (after an error in a directory it is written again elsewhere) names nothing.
-        let named =
-            !health.lost || !volume.meta().with(|txn| txn.blocks_of_stripe(place.segment, place.offset))?.is_empty();
+        let named = !health.lost || is_needed(volume, place)?;
         if !named {
             report.stripes -= 1;
             report.shards_bad -= health.bad as u64;
@@ -342,7 +502,7 @@ pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport>
         progress.progress(done, total, "heal");
     }
     volume.blocks().sync_healed(&mut unsynced)?;
-    volume.blocks().catch_up(volume.identity())?;
+    volume.catch_up()?;
     // Only what reads back counts.
     for (place, bad) in repaired {
         let again = volume.blocks().heal_stripe(place, None, &mut unsynced)?;

@@ -73,6 +73,12 @@ impl Survey {
         self.groups().into_iter().next().unwrap_or_default()
     }
 
+    /// Slots whose shard is missing or wrong though their directory can be read.
+    pub fn wrong(&self) -> u64 {
+        let wrong = self.bad.iter().filter(|(_, what)| *what != DIRECTORY_MISSING);
+        wrong.fold(0, |mask, (slot, _)| mask | 1 << slot)
+    }
+
     /// Shards by stripe tag, the most numerous first.
     pub fn groups(&self) -> Vec<Vec<&GoodShard>> {
         let mut groups: HashMap<[u8; 32], Vec<&GoodShard>> = HashMap::new();
@@ -92,6 +98,9 @@ impl Survey {
         group.iter().filter_map(listed).map(|commit| commit.copies).reduce(|all, some| all | some)
     }
 }
+
+/// What is wrong with a shard whose directory cannot be read.
+pub const DIRECTORY_MISSING: &str = "directory missing";
 
 /// Bytes searched at once for the next record behind a hole; a multiple of [`RECORD_ALIGN`].
 const SEARCH_LEN: usize = 1 << 20;
@@ -135,7 +144,7 @@ impl Stripes {
         for (slot, member) in info.slots.iter().enumerate() {
             let Some(member) = member else { continue };
             if !self.set.get(member).is_some_and(|m| m.can_read()) {
-                survey.bad.push((slot, "directory missing"));
+                survey.bad.push((slot, DIRECTORY_MISSING));
                 continue;
             }
             slots.push(slot);

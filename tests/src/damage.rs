@@ -157,6 +157,21 @@ pub fn empty_dir(dir: &Path) {
     }
 }
 
+/// Removes a directory that a daemon may be making files in meanwhile.
+///
+/// # Panics
+/// If it cannot be removed.
+#[track_caller]
+pub fn remove_dir(dir: &Path) {
+    for _ in 0..1000 {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => {}
+            other => return other.unwrap_or_else(|error| panic!("cannot remove {}: {error}", dir.display())),
+        }
+    }
+    panic!("{} is filled as fast as it is emptied", dir.display());
+}
+
 /// Copies a tree with holes, owners and times (`cp -a`).
 #[track_caller]
 pub fn copy_tree(from: &Path, to: &Path) {

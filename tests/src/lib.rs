@@ -22,6 +22,8 @@ pub mod random;
 pub mod scenario;
 /// The few system calls that need `unsafe`.
 pub mod sys;
+/// The same operations on two trees, which must agree.
+pub mod twin;
 /// A volume of its own for each test.
 pub mod volume;
 mod watchdog;

@@ -3,6 +3,8 @@
 
 /// Applications that find fault with a filesystem.
 pub mod applications;
+/// Many processes in one directory.
+pub mod concurrent;
 /// Kills of the daemon, and power cuts of the disks, under load.
 pub mod crash;
 /// Wrong and slow bytes.
@@ -29,5 +31,7 @@ pub mod refusals;
 pub mod secrets;
 /// Volumes without room.
 pub mod space;
+/// Operations of every kind beside a disk, and kills in between.
+pub mod twin;
 /// Past states.
 pub mod versions;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use brine_tests::damage::empty_dir;
+use brine_tests::damage::{empty_dir, remove_dir};
 use brine_tests::scenario::loss;
 use brine_tests::{Builder, TestVolume, content};
 
@@ -43,7 +43,7 @@ fn every_default_geometry_survives_the_loss_it_promises() {
         );
         let expected = loss::fill(&volume, 2);
         for i in 0..parity as usize {
-            fs::remove_dir_all(volume.dir(directories - 1 - i)).expect("remove a backing directory");
+            remove_dir(volume.dir(directories - 1 - i));
         }
         volume.remount();
         loss::verify(&volume, &expected, &format!("with {directories} directories, {parity} of them lost"));
@@ -54,8 +54,8 @@ fn every_default_geometry_survives_the_loss_it_promises() {
 fn more_directories_than_a_stripe_needs_are_used_and_two_may_still_be_lost() {
     let mut volume = TestVolume::new("eight", 8, (4, 2));
     let expected = loss::fill(&volume, 8);
-    fs::remove_dir_all(volume.dir(1)).expect("remove a backing directory");
-    fs::remove_dir_all(volume.dir(6)).expect("remove a backing directory");
+    remove_dir(volume.dir(1));
+    remove_dir(volume.dir(6));
     volume.remount();
     loss::verify(&volume, &expected, "without two of eight directories");
 }
@@ -87,7 +87,7 @@ fn a_replaced_directory_is_filled_and_others_may_then_be_lost() {
     let expected = loss::fill(&volume, 8);
     let new = volume.root().join("new");
     fs::create_dir(&new).expect("create a directory");
-    fs::remove_dir_all(volume.dir(2)).expect("remove a backing directory");
+    remove_dir(volume.dir(2));
     volume.remount();
     let (old, new, mnt) =
         (volume.dir(2).display().to_string(), new.display().to_string(), volume.mnt().display().to_string());
@@ -123,7 +123,7 @@ fn a_directory_that_returns_is_caught_up() {
     volume.brine(&["heal", &mnt]).expect_success();
     volume.umount();
     for i in [0, 1] {
-        fs::remove_dir_all(volume.dir(i)).expect("remove a backing directory");
+        remove_dir(volume.dir(i));
     }
     volume.mount();
     assert!(fs::read(volume.path("early")).expect("read") == content(1, 500_000), "the older file is wrong");

@@ -5,7 +5,7 @@
 //! that a run that is reported is over. If the daemon goes it ends, and the kernel takes the rest down with it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -32,6 +32,8 @@ const CONTROL_FD: i32 = 3;
 const GATE_FD: i32 = 4;
 /// How long a launcher may take to send its descriptors.
 const STREAMS_WAIT: Duration = Duration::from_secs(10);
+/// That the program was started is told after this time, or with its end: of most programs nobody is woken for it.
+const STARTED_DELAY: Duration = Duration::from_millis(3);
 
 /// Be process 1 of what `make` says. `privileged`: the spawner may take other identities.
 pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: bool) -> ! {
@@ -147,9 +149,16 @@ fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Res
     match sys::fork().map_err(failed())? {
         sys::Side::Child => {
             drop(launcher);
-            let failure = launch(&run, With { streams, credential, terminal: end }, ready);
-            use std::io::Write;
-            let _ = File::from(say).write_all(&failure.encode());
+            let (say, mut told) = (File::from(say), false);
+            let mut starts = || {
+                told = true;
+                let _ = (&say).write_all(&sys::monotonic_ns().to_le_bytes());
+            };
+            let failure = launch(&run, With { streams, credential, terminal: end }, ready, &mut starts);
+            if !told {
+                let _ = (&say).write_all(&[0; size_of::<u64>()]);
+            }
+            let _ = (&say).write_all(&failure.encode());
             sys::exit_now(125);
         }
         sys::Side::Parent { pid, .. } => Ok(Program {
@@ -299,7 +308,12 @@ impl Program {
     fn wait(&self, control: &OwnedFd, deadline: Option<Instant>) -> Events {
         let mut files =
             vec![PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let status = self.status.as_ref().map(|status| PollFd::new(status.as_fd(), PollFlags::POLLIN));
+        let quiet = STARTED_DELAY.checked_sub(self.started.elapsed()).filter(|_| self.status.is_some());
+        let status = self
+            .status
+            .as_ref()
+            .filter(|_| quiet.is_none())
+            .map(|status| PollFd::new(status.as_fd(), PollFlags::POLLIN));
         let status_at = files.len();
         files.extend(status);
         let launcher_at = files.len();
@@ -307,6 +321,7 @@ impl Program {
         let terminal_at = files.len();
         files.extend(self.terminal.iter().flat_map(Terminal::polled));
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.into_iter().chain(quiet).min();
         // Rounded up: a poll that returns early would spin.
         let timeout = left.map_or(PollTimeout::NONE, |left| {
             PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
@@ -323,7 +338,7 @@ impl Program {
         Events {
             terminal,
             control: set(0),
-            status: self.status.is_some() && set(status_at),
+            status: self.status.is_some() && quiet.is_none() && set(status_at),
             launcher: self.launcher.is_some() && set(launcher_at),
             time_over: deadline.is_some_and(|deadline| Instant::now() >= deadline),
         }
@@ -336,8 +351,14 @@ impl Program {
         if status.read_to_end(&mut said).is_err() {
             return;
         }
+        // When exec was called, and then why it failed.
+        let time = said.split_off(said.len().min(size_of::<u64>()));
+        let (time, said) = (said, time);
         if said.is_empty() {
-            let _ = send_frame(control, Kind::Started, &[], &[]);
+            // Killed before it came to that, there is no time.
+            if !time.is_empty() {
+                let _ = send_frame(control, Kind::Started, &time, &[]);
+            }
             return;
         }
         let unreadable = |_| Failure { code: 125, step: "the program's process failed".into(), errno: 0 };

@@ -66,9 +66,11 @@ pub(crate) struct With {
 }
 
 /// Become the program. Returns only what went wrong.
-pub(crate) fn launch(run: &Run, with: With, ready: Ready) -> Failure {
+/// `starts` is called right before exec.
+pub(crate) fn launch(run: &Run, with: With, ready: Ready, starts: &mut dyn FnMut()) -> Failure {
     match prepare(run, with, ready) {
         Ok((program, argv, environment)) => {
+            starts();
             let error = match nix::unistd::execve(&program, &argv, &environment) {
                 Ok(never) => match never {},
                 Err(errno) => errno,

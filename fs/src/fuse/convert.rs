@@ -46,6 +46,7 @@ pub(super) fn rename_flags(flags: fuser::RenameFlags) -> RenameFlags {
         no_replace: flags.contains(fuser::RenameFlags::RENAME_NOREPLACE),
         exchange: flags.contains(fuser::RenameFlags::RENAME_EXCHANGE),
         whiteout: flags.contains(fuser::RenameFlags::RENAME_WHITEOUT),
+        owner: (0, 0),
     }
 }
 

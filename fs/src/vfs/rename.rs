@@ -29,6 +29,7 @@ impl Vfs {
         if flags.exchange && (flags.no_replace || flags.whiteout) {
             return Err(Errno::INVALID);
         }
+        let flags = RenameFlags { owner: (caller.uid, caller.gid), ..flags };
         let replaced = {
             let _gate = self.buffer.change();
             self.volume.rename(parent, name, new_parent, new_name, flags)

@@ -1,6 +1,6 @@
 //! What was found damaged: counted, remembered for `status`, queued for healing.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -42,15 +42,29 @@ pub struct Damage {
     shards_bad: AtomicU64,
     shards_repaired: AtomicU64,
     blocks_lost: AtomicU64,
+    /// Slots found missing or wrong, by stripe, until they are written anew.
+    bad: Mutex<HashMap<(SegmentId, u64), u64>>,
     recent: Mutex<VecDeque<DamageEvent>>,
     queue: Mutex<HashSet<(SegmentId, u64)>>,
     lost: Mutex<HashSet<BlockId>>,
 }
 
 impl Damage {
-    /// `shards` of the stripe at (`segment`, `offset`) were missing or wrong; the block was read all the same.
-    pub fn degraded(&self, event: DamageEvent, shards: usize, segment: SegmentId, offset: u64) {
-        self.shards_bad.fetch_add(shards as u64, Ordering::Relaxed);
+    /// The shards in these `slots` of the stripe at (`segment`, `offset`) are missing or wrong: counted once, however
+    /// often they are met.
+    pub fn bad(&self, slots: u64, segment: SegmentId, offset: u64) {
+        let mut bad = self.bad.lock();
+        let known = bad.get(&(segment, offset)).copied().unwrap_or(0);
+        if slots & !known == 0 || (known == 0 && bad.len() >= QUEUE_MAX) {
+            return;
+        }
+        bad.insert((segment, offset), known | slots);
+        self.shards_bad.fetch_add(u64::from((slots & !known).count_ones()), Ordering::Relaxed);
+    }
+
+    /// As [`Self::bad`], where a block could be made of the others: the stripe is to be healed.
+    pub fn degraded(&self, event: DamageEvent, slots: u64, segment: SegmentId, offset: u64) {
+        self.bad(slots, segment, offset);
         let mut queue = self.queue.lock();
         // Told once a stripe: the next readers of it would only repeat it.
         if queue.len() < QUEUE_MAX && queue.insert((segment, offset)) {
@@ -79,9 +93,26 @@ impl Damage {
         }
     }
 
-    /// `shards` were written anew.
-    pub fn repaired(&self, shards: usize) {
-        self.shards_repaired.fetch_add(shards as u64, Ordering::Relaxed);
+    /// The shards in these `slots` of a stripe were written anew.
+    pub fn repaired(&self, slots: u64, segment: SegmentId, offset: u64) {
+        let mut bad = self.bad.lock();
+        if let Some(left) = bad.get_mut(&(segment, offset)) {
+            *left &= !slots;
+            if *left == 0 {
+                bad.remove(&(segment, offset));
+            }
+        }
+        self.shards_repaired.fetch_add(u64::from(slots.count_ones()), Ordering::Relaxed);
+    }
+
+    /// Nothing that counts lies in this stripe any more.
+    pub fn gone(&self, segment: SegmentId, offset: u64) {
+        self.bad.lock().remove(&(segment, offset));
+    }
+
+    /// Shards that were found missing or wrong and are not written anew yet.
+    pub fn outstanding(&self) -> u64 {
+        self.bad.lock().values().map(|slots| u64::from(slots.count_ones())).sum()
     }
 
     fn remember(&self, event: DamageEvent) {

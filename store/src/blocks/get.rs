@@ -158,7 +158,7 @@ impl Blocks {
         for w in run {
             let what = describe(&[(slot, "unreadable")], info, self);
             let event = DamageEvent { ino, block: w.row.id, what, recoverable: true };
-            self.damage.degraded(event, 1, w.row.segment, w.row.offset);
+            self.damage.degraded(event, 1 << slot, w.row.segment, w.row.offset);
         }
     }
 
@@ -246,7 +246,7 @@ impl Blocks {
             Self::count(&self.figures.degraded_reads, 1);
             if !survey.bad.is_empty() {
                 let what = describe(&survey.bad, info, self);
-                self.damage.degraded(event(what, true), survey.bad.len(), w.row.segment, w.row.offset);
+                self.damage.degraded(event(what, true), survey.wrong(), w.row.segment, w.row.offset);
             }
             return Ok(chunk);
         }

@@ -27,6 +27,8 @@ pub struct StripeHealth {
     pub repaired: usize,
     /// Slots that should hold a shard and do not, now.
     pub left: u64,
+    /// Slots found without the shard that belongs there though their directory can be read.
+    pub wrong: u64,
     /// True if fewer than k shards are good: its blocks are lost unless directories come back.
     pub lost: bool,
 }
@@ -73,6 +75,7 @@ impl Blocks {
             .map(|shard| usize::from(shard.index.0))
             .collect();
         health.bad += strays.len();
+        health.wrong = strays.iter().fold(survey.wrong(), |mask, slot| mask | 1 << slot);
         let Some(model) = group.first().filter(|model| group.len() >= model.header.needed()) else {
             health.lost = true;
             return Ok(health);
@@ -89,13 +92,16 @@ impl Blocks {
             targets.extend(more);
         }
         let Some(identity) = repair else { return Ok(health) };
+        self.damage.bad(health.wrong, place.segment, place.offset);
+        let mut written = 0;
         for slot in targets {
             if self.rewrite(place, &info, &group, &model.header, (slot, identity), unsynced)? {
                 health.repaired += 1;
-                health.left &= !(1 << slot);
+                written |= 1 << slot;
             }
         }
-        self.damage.repaired(health.repaired);
+        health.left &= !written;
+        self.damage.repaired(written, place.segment, place.offset);
         Ok(health)
     }
 
@@ -103,8 +109,7 @@ impl Blocks {
     /// device: memory may pretend that a write was kept which failed (R9).
     pub fn catch_up(&self, identity: Identity) -> Result<()> {
         for (segment, slots) in self.segments.lacking_segments() {
-            let known = self.segment_info(segment).ok().or_else(|| Some(Arc::new(self.stripes.segment_info(segment)?)));
-            let Some(info) = known else {
+            let Ok(info) = self.segment_info(segment) else {
                 // It was given back meanwhile.
                 self.segments.caught_up(segment, slots);
                 continue;

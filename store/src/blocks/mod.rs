@@ -195,13 +195,16 @@ impl Blocks {
         if let Some(info) = self.infos.read().get(&segment) {
             return Ok(info.clone());
         }
-        let row = self.meta.with(|txn| txn.segment(segment))?.ok_or_else(|| {
-            Error::format(
-                format!("segment {segment}"),
-                "blocks name it but the metadata has no row for it; run `brine check` on the volume",
-            )
-        })?;
-        let mut info = info_of(row)?;
+        let mut info = match self.meta.with(|txn| txn.segment(segment))? {
+            Some(row) => info_of(row)?,
+            // Opened for a record or a checkpoint by a writer that was cut off. Its own files tell.
+            None => self.stripes.segment_info(segment).ok_or_else(|| {
+                Error::format(
+                    format!("segment {segment}"),
+                    "neither the metadata nor a file of it tells what it is; run `brine check` on the volume",
+                )
+            })?,
+        };
         if info.slots.contains(&None) {
             // Perhaps given to a directory since, by a generation that a crash took back. Its own file tells.
             let told =

@@ -377,7 +377,13 @@ impl Txn<'_> {
             Some(target) if flags.exchange => {
                 self.exchange((parent, name, ino, kind), (new_parent, new_name, target.0, target.1)).map(|()| None)
             }
-            _ => self.move_name((parent, name), (ino, kind), (new_parent, new_name), target, flags.whiteout),
+            _ => self.move_name(
+                (parent, name),
+                (ino, kind),
+                (new_parent, new_name),
+                target,
+                flags.whiteout.then_some(flags.owner),
+            ),
         }
     }
 
@@ -403,7 +409,7 @@ impl Txn<'_> {
         (ino, kind): (Ino, FileKind),
         (new_parent, new_name): (Ino, &[u8]),
         target: Option<(Ino, FileKind)>,
-        whiteout: bool,
+        whiteout: Option<(u32, u32)>,
     ) -> Result<Option<Unlinked>> {
         let is_directory = kind == FileKind::Directory;
         match target {
@@ -428,8 +434,8 @@ impl Txn<'_> {
             self.touch_directory(new_parent, gained)?;
         }
         self.moved(ino, new_parent)?;
-        if whiteout {
-            self.add_whiteout(parent, name)?;
+        if let Some(owner) = whiteout {
+            self.add_whiteout(parent, name, owner)?;
         }
         target.map(|(target, _)| self.lose_name(target)).transpose()
     }
@@ -446,17 +452,25 @@ impl Txn<'_> {
         .map(|_| ())
     }
 
-    /// The parent's version was stepped by the rename this belongs to.
-    fn add_whiteout(&mut self, parent: Ino, name: &[u8]) -> Result<()> {
-        let (uid, gid, chunk_bits, quota) = {
+    /// A new inode like any other: group and access control list are the directory's to give. The parent's version was
+    /// stepped by the rename this belongs to.
+    fn add_whiteout(&mut self, parent: Ino, name: &[u8], (uid, gid): (u32, u32)) -> Result<()> {
+        let (gid, chunk_bits, quota) = {
             let directory = self.directory(parent)?;
-            (directory.uid, directory.gid, directory.chunk_bits, directory.quota())
+            let gid = if directory.perm & 0o2000 != 0 { directory.gid } else { gid };
+            (gid, directory.chunk_bits, directory.quota())
         };
         self.quota_fits(quota, 0, 1)?;
-        let node = NewNode { kind: FileKind::CharDevice, perm: 0, uid, gid, rdev: 0, target: None };
+        let inherited = self.inherit_acl(parent, FileKind::CharDevice, 0, 0)?;
+        let perm = inherited.perm;
+        let node = NewNode { kind: FileKind::CharDevice, perm, uid, gid, rdev: 0, target: None };
         let mut row = self.new_row(&node, parent, chunk_bits);
         row.flags = tagged(row.flags, quota);
+        row.flags |= if inherited.attributes.is_empty() { 0 } else { INODE_HAS_XATTRS };
         let attr = self.insert_inode(row);
+        for (name, value) in &inherited.attributes {
+            self.put_xattr(attr.ino, name, value)?;
+        }
         self.add_name(parent, name, attr.ino, attr.kind)
     }
 

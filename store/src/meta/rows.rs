@@ -185,6 +185,8 @@ pub struct RenameFlags {
     pub exchange: bool,
     /// Leave a whiteout (character device 0:0) at the old name.
     pub whiteout: bool,
+    /// Owner and group of the whiteout, as of any new inode.
+    pub owner: (u32, u32),
 }
 
 /// What lost a name. With `nlink` 0 its data lives until the orphan is released.

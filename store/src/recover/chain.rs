@@ -13,6 +13,7 @@ use crate::commit_log::Head;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, Term};
 use crate::record::{ChainHash, CommitRecord, GenerationRecord, RowsDigest};
+use crate::stripes::DIRECTORY_MISSING;
 use crate::superblock::AckOverride;
 
 /// A record that opens.
@@ -156,7 +157,7 @@ impl Reader<'_> {
             parts.iter().filter(|part| part.header.part == number).any(|part| {
                 let survey = self.stripes.survey(part.place, &part.info);
                 let lacks =
-                    |(slot, what): &(usize, &str)| self.ack_set(part) >> slot & 1 == 1 && *what != "directory missing";
+                    |(slot, what): &(usize, &str)| self.ack_set(part) >> slot & 1 == 1 && *what != DIRECTORY_MISSING;
                 !survey.bad.iter().any(lacks)
             })
         };

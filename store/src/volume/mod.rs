@@ -584,6 +584,7 @@ impl Volume {
         let mut unsynced = std::collections::BTreeSet::new();
         for (segment, offset) in queue {
             let Some(row) = self.meta.with(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
+                self.blocks.damage().gone(segment, offset);
                 continue;
             };
             self.blocks.heal_stripe(crate::blocks::place_of(&row), Some(self.identity()), &mut unsynced)?;

@@ -1,7 +1,7 @@
 //! Opening a volume: unlock, find the members, take the locks, trust or refuse the database.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -228,6 +228,12 @@ impl Volume {
     ) -> Result<Arc<Self>> {
         let Members { set, superblock, mut warnings } = members(discovery, &keys, &options, directories)?;
         let geometry = superblock.geometry;
+        let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
+        make_state_dir(&state_dir, superblock.volume)?;
+        let state_dir = std::fs::canonicalize(&state_dir)
+            .map_err(|source| Error::io(format!("state directory {}", state_dir.display()), source))?;
+        let lock = LocalLock::take(&state_dir)?;
+        let unlocked = lock_members(&set, options.take_over && !options.read_only, &mut warnings)?;
         let present = set.members().iter().filter(|member| member.can_read()).count();
         let mut read_only = options.read_only;
         if !read_only && present + geometry.parity() < set.members().len() {
@@ -239,13 +245,6 @@ impl Volume {
             ));
             read_only = true;
         }
-
-        let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
-        make_state_dir(&state_dir, superblock.volume)?;
-        let state_dir = std::fs::canonicalize(&state_dir)
-            .map_err(|source| Error::io(format!("state directory {}", state_dir.display()), source))?;
-        let lock = LocalLock::take(&state_dir)?;
-        let unlocked = lock_members(&set, options.take_over && !read_only, &mut warnings)?;
         let min_slots = options.min_ack.or(superblock.min_ack.map(usize::from)).unwrap_or(geometry.min_ack());
         if min_slots < geometry.data() || min_slots > geometry.total() {
             return Err(Error::Refused(format!(
@@ -419,14 +418,19 @@ impl Volume {
     }
 }
 
-/// Lock the members against other processes of this host. Taking over, those that are locked by others are returned:
+/// Lock the members against other processes of this host. One that cannot be locked counts as missing. Taking over, those that are locked by others are returned:
 /// the fence decides, and the lock is taken when it becomes free.
 pub(super) fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec<String>) -> Result<Vec<MemberId>> {
     let mut held = Vec::new();
     for member in set.members().iter().filter(|member| member.can_read()) {
         match member.lock() {
             Ok(()) => {}
-            Err(error) if take_over && error.kind() == io::ErrorKind::WouldBlock => held.push(member.id),
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                let reason = format!("it cannot be locked: {error}");
+                warnings.push(format!("directory {} is missing: {reason}", member.path().display()));
+                member.mark_missing(reason);
+            }
+            Err(_) if take_over => held.push(member.id),
             Err(source) => {
                 return Err(Error::InUse(format!(
                     "backing directory {} is in use by another process ({source}); unmount the volume there first. If \
@@ -548,8 +552,13 @@ pub(super) fn claim_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
         return Ok(());
     }
     let file = path.join(OWNER_FILE);
-    std::fs::write(&file, format!("{volume}\n"))
-        .map_err(|source| Error::io(format!("writing {}", file.display()), source))
+    let write = || {
+        let mut owner = std::fs::File::create(&file)?;
+        owner.write_all(format!("{volume}\n").as_bytes())?;
+        owner.sync_all()?;
+        std::fs::File::open(path)?.sync_all()
+    };
+    write().map_err(|source| Error::io(format!("writing {}", file.display()), source))
 }
 
 /// A number that no segment ever had: above all the metadata, the superblock and the directories know of.

@@ -219,6 +219,11 @@ impl Volume {
         *self.floor.lock()
     }
 
+    /// Generation of the oldest checkpoint that is kept: the log since then is needed to rebuild the database.
+    pub(crate) fn oldest_checkpoint(&self) -> Option<Generation> {
+        self.superblock.lock().checkpoints.iter().map(|pointer| pointer.generation).min()
+    }
+
     /// Generation of the last checkpoint.
     pub(crate) fn newest_checkpoint(&self) -> Option<Generation> {
         self.superblock.lock().checkpoints.first().map(|pointer| pointer.generation)

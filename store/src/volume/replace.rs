@@ -14,7 +14,7 @@ use crate::superblock::Superblock;
 impl Volume {
     /// Bring directories up to date that came back: they are given slots that stood vacant while they were away, of one
     /// segment a call, and what they missed is written. A round of the housekeeper's.
-    pub(super) fn catch_up(&self) -> Result<()> {
+    pub(crate) fn catch_up(&self) -> Result<()> {
         let healthy: Vec<MemberId> = self.set.healthy().map(|member| member.id).collect();
         let vacated = self.blocks.segments().take_vacated();
         if vacated || self.fruitless.lock().as_ref() != Some(&healthy) {

@@ -408,12 +408,9 @@ impl Volume {
         if damage.blocks_lost > 0 {
             reasons.push(format!("{} blocks could not be read; `brine check` lists the files", damage.blocks_lost));
         }
-        if damage.shards_bad > damage.shards_repaired {
-            reasons.push(format!(
-                "{} of {} bad shards are not healed yet",
-                damage.shards_bad - damage.shards_repaired,
-                damage.shards_bad
-            ));
+        let outstanding = self.blocks.damage().outstanding();
+        if outstanding > 0 {
+            reasons.push(format!("{outstanding} bad shards are not healed yet; `brine heal` writes them anew"));
         }
         if behind > 0 {
             reasons.push(format!("{behind} segments are not complete in all their directories; they are caught up"));

@@ -51,4 +51,33 @@ pub fn checks(s: &mut Suite) {
     let whiteout = sys::lstat(&dir.join("w")).map(|stat| (stat.st_mode & libc::S_IFMT, stat.st_rdev));
     s.is("the whiteout", whiteout, Ok((Kind::Char.bits(), 0)));
     s.is("what was moved", std::fs::read(dir.join("w2")).ok(), Some(b"content".to_vec()));
+
+    // A whiteout is a new inode like any other: its owner is the caller, its group and list are the directory's to give.
+    let owner = |path: &std::path::Path| sys::lstat(path).map(|stat| (stat.st_uid, stat.st_gid));
+    for (mode, group) in [(0o755, 0), (0o2755, 1000)] {
+        let dir = s.dir();
+        sys::chown(&dir, 1000, 1000).expect("chown");
+        sys::chmod(&dir, mode).expect("chmod");
+        file(&dir.join("w"), b"content");
+        s.works(format!("a whiteout in a directory of mode {mode:o}"), {
+            sys::rename2(&dir.join("w"), &dir.join("w2"), libc::RENAME_WHITEOUT)
+        });
+        s.is(format!("its owner in a directory of mode {mode:o}"), owner(&dir.join("w")), Ok((0, group)));
+    }
+    let dir = s.dir();
+    let list: Vec<u8> = [2u32.to_le_bytes().to_vec()]
+        .into_iter()
+        .chain([(1u16, 7u16, u32::MAX), (2, 5, 1000), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 5, u32::MAX)].map(
+            |(tag, perm, id)| {
+                [tag.to_le_bytes().to_vec(), perm.to_le_bytes().to_vec(), id.to_le_bytes().to_vec()].concat()
+            },
+        ))
+        .flatten()
+        .collect();
+    s.works("a default list", sys::setxattr(&dir, "system.posix_acl_default", &list, 0, true));
+    file(&dir.join("w"), b"content");
+    s.works("a whiteout there", sys::rename2(&dir.join("w"), &dir.join("w2"), libc::RENAME_WHITEOUT));
+    s.is("its mode", sys::lstat(&dir.join("w")).map(|stat| stat.st_mode & 0o7777), Ok(0));
+    let inherited = sys::listxattr(&dir.join("w"), 4096);
+    s.is("its list", inherited, Ok(vec!["system.posix_acl_access".to_owned()]));
 }

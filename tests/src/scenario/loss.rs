@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::unistd::{Whence, lseek};
 
-use crate::damage::{copy_tree, segment_files};
+use crate::damage::{copy_tree, remove_dir, segment_files};
 use crate::manifest::{hash_file, write_sample_tree};
 use crate::{Builder, Manifest, TestVolume, content, run};
 
@@ -88,7 +88,7 @@ pub fn lost_directories(sets: &[&[usize]], mebibytes: u64) -> String {
     for lost in sets {
         volume.mount();
         for &i in *lost {
-            fs::remove_dir_all(volume.dir(i)).expect("remove a backing directory");
+            remove_dir(volume.dir(i));
         }
         verify(&volume, &expected, &format!("mounted, after directories {lost:?} were deleted"));
         volume.remount();
@@ -188,7 +188,7 @@ pub fn lost_state_directory(lost: &[usize], mebibytes: u64) -> String {
     volume.umount();
     fs::remove_dir_all(volume.state_dir()).expect("remove the state directory");
     for &i in lost {
-        fs::remove_dir_all(volume.dir(i)).expect("remove a backing directory");
+        remove_dir(volume.dir(i));
     }
     volume.mount();
     verify(&volume, &expected, "rebuilt without the state directory");
@@ -237,7 +237,7 @@ pub fn lost_under_writers(lost: &[usize], directories: usize, pause: Duration) -
         std::thread::sleep(Duration::from_millis(400));
         for &i in lost {
             std::thread::sleep(pause);
-            fs::remove_dir_all(volume.dir(i)).expect("remove a backing directory");
+            remove_dir(volume.dir(i));
         }
         std::thread::sleep(Duration::from_millis(1000));
         stop.store(true, Ordering::Relaxed);

@@ -254,7 +254,8 @@ impl Model {
             }
         }
         if flags.whiteout {
-            let gid = self.nodes[&from].gid;
+            let directory = &self.nodes[&from];
+            let gid = if directory.perm & 0o2000 != 0 { directory.gid } else { flags.owner.1 };
             self.nodes.insert(self.next, Self::node(FileKind::CharDevice, 0, gid, from));
             self.nodes.get_mut(&from).unwrap().names.insert(name.to_vec(), self.next);
             self.next += 1;

@@ -237,8 +237,12 @@ fn usage_is_a_recount_whatever_was_done() {
                 }
                 6 | 7 => {
                     let exchange = random.below(4) == 0;
-                    let flags =
-                        RenameFlags { exchange, whiteout: !exchange && random.below(8) == 0, no_replace: false };
+                    let flags = RenameFlags {
+                        exchange,
+                        whiteout: !exchange && random.below(8) == 0,
+                        no_replace: false,
+                        owner: (0, 0),
+                    };
                     if let Ok(Some(lost)) = meta.with(|txn| txn.rename(parent, &name, other, &new_name, flags))
                         && lost.nlink == 0
                     {

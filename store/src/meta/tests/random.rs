@@ -174,6 +174,7 @@ impl Run {
             no_replace: self.random.chance(20),
             exchange: self.random.chance(25),
             whiteout: self.random.chance(5),
+            owner: (1, self.random.below(4) as u32),
         };
         let seen = self.meta.with(|txn| txn.rename(Ino(from), &name, Ino(to), &new_name, flags));
         let seen = seen.map(|gone| gone.map(|gone| gone.ino.0));

@@ -150,5 +150,6 @@ fn healing_completes_segments_that_were_opened_while_directories_were_away() {
     let status = volume.status().unwrap();
     assert_eq!((status.behind.len(), status.tolerated_losses), (0, 2), "{:?}", status.behind);
     scratch.kill(volume);
+    assert_eq!(status_of(&scratch).tolerated_losses, 2, "what is complete again is forgotten by the superblocks, too");
     expect_all_without(&scratch, ["d0", "d2"], &[("file", &content), ("next", &content[..200_000])]);
 }

@@ -7,7 +7,7 @@ use brine_tests::command::run_for;
 use brine_tests::environment::sibling;
 use brine_tests::scenario::{crash, kills};
 
-use crate::Point;
+use crate::{Point, runs};
 
 /// Every point, cheap ones first.
 pub fn points() -> Vec<Point> {
@@ -18,7 +18,7 @@ pub fn points() -> Vec<Point> {
         ("power cuts under load", || crash::power_cuts(25)),
         ("kills with two directories lost", || crash::kill_and_lose(15)),
         ("kills under load", || crash::kills(30)),
-        ("a thousand kills under a mixed load", || kills::cycles(1000)),
+        ("a thousand kills under a mixed load", || kills::cycles(runs(1000) as u64)),
     ]
 }
 

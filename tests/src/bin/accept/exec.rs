@@ -2,12 +2,7 @@
 
 use brine_tests::scenario::functions;
 
-use crate::Point;
-
-/// How many runs a long point makes, unless BRINE_TEST_RUNS says otherwise.
-fn runs(usual: usize) -> usize {
-    std::env::var("BRINE_TEST_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(usual)
-}
+use crate::{Point, runs};
 
 /// Every point, cheap ones first.
 pub fn points() -> Vec<Point> {

@@ -26,6 +26,11 @@ Needs root, /dev/fuse and the program built beside this one.
 BRINE_TEST_SEED repeats a run, BRINE_TEST_DIR says where volumes are made, BRINE_TEST_RUNS how long long points are.
 ";
 
+/// How many runs a long point makes, unless BRINE_TEST_RUNS says otherwise.
+fn runs(usual: usize) -> usize {
+    std::env::var("BRINE_TEST_RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(usual)
+}
+
 /// One point: its name, and the story that panics unless it holds and else tells in a sentence what was done.
 pub type Point = (&'static str, fn() -> String);
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use brine_tests::command::run_for;
 use brine_tests::environment::sibling;
-use brine_tests::scenario::{applications, load, posix, programs};
+use brine_tests::scenario::{applications, concurrent, load, posix, programs, twin};
 use brine_tests::{Builder, TestVolume};
 
 use crate::Point;
@@ -15,6 +15,11 @@ pub fn points() -> Vec<Point> {
     vec![
         ("conformance, beside a disk", posix::conformance),
         ("pjdfstest, beside a disk", posix::pjdfstest),
+        ("operations of every kind, beside a disk", || twin::operations_of_every_kind(100, 10_000)),
+        ("operations of every kind, killed in between", || twin::killed_in_between(150, 600)),
+        ("appends by many processes", || concurrent::appends(5000)),
+        ("names many processes fight for", || concurrent::names_fought_for(20_000)),
+        ("blocks written while the file is cut", || concurrent::cuts(20_000)),
         ("rsync -aHAX twice", || applications::rsync(&mut mounted("rsync"))),
         ("tar with lists and attributes", || applications::tar(&mut mounted("tar"))),
         ("git clone, repack, fsck", || applications::git_clone(&mut mounted("git"), 6000)),
