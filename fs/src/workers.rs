@@ -5,6 +5,7 @@
 
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
@@ -78,9 +79,10 @@ impl Drop for MustFinish {
     }
 }
 
-/// Number of processors this process may use, at least 1.
+/// Number of processors this process may use, at least 1. Asked once: finding out reads files of its control group.
 pub fn processors() -> usize {
-    thread::available_parallelism().map_or(1, usize::from)
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Call `work` for each of `0..count` from up to one thread a processor, the caller's among them, and wait for all.
