@@ -45,17 +45,13 @@ unsafe extern "C" fn launcher_main(stack: *const usize) -> ! {
         die(LOST, b"the volume's daemon does not answer; is it mounted?")
     };
     let signals = catch();
-    if !talk::request(daemon, &words, ticket) {
-        die(LOST, b"the volume's daemon ended")
-    }
-    let init = match talk::receive(daemon) {
-        Received::Accepted(Some(init)) => init,
-        Received::Ended(ended) => end(&ended),
-        _ => die(LOST, b"the volume's daemon ended"),
-    };
+    let Some((init, theirs)) = talk::pair() else { die(LOST, b"descriptors are out") };
     let terminal = Terminal::foreground();
+    // Before the run is asked for: its init finds them there, and nobody has to be woken for it.
     talk::streams(init, terminal.is_some());
-    // The run has them now: ends of files and broken pipes are between it and the others. Standard error is kept for
+    talk::ask(daemon, theirs, &words, ticket);
+    sys::close(theirs);
+    // The run will have them: ends of files and broken pipes are between it and the others. Standard error is kept for
     // the one line this program may have to say, and a terminal to be set back.
     if terminal.is_none() {
         sys::close(0);

@@ -1,17 +1,17 @@
 //! Frames, as `exec/src/protocol` has them: "brx1", kind, zero, length; then the body.
 
 use core::cell::UnsafeCell;
+use core::ptr;
 
 use crate::sys::{self, Words, again, syscall};
 
 const HEADER_LEN: usize = 12;
-const REQUEST: u16 = 1;
-const ACCEPTED: u16 = 2;
 const ENDED: u16 = 3;
 const STREAMS: u16 = 4;
 const SIGNAL: u16 = 5;
 const WINDOW: u16 = 6;
 const CALL: u16 = 7;
+const ASK: u16 = 10;
 /// The credential of a run (X12).
 const CREDENTIAL: usize = 3;
 const VERSION: u32 = 1;
@@ -61,18 +61,29 @@ pub fn connect(own: &[u8]) -> Option<i32> {
     }
 }
 
-/// Inside a run there is no socket beside this program. Its credential takes the other end of a connection instead.
-pub fn connect_inside() -> Option<i32> {
+/// A connection: the end to keep, and the end for the run's init.
+pub fn pair() -> Option<(i32, i32)> {
     const UNIX: usize = 1;
     const STREAM_CLOEXEC: usize = 1 | 0o2_000_000;
     let mut pair = [0_i32; 2];
     // SAFETY: the two numbers are valid for the call.
-    if unsafe { syscall(sys::SOCKETPAIR, [UNIX, STREAM_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0]) } != 0 {
-        return None;
-    }
-    let mut control = [(CONTROL_HEADER + 4) as u64, SOL_SOCKET | SCM_RIGHTS << 32, u64::from(pair[1] as u32)];
+    let made = unsafe { syscall(sys::SOCKETPAIR, [UNIX, STREAM_CLOEXEC, 0, pair.as_mut_ptr() as usize, 0, 0]) };
+    (made == 0).then_some((pair[0], pair[1]))
+}
+
+/// Inside a run there is no socket beside this program. Its credential takes the other end of a connection instead.
+pub fn connect_inside() -> Option<i32> {
+    let (ours, theirs) = pair()?;
     let mut frame = header(CALL, 0);
-    let mut part = Part { start: frame.as_mut_ptr(), len: frame.len() };
+    let sent = send_with(CREDENTIAL, &mut frame, theirs);
+    sys::close(theirs);
+    (sent == HEADER_LEN as isize).then_some(ours)
+}
+
+/// Send bytes with a descriptor.
+fn send_with(socket: usize, bytes: &mut [u8], fd: i32) -> isize {
+    let mut control = [(CONTROL_HEADER + 4) as u64, SOL_SOCKET | SCM_RIGHTS << 32, u64::from(fd as u32)];
+    let mut part = Part { start: bytes.as_mut_ptr(), len: bytes.len() };
     let message = Message {
         name: 0,
         name_len: 0,
@@ -84,9 +95,7 @@ pub fn connect_inside() -> Option<i32> {
     };
     let address = &raw const message as usize;
     // SAFETY: the message describes buffers that live through the call.
-    let sent = again(|| unsafe { syscall(sys::SENDMSG, [CREDENTIAL, address, NO_SIGPIPE, 0, 0, 0]) });
-    sys::close(pair[1]);
-    (sent == HEADER_LEN as isize).then_some(pair[0])
+    again(|| unsafe { syscall(sys::SENDMSG, [socket, address, NO_SIGPIPE, 0, 0, 0]) })
 }
 
 /// A short text being put together.
@@ -118,6 +127,8 @@ struct Sender {
     socket: i32,
     used: usize,
     failed: bool,
+    /// Goes with the first bytes.
+    fd: Option<i32>,
 }
 
 struct Buffer(UnsafeCell<[u8; 16384]>);
@@ -167,9 +178,16 @@ impl Sender {
     fn flush(&mut self) {
         let (socket, mut sent, used) = (self.socket as usize, 0, self.used);
         while sent < used && !self.failed {
-            let start = self.buffer()[sent..].as_ptr() as usize;
-            // SAFETY: the buffer is valid for what is used of it.
-            let len = again(|| unsafe { syscall(sys::SENDTO, [socket, start, used - sent, NO_SIGPIPE, 0, 0]) });
+            let fd = self.fd.take();
+            let part = &mut self.buffer()[sent..used];
+            let len = match fd {
+                Some(fd) => send_with(socket, part, fd),
+                None => {
+                    let (start, len) = (part.as_ptr() as usize, part.len());
+                    // SAFETY: the buffer is valid for what is used of it.
+                    again(|| unsafe { syscall(sys::SENDTO, [socket, start, len, NO_SIGPIPE, 0, 0]) })
+                }
+            };
             if len <= 0 {
                 self.failed = true;
             }
@@ -186,8 +204,9 @@ fn header(kind: u16, len: usize) -> [u8; HEADER_LEN] {
     header
 }
 
-/// Ask for the run. False if the daemon is gone.
-pub fn request(daemon: i32, words: &Words, ticket: &[u8]) -> bool {
+/// Ask for the run; its init gets `init`. A daemon that refuses early has answered already: that is read next, whatever
+/// becomes of the rest.
+pub fn ask(daemon: i32, init: i32, words: &Words, ticket: &[u8]) {
     let mut path = [0; 4096];
     let directory = sys::directory(&mut path);
     let arguments = words.arguments_from(2);
@@ -208,8 +227,8 @@ pub fn request(daemon: i32, words: &Words, ticket: &[u8]) -> bool {
     let ignored =
         (1..=64).filter(|signal| sys::is_ignored(*signal)).fold(0_u64, |bits, signal| bits | 1 << (signal - 1));
 
-    let mut out = Sender { socket: daemon, used: 0, failed: false };
-    out.header(REQUEST, len);
+    let mut out = Sender { socket: daemon, used: 0, failed: false, fd: Some(init) };
+    out.header(ASK, len);
     out.u32(VERSION);
     out.string(ticket);
     out.u32(sys::umask() as u32);
@@ -229,8 +248,6 @@ pub fn request(daemon: i32, words: &Words, ticket: &[u8]) -> bool {
     out.u32(words.environment().count() as u32);
     words.environment().for_each(|entry| out.string(entry));
     out.flush();
-    // A daemon that refuses early has answered already: that is read next, whatever became of the rest.
-    true
 }
 
 /// How the run ended.
@@ -249,7 +266,6 @@ impl Ended {
 
 /// What the daemon said.
 pub enum Received {
-    Accepted(Option<i32>),
     Ended(Ended),
     Nothing,
 }
@@ -278,21 +294,20 @@ const SCM_RIGHTS: u64 = 1;
 /// Length, level, type.
 const CONTROL_HEADER: usize = 16;
 
-/// Fill `buffer`; the descriptor that came with it.
-fn fill(socket: i32, buffer: &mut [u8]) -> Option<Option<i32>> {
-    let mut control = [0_usize; 8];
-    let mut fd = None;
+/// Fill `buffer`. False if there is no more.
+fn fill(socket: i32, buffer: &mut [u8]) -> bool {
     let mut have = 0;
     while have < buffer.len() {
         let rest = &mut buffer[have..];
         let mut part = Part { start: rest.as_mut_ptr(), len: rest.len() };
+        // No room for descriptors: none is expected.
         let mut message = Message {
             name: 0,
             name_len: 0,
             parts: &raw mut part,
             parts_count: 1,
-            control: control.as_mut_ptr(),
-            control_len: size_of_val(&control),
+            control: ptr::null_mut(),
+            control_len: 0,
             flags: 0,
         };
         let address = &raw mut message as usize;
@@ -300,20 +315,19 @@ fn fill(socket: i32, buffer: &mut [u8]) -> Option<Option<i32>> {
         let len =
             again(|| unsafe { syscall(sys::RECVMSG, [socket as usize, address, CLOEXEC_MESSAGE | WAIT_ALL, 0, 0, 0]) });
         if len <= 0 {
-            return None;
-        }
-        if message.control_len >= CONTROL_HEADER + 4 && control[1] as u64 == SOL_SOCKET | SCM_RIGHTS << 32 {
-            fd = Some(control[2] as i32);
+            return false;
         }
         have += len as usize;
     }
-    Some(fd)
+    true
 }
 
 /// The daemon's next frame.
 pub fn receive(daemon: i32) -> Received {
     let mut head = [0; HEADER_LEN];
-    let Some(fd) = fill(daemon, &mut head) else { return Received::Nothing };
+    if !fill(daemon, &mut head) {
+        return Received::Nothing;
+    }
     let kind = u16::from_le_bytes([head[4], head[5]]);
     let len = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
     if head[..4] != *b"brx1" {
@@ -322,11 +336,10 @@ pub fn receive(daemon: i32) -> Received {
     let mut body = [0; 1024];
     // A line longer than this is cut.
     let kept = len.min(body.len());
-    if kept > 0 && fill(daemon, &mut body[..kept]).is_none() {
+    if kept > 0 && !fill(daemon, &mut body[..kept]) {
         return Received::Nothing;
     }
     match kind {
-        ACCEPTED => Received::Accepted(fd),
         ENDED if kept >= 6 => {
             let mut ended = Ended { by_signal: body[0] == 1, number: body[1], line: [0; 900], line_len: 0 };
             let line_len = u32::from_le_bytes([body[2], body[3], body[4], body[5]]) as usize;
@@ -377,7 +390,7 @@ pub fn streams(init: i32, relay: bool) {
 
 /// Pass a signal on.
 pub fn signal(init: i32, signal: u8) {
-    let mut out = Sender { socket: init, used: 0, failed: false };
+    let mut out = Sender { socket: init, used: 0, failed: false, fd: None };
     out.header(SIGNAL, 1);
     out.bytes(&[signal]);
     out.flush();
@@ -385,7 +398,7 @@ pub fn signal(init: i32, signal: u8) {
 
 /// The terminal has another size.
 pub fn window(init: i32) {
-    let mut out = Sender { socket: init, used: 0, failed: false };
+    let mut out = Sender { socket: init, used: 0, failed: false, fd: None };
     out.header(WINDOW, 8);
     out.bytes(&sys::window());
     out.flush();

@@ -139,8 +139,8 @@ pub struct Sandboxes {
 pub struct Begun {
     /// To be waited for.
     pub running: Running,
-    /// For standard descriptors and signals. Closing it kills the run.
-    pub launcher: OwnedFd,
+    /// For standard descriptors and signals, unless a connection was given. Closing it kills the run.
+    pub launcher: Option<OwnedFd>,
 }
 
 impl Sandboxes {
@@ -184,11 +184,17 @@ impl Sandboxes {
     }
 
     /// Promise a plan its limits, and start it in a sandbox of its own. The program starts when its standard
-    /// descriptors come over [`Begun::launcher`].
+    /// descriptors come over `connection`, of which the init gets this end, or over [`Begun::launcher`].
     ///
     /// # Errors
     /// Why it was not started; nothing is left of it.
-    pub fn begin(&self, id: RunId, plan: &Plan, credential: Option<OwnedFd>) -> Result<Begun> {
+    pub fn begin(
+        &self,
+        id: RunId,
+        plan: &Plan,
+        credential: Option<OwnedFd>,
+        connection: Option<OwnedFd>,
+    ) -> Result<Begun> {
         let shared = &self.shared;
         let begun = Instant::now();
         plan.check()?;
@@ -213,7 +219,13 @@ impl Sandboxes {
         let inner = sandbox.get_mut();
         inner.group.limit(&limits).map_err(Error::step("setting the run's limits"))?;
         steps.sandbox = begun.elapsed();
-        let (launcher, theirs) = make::socket_pair().map_err(Error::step("a socket for the launcher"))?;
+        let (launcher, theirs) = match connection {
+            Some(theirs) => (None, theirs),
+            None => {
+                let (ours, theirs) = make::socket_pair().map_err(Error::step("a socket for the launcher"))?;
+                (Some(ours), theirs)
+            }
+        };
         let has = |name: &str| !missing.contains(&name);
         let order = message::Run::of(plan, has("pids"), has("memory"));
         let mut fds = vec![theirs.as_raw_fd()];
@@ -243,17 +255,16 @@ impl Sandboxes {
     /// # Errors
     /// Why it was not started; nothing is left of it.
     pub fn run(&self, plan: &Plan, streams: [Option<OwnedFd>; 3]) -> Result<Outcome> {
-        let begun = self.begin(RunId::random(), plan, None)?;
+        let (ours, theirs) = make::socket_pair().map_err(Error::step("a socket for the launcher"))?;
         let open: Vec<(usize, &OwnedFd)> =
             streams.iter().enumerate().filter_map(|(number, fd)| Some((number, fd.as_ref()?))).collect();
         let present = open.iter().fold(0, |bits, (number, _)| bits | 1 << number);
         let fds: Vec<i32> = open.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
         let said = Streams { present, ..Streams::default() };
-        // An init that is gone already says more when it is waited for.
-        let _ = send_frame(&begun.launcher, Kind::Streams, &said.encode(), &fds);
+        send_frame(&ours, Kind::Streams, &said.encode(), &fds).map_err(Error::step("handing over the descriptors"))?;
         drop(streams);
-        let outcome = begun.running.wait(|_| {});
-        drop(begun.launcher);
+        let outcome = self.begin(RunId::random(), plan, None, Some(theirs))?.running.wait(|_| {});
+        drop(ours);
         outcome
     }
 

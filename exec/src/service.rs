@@ -1,22 +1,18 @@
 //! What the filesystem sees: it decides through [`Host`], and is told what became of it.
 //!
-//! One thread accepts launchers, one thread a launcher talks to it and waits for its run. None of them is a thread that
-//! serves the filesystem, so that a function may read the volume it runs from (X5). A launcher that goes away takes
+//! A few threads wait for launchers; the one that a launcher wakes talks to it and waits for its run. None of them serves
+//! the filesystem, so that a function may read the volume it runs from (X5). A launcher that goes away takes
 //! its run with it: the run's init sees its connection end.
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use crate::invocation::Caller;
@@ -29,6 +25,9 @@ use crate::sys;
 
 /// Launchers that are talked to at one time; the kernel queues some more. Runs are bounded by the ledger.
 const LAUNCHERS_MAX: usize = 2048;
+/// Threads that wait for launchers from the start, and at most.
+const WAITING_MIN: usize = 4;
+const WAITING_MAX: usize = 16;
 /// Things one run may ask for over its credential at one time.
 const CALLS_MAX: usize = 64;
 /// A launcher that started to talk finishes within this time.
@@ -73,9 +72,24 @@ pub trait Host: Send + Sync + 'static {
 
 /// Launchers are served until this is stopped or dropped.
 #[derive(Debug)]
-pub struct Service {
-    stop: Mutex<Option<OwnedFd>>,
-    acceptor: Mutex<Option<JoinHandle<()>>>,
+pub struct Service(Arc<Door>);
+
+/// Where launchers come.
+struct Door {
+    listener: UnixListener,
+    sandboxes: Arc<Sandboxes>,
+    host: Arc<dyn Host>,
+    /// Threads that wait there.
+    waiting: AtomicUsize,
+    /// Launchers that are served.
+    talking: AtomicUsize,
+    stopped: AtomicBool,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Door").field("waiting", &self.waiting).field("talking", &self.talking).finish_non_exhaustive()
+    }
 }
 
 impl Service {
@@ -84,20 +98,23 @@ impl Service {
     /// # Errors
     /// What the system says.
     pub fn start(listener: UnixListener, sandboxes: Arc<Sandboxes>, host: Arc<dyn Host>) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let (stopped, stop) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        let acceptor = std::thread::Builder::new()
-            .name("brine-exec".into())
-            .spawn(move || accept(&listener, &stopped, &sandboxes, &host))?;
-        Ok(Self { stop: Mutex::new(Some(stop)), acceptor: Mutex::new(Some(acceptor)) })
+        listener.set_nonblocking(false)?;
+        let (waiting, talking) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let door = Arc::new(Door { listener, sandboxes, host, waiting, talking, stopped: AtomicBool::new(false) });
+        for _ in 0..WAITING_MIN {
+            let own = Arc::clone(&door);
+            door.waiting.fetch_add(1, Ordering::SeqCst);
+            let thread = std::thread::Builder::new().name("brine-exec-run".into()).stack_size(STACK_BYTES);
+            thread.spawn(move || serve(&own))?;
+        }
+        Ok(Self(door))
     }
 
     /// Accept no more. Runs that go on are ended by [`Sandboxes::stop`]; their launchers still hear how.
     pub fn stop(&self) {
-        drop(self.stop.lock().take());
-        if let Some(acceptor) = self.acceptor.lock().take() {
-            let _ = acceptor.join();
-        }
+        self.0.stopped.store(true, Ordering::SeqCst);
+        // Whoever waits there wakes.
+        let _ = nix::sys::socket::shutdown(self.0.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
     }
 }
 
@@ -107,45 +124,52 @@ impl Drop for Service {
     }
 }
 
-fn accept(listener: &UnixListener, stopped: &OwnedFd, sandboxes: &Arc<Sandboxes>, host: &Arc<dyn Host>) {
-    let talking = Arc::new(AtomicUsize::new(0));
+/// Serve launchers, one after the other, until there is nothing to be served any more or enough others wait. Threads
+/// wait where launchers come: who wakes serves, and nobody has to be woken in between.
+fn serve(door: &Arc<Door>) {
     loop {
-        let mut files = [
-            PollFd::new(listener.as_fd(), PollFlags::POLLIN),
-            // The other end is closed to stop.
-            PollFd::new(stopped.as_fd(), PollFlags::POLLIN),
-        ];
-        let _ = poll(&mut files, PollTimeout::NONE);
-        if files[1].any().unwrap_or(true) {
-            return;
+        let accepted = door.listener.accept();
+        if door.waiting.fetch_sub(1, Ordering::SeqCst) == 1 && !door.stopped.load(Ordering::SeqCst) {
+            wait_behind(door);
         }
-        let launcher = match listener.accept() {
-            Ok((launcher, _)) => launcher,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+        match accepted {
+            Ok((launcher, _)) => {
+                let talk = Talk {
+                    launcher,
+                    sandboxes: Arc::clone(&door.sandboxes),
+                    host: Arc::clone(&door.host),
+                    parent: None,
+                };
+                if door.talking.fetch_add(1, Ordering::SeqCst) >= LAUNCHERS_MAX {
+                    talk.say(&refusal(&Error::Full("too many runs are asked for at once")));
+                } else {
+                    talk.serve();
+                }
+                door.talking.fetch_sub(1, Ordering::SeqCst);
+            }
+            Err(_) if door.stopped.load(Ordering::SeqCst) => return,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => {
                 // Descriptors are out: those that wait are served when some are free.
                 log::warn!("a launcher could not be accepted: {error}");
                 std::thread::sleep(Duration::from_millis(50));
-                continue;
             }
-        };
-        let talk = Talk { launcher, sandboxes: Arc::clone(sandboxes), host: Arc::clone(host), parent: None };
-        if talking.fetch_add(1, Ordering::SeqCst) >= LAUNCHERS_MAX {
-            talking.fetch_sub(1, Ordering::SeqCst);
-            talk.say(&refusal(&Error::Full("too many runs are asked for at once")));
-            continue;
         }
-        let counter = Arc::clone(&talking);
-        let thread = std::thread::Builder::new().name("brine-exec-run".into()).stack_size(STACK_BYTES);
-        let spawned = thread.spawn(move || {
-            talk.serve();
-            counter.fetch_sub(1, Ordering::SeqCst);
-        });
-        if let Err(error) = spawned {
-            // The launcher's connection closed with the thread that never was; it ends with 125.
-            log::warn!("a launcher could not be served: {error}");
-            talking.fetch_sub(1, Ordering::SeqCst);
+        if door.stopped.load(Ordering::SeqCst) || door.waiting.fetch_add(1, Ordering::SeqCst) >= WAITING_MAX {
+            door.waiting.fetch_sub(1, Ordering::SeqCst);
+            return;
         }
+    }
+}
+
+/// One more thread that waits. Without it launchers wait until one that serves is done.
+fn wait_behind(door: &Arc<Door>) {
+    let own = Arc::clone(door);
+    door.waiting.fetch_add(1, Ordering::SeqCst);
+    let thread = std::thread::Builder::new().name("brine-exec-run".into()).stack_size(STACK_BYTES);
+    if let Err(error) = thread.spawn(move || serve(&own)) {
+        log::warn!("no thread for launchers: {error}");
+        door.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -203,8 +227,8 @@ impl Talk {
             return Err(Error::Refused(format!("the credential of run {} was used from outside of it", parent.run)));
         }
         match asked {
-            Asked::Run(request, function) => {
-                let outcome = self.run(id, *request, function, caller)?;
+            Asked::Run { request, function, connection } => {
+                let outcome = self.run(id, *request, function, connection, caller)?;
                 Ok(Some(Ended { verdict: outcome.verdict, line: outcome.line }))
             }
             Asked::Open(path, run) => {
@@ -232,9 +256,15 @@ impl Talk {
             return Err(Error::Malformed("a launcher asks for a run, with one descriptor at most"));
         }
         match (frame.kind, self.parent) {
-            (Kind::Request, _) => {
-                let request = Box::new(Request::decode(&frame.body)?);
-                Ok(Some((Asked::Run(request, frame.fds.pop()), caller)))
+            (Kind::Request | Kind::Ask, _) => {
+                let mut request = Box::new(Request::decode(&frame.body)?);
+                let (mut function, mut connection) = (frame.fds.pop(), None);
+                if frame.kind == Kind::Ask {
+                    connection = function.take();
+                } else {
+                    request.ticket = None;
+                }
+                Ok(Some((Asked::Run { request, function, connection }, caller)))
             }
             (Kind::Open, Some(parent)) => {
                 Ok(Some((Asked::Open(OsString::from_vec(frame.body).into(), parent.run), caller)))
@@ -243,24 +273,29 @@ impl Talk {
         }
     }
 
-    fn run(&self, id: RunId, request: Request, function: Option<OwnedFd>, caller: &Caller) -> Result<Outcome> {
+    fn run(
+        &self,
+        id: RunId,
+        request: Request,
+        function: Option<OwnedFd>,
+        connection: Option<OwnedFd>,
+        caller: &Caller,
+    ) -> Result<Outcome> {
         let plan = self.host.admit(id, request, function, caller, self.parent.map(|parent| parent.run))?;
         let pair = match plan.credential {
             Some(_) => Some(UnixStream::pair().map_err(Error::step("making the credential"))?),
             None => None,
         };
         let (outer, inner) = pair.unzip();
-        let begun = self.sandboxes.begin(id, &plan, inner.map(OwnedFd::from))?;
+        let begun = self.sandboxes.begin(id, &plan, inner.map(OwnedFd::from), connection)?;
         let mut credential = Credential { run: id, init: begun.running.init(), heard: Vec::new() };
         if let Some(outer) = outer {
             let (sandboxes, host, parent) = self.parts(&credential);
             credential.hear(outer.into(), move |outer| hear_calls(&outer, parent, &sandboxes, &host))?;
         }
-        let accepted = send_frame(&self.launcher, Kind::Accepted, &id.0, &[begun.launcher.as_raw_fd()]);
-        // Ours is closed: from now on the launcher's end is the only one, and if it never got it the run ends.
-        drop(begun.launcher);
-        if accepted.is_err() {
-            log::debug!("run {id}: its launcher went away");
+        if let Some(launcher) = begun.launcher {
+            // Ours is closed then: the launcher's end is the only one, and if it never got it the run ends.
+            let _ = send_frame(&self.launcher, Kind::Accepted, &id.0, &[launcher.as_raw_fd()]);
         }
         let mut outcome = begun.running.wait(|event| match event {
             Event::Started => self.host.started(id),
@@ -287,7 +322,13 @@ impl Talk {
 
 /// What was asked.
 enum Asked {
-    Run(Box<Request>, Option<OwnedFd>),
+    Run {
+        request: Box<Request>,
+        /// Instead of a ticket.
+        function: Option<OwnedFd>,
+        /// For the init; without one the daemon makes one.
+        connection: Option<OwnedFd>,
+    },
     /// Over the credential of this run.
     Open(PathBuf, RunId),
 }

@@ -330,6 +330,17 @@ mod tests {
     }
 
     #[test]
+    fn the_contract_lists_every_mount_option() {
+        let contract = include_str!("../../docs/CLI.md");
+        let section = contract.split("## Mount options").nth(1).and_then(|rest| rest.split("\n## ").next());
+        let section = section.expect("a section of mount options");
+        for name in crate::config::names() {
+            let listed = [format!("`{name}`"), format!("`{name}=")].iter().any(|form| section.contains(form.as_str()));
+            assert!(listed, "docs/CLI.md lacks mount option {name}");
+        }
+    }
+
+    #[test]
     fn wrong_commands_are_refused_with_a_next_step() {
         let failure = dispatch_words(&["statsu"]).unwrap_err();
         assert_eq!(failure.code(), ExitCode::Usage);

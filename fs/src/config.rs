@@ -340,6 +340,10 @@ impl MountOptions {
             None => (bytes, None),
         };
         let key = String::from_utf8_lossy(key);
+        if key == "X-mount.idmap" {
+            let text = "ids are not mapped: the kernel then tells the daemon of few requests who asks; use chown";
+            return Err(Failure::usage(format!("mount option {key}: {text}")));
+        }
         if key.starts_with("x-") || key.starts_with("X-") {
             return Ok(());
         }

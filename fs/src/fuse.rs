@@ -3,8 +3,8 @@
 //!
 //! The kernel may cache everything for long: all changes come through it, as the daemon is the volume's only writer.
 
+mod busy;
 mod convert;
-mod follow;
 mod session;
 
 use std::ffi::OsStr;
@@ -26,6 +26,7 @@ use fuser::{
 use crate::control_dir::{Caching, is_control, is_passing};
 use crate::errno::{Errno, Outcome};
 use crate::vfs::{AttrChange, Caller, FilePlace, Handle, ReadStart, Room, Vfs};
+use busy::Device;
 use convert::{attr_ttl, file_attr, file_type, kind_of_mode, name_ttl, negative_entry, rename_flags, stamp};
 pub use session::{FuseConfig, Unmounter, serve, serve_with};
 
@@ -65,6 +66,8 @@ const CAPABILITIES: [InitFlags; 10] = [
 /// Serves the kernel's requests from a [`Vfs`].
 struct Adapter {
     vfs: Arc<Vfs>,
+    /// Where requests come from.
+    device: Device,
 }
 
 fn code(errno: Errno) -> Code {
@@ -169,9 +172,9 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.vfs.note_use();
-        follow::note(request.pid());
+        let _turn = self.device.turn();
         let parent = self.vfs.meant_by(Ino(parent.0), name.as_bytes());
         if is_control(parent) {
             let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
@@ -186,8 +189,8 @@ impl Filesystem for Adapter {
         self.vfs.forget(Ino(node.0), count);
     }
 
-    fn getattr(&self, request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        follow::note(request.pid());
+    fn getattr(&self, _request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        let _turn = self.device.turn();
         let outcome = self.vfs.attr(self.ino(node));
         answer_attr(outcome.map(|attr| Attr { ino: self.vfs.shown(attr.ino), ..attr }), reply);
     }
@@ -210,6 +213,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _turn = self.device.turn();
         self.vfs.note_use();
         let perm = mode.map(|mode| (mode & 0o7777) as u16);
         let change = AttrChange { perm, uid, gid, size, atime: atime.map(stamp), mtime: mtime.map(stamp) };
@@ -223,6 +227,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
+        let _turn = self.device.turn();
         match self.vfs.read_link(self.ino(node)) {
             Ok(target) => reply.data(&target),
             Err(errno) => reply.error(code(errno)),
@@ -239,6 +244,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _turn = self.device.turn();
         let Some(kind) = kind_of_mode(mode) else { return reply.error(code(Errno::INVALID)) };
         let perm = (mode & 0o7777) as u16;
         answer_entry(
@@ -248,6 +254,7 @@ impl Filesystem for Adapter {
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _turn = self.device.turn();
         let (kind, perm) = (FileKind::Directory, (mode & 0o7777) as u16);
         answer_entry(
             self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, 0, None),
@@ -255,16 +262,18 @@ impl Filesystem for Adapter {
         );
     }
 
-    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        follow::note(request.pid());
+    fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.unlink(self.ino(parent), name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.rmdir(self.ino(parent), name.as_bytes()), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _turn = self.device.turn();
         let target = Some(target.as_os_str().as_bytes());
         let (kind, name) = (FileKind::Symlink, name.as_bytes());
         answer_entry(self.vfs.make(caller(request), self.ino(parent), name, kind, 0o777, 0, target), reply);
@@ -280,18 +289,20 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.device.turn();
         let (parent, new_parent, flags) = (self.ino(parent), self.ino(new_parent), rename_flags(flags));
         let (caller, name, new_name) = (caller(request), name.as_bytes(), new_name.as_bytes());
         answer_empty(self.vfs.rename(caller, parent, name, new_parent, new_name, flags), reply);
     }
 
     fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _turn = self.device.turn();
         answer_entry(self.vfs.link(caller(request), self.ino(node), self.ino(parent), name.as_bytes()), reply);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.vfs.note_use();
-        follow::note(request.pid());
+        let _turn = self.device.turn();
         let (caller, node, flags) = (caller(request), self.ino(node), flags.0);
         if self.vfs.open_waits(node, flags) {
             let vfs = Arc::clone(&self.vfs);
@@ -312,7 +323,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         self.vfs.note_use();
-        follow::note(request.pid());
+        let _turn = self.device.turn();
         let perm = (mode & 0o7777) as u16;
         match self.vfs.create(maker(request, umask), self.ino(parent), name.as_bytes(), perm, flags) {
             Ok(opened) => {
@@ -327,7 +338,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        request: &Request,
+        _request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -337,11 +348,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         // Larger reads are read-ahead, which works best beside its reader.
-        if size < READ_AHEAD_MIN {
-            follow::note(request.pid());
-        } else {
-            follow::let_go();
-        }
+        let _turn = (size < READ_AHEAD_MIN).then(|| self.device.turn());
         match self.vfs.read(handle.0, offset, size as usize) {
             Ok(ReadStart::Done(bytes)) => reply.data(bytes.as_slice()),
             Ok(ReadStart::Waits(pending)) => {
@@ -361,7 +368,7 @@ impl Filesystem for Adapter {
 
     fn write(
         &self,
-        request: &Request,
+        _request: &Request,
         _node: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -371,11 +378,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        if data.len() < READ_AHEAD_MIN as usize {
-            follow::note(request.pid());
-        } else {
-            follow::let_go();
-        }
+        let _turn = (data.len() < READ_AHEAD_MIN as usize).then(|| self.device.turn());
         let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.room_for(data.len()) {
             Room::Now => answer_written(self.vfs.write(handle.0, offset, data, drop_set_id), reply),
@@ -389,6 +392,7 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.flush(handle.0), reply);
     }
 
@@ -402,6 +406,7 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.device.turn();
         self.vfs.close_file(handle.0);
         reply.ok();
     }
@@ -415,6 +420,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _turn = self.device.turn();
         self.vfs.note_use();
         let handle = FileHandle(self.vfs.open_dir(self.ino(node)));
         let keep = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
@@ -472,6 +478,7 @@ impl Filesystem for Adapter {
     }
 
     fn releasedir(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        let _turn = self.device.turn();
         self.vfs.close_dir(handle.0);
         reply.ok();
     }
@@ -502,10 +509,12 @@ impl Filesystem for Adapter {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _turn = self.device.turn();
         answer_empty(self.vfs.set_xattr(caller(request), self.ino(node), name.as_bytes(), value, flags), reply);
     }
 
     fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _turn = self.device.turn();
         answer_xattr(self.vfs.get_xattr(self.ino(node), name.as_bytes()), size, reply);
     }
 

@@ -1,6 +1,8 @@
 //! Salt epochs: what is written after a rotation shares no salt with what was written before. Blocks of earlier epochs
 //! stay readable (a reader needs keys, not salts) and drain as files are rewritten, or all at once by [`reseal`].
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
 
 use crate::blocks::Put;
@@ -34,6 +36,8 @@ pub struct EpochReport {
     pub epoch: u32,
     /// Of blocks in use, ascending.
     pub epochs: Vec<EpochUsage>,
+    /// Earlier epochs of which nothing is in use any more.
+    pub drained: u32,
     /// Chunks sealed anew by this command.
     pub resealed_chunks: u64,
     /// Their plaintext, bytes.
@@ -47,15 +51,79 @@ pub struct EpochReport {
 /// # Errors
 /// [`Error::Database`].
 pub fn epochs(volume: &Volume) -> Result<EpochReport> {
-    let epochs = volume.meta().reader()?.epochs()?;
-    let epochs = epochs.into_iter().map(|(epoch, blocks, stored_bytes)| EpochUsage { epoch, blocks, stored_bytes });
+    let (epoch, epochs) = (volume.epoch(), count(volume)?);
     Ok(EpochReport {
-        epoch: volume.epoch(),
-        epochs: epochs.collect(),
+        epoch,
+        drained: drained(epoch, &epochs),
+        epochs,
         resealed_chunks: 0,
         resealed_bytes: 0,
         complete: true,
     })
+}
+
+/// What `brine status` tells of epochs. Fields are documented in docs/CLI.md and only ever added to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SaltStatus {
+    /// Of new blocks.
+    pub epoch: u32,
+    /// Of blocks in use, ascending.
+    pub epochs: Vec<EpochUsage>,
+    /// Earlier epochs of which nothing is in use any more.
+    pub drained: u32,
+    /// Blocks in use of earlier epochs.
+    pub left_blocks: u64,
+    /// Their sealed bytes.
+    pub left_bytes: u64,
+}
+
+/// What was counted last, and when.
+pub(crate) type Counted = Option<(Instant, Vec<EpochUsage>)>;
+
+/// Counting looks at every block: what is told in passing may be so old.
+const COUNTED_AGE_MAX: Duration = Duration::from_secs(60);
+
+/// The epochs as they are, or were a minute ago.
+///
+/// # Errors
+/// [`Error::Database`].
+pub(crate) fn status(volume: &Volume) -> Result<SaltStatus> {
+    let epoch = volume.epoch();
+    let epochs = if epoch == 0 {
+        // There is no other.
+        let counters = volume.meta().counters();
+        let all = EpochUsage { epoch, blocks: counters.live_blocks, stored_bytes: counters.stored_bytes };
+        if all.blocks > 0 { vec![all] } else { Vec::new() }
+    } else {
+        let mut counted = volume.epochs_counted().lock();
+        match &*counted {
+            Some((at, epochs)) if at.elapsed() < COUNTED_AGE_MAX => epochs.clone(),
+            _ => {
+                let epochs = count(volume)?;
+                *counted = Some((Instant::now(), epochs.clone()));
+                epochs
+            }
+        }
+    };
+    let earlier = || epochs.iter().filter(|usage| usage.epoch < epoch);
+    Ok(SaltStatus {
+        epoch,
+        drained: drained(epoch, &epochs),
+        left_blocks: earlier().map(|usage| usage.blocks).sum(),
+        left_bytes: earlier().map(|usage| usage.stored_bytes).sum(),
+        epochs,
+    })
+}
+
+fn count(volume: &Volume) -> Result<Vec<EpochUsage>> {
+    let epochs = volume.meta().reader()?.epochs()?;
+    let usage = |(epoch, blocks, stored_bytes)| EpochUsage { epoch, blocks, stored_bytes };
+    Ok(epochs.into_iter().map(usage).collect())
+}
+
+/// How many of the epochs before `epoch` have no blocks in use.
+fn drained(epoch: u32, epochs: &[EpochUsage]) -> u32 {
+    epoch - epochs.iter().filter(|usage| usage.epoch < epoch).count() as u32
 }
 
 /// A chunk whose block is of an earlier epoch.

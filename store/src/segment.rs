@@ -456,12 +456,12 @@ impl Segments {
         self.others_suffice()
     }
 
-    /// Write what belongs to each slot of a run, in parallel. An error marks the member; the caller abandons the segment
+    /// Write what belongs to each slot of a run, in parallel; `synced_next`: it is synced as soon as it is written. An error marks the member; the caller abandons the segment
     /// and starts anew.
     ///
     /// # Errors
     /// The first failure. A directory that does not answer is one, once the others are enough without it.
-    pub fn write(&self, extent: &Extent, slots: Vec<(usize, Vec<SharedBytes>)>) -> Result<()> {
+    pub fn write(&self, extent: &Extent, slots: Vec<(usize, Vec<SharedBytes>)>, synced_next: bool) -> Result<()> {
         let segment = &extent.segment;
         let writes: Vec<ShardWrite> = slots
             .into_iter()
@@ -471,7 +471,7 @@ impl Segments {
             .collect();
         let members: Vec<MemberId> = writes.iter().map(|write| write.member).collect();
         let enough = |_: &[bool]| self.others_suffice();
-        let results = self.set.write_shards(&writes, &self.wait(&members, &enough));
+        let results = self.set.write_shards(&writes, synced_next, &self.wait(&members, &enough));
         let operation = format!("write segment {} at {}", segment.id, extent.offset);
         let mut outcome = Ok(());
         for (member, result) in members.iter().zip(results) {

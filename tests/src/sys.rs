@@ -251,3 +251,67 @@ pub fn own(fd: std::os::fd::RawFd) -> std::os::fd::OwnedFd {
     // SAFETY: callers pass what the kernel made for this process a moment ago; nothing else knows it.
     unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
 }
+
+/// What an NFS server knows a file by: name_to_handle_at(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Handle(Vec<u32>);
+
+impl Handle {
+    const BYTES_MAX: u32 = 128;
+
+    /// Of what is at `path`.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        let path = c_path(path)?;
+        // Length, type, bytes.
+        let mut words = vec![0u32; 2 + Self::BYTES_MAX as usize / 4];
+        words[0] = Self::BYTES_MAX;
+        let mut mount = 0;
+        // SAFETY: the string ends with a zero byte; the kernel writes at most as many bytes of handle as the first word
+        // says, which follow it, and the number of the mount.
+        check(unsafe {
+            libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), words.as_mut_ptr().cast(), &mut mount, 0)
+        })?;
+        Ok(Self(words))
+    }
+
+    /// open_by_handle_at(2), for reading; `mount` is anything open on the same mount.
+    pub fn open(&mut self, mount: &File) -> io::Result<File> {
+        // SAFETY: the handle is as the kernel made it; the descriptor is open.
+        let file = unsafe {
+            libc::open_by_handle_at(mount.as_raw_fd(), self.0.as_mut_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC)
+        };
+        if file < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
+        Ok(unsafe { File::from_raw_fd(file) })
+    }
+}
+
+/// Tries to make a second mount of what is at `path` with the ids of a user namespace, as `mount -o X-mount.idmap` does.
+/// The mount, which is attached nowhere, goes away with the answer.
+pub fn map_ids(path: &Path, users: &File) -> io::Result<()> {
+    const MOUNT_ATTR_IDMAP: u64 = 0x0010_0000;
+    let path = c_path(path)?;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC;
+    // SAFETY: the string ends with a zero byte; all else are integers.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    if tree < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call succeeded, so this is a new descriptor that nothing else owns.
+    let tree = unsafe { File::from_raw_fd(tree as i32) };
+    // struct mount_attr: set, clear, propagation, user namespace.
+    let attributes = [MOUNT_ATTR_IDMAP, 0, 0, users.as_raw_fd() as u64];
+    // SAFETY: the empty path names the descriptor itself; the structure is as long as told; both live through the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+        )
+    } as i32)
+}

@@ -125,4 +125,130 @@ fn limits_of_the_kernel_and_the_library_are_errors() {
         assert_eq!(got, Err(nix::errno::Errno::EOPNOTSUPP), "mode {mode} works now");
     }
     assert!(sys::list_xattrs(&volume.path("file")).expect("list").is_empty());
+    let shell = brine_tests::command::shell;
+    let cloned = shell(volume.mnt(), "cp --reflink=always file clone").expect_refusal();
+    assert!(cloned.text().contains("not supported"), "FICLONE: {}", cloned.text());
+    shell(volume.mnt(), "cp --reflink=auto file clone && cmp file clone").expect_success();
+}
+
+/// CAP_FSETID keeps set-id bits, whoever has it. Of writes the kernel tells the daemon; of cutting the library does not.
+#[test]
+fn capabilities_of_who_cuts_a_file_are_not_known() {
+    let mut volume = TestVolume::new("capabilities", 3, (2, 1));
+    volume.umount();
+    volume.mount_with(&["allow_other", "suid"]);
+    let disk = brine_tests::environment::temp_dir("capabilities");
+    let mode_after = |dir: &std::path::Path, command: &[&str]| {
+        let path = dir.join("program");
+        let _ = fs::remove_file(&path);
+        fs::write(&path, b"program").expect("write");
+        fs::set_permissions(dir, std::os::unix::fs::PermissionsExt::from_mode(0o777)).expect("chmod");
+        std::os::unix::fs::chown(&path, Some(1000), Some(1000)).expect("chown");
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o4755)).expect("chmod");
+        // Open from here on: the user may not reach the place.
+        let program = fs::OpenOptions::new().append(true).open(&path).expect("open");
+        let mut writer = std::process::Command::new(brine_tests::command::program("setpriv"));
+        writer.args(["--reuid=1000", "--regid=1000", "--clear-groups", "--inh-caps=+fsetid", "--ambient-caps=+fsetid"]);
+        let status = writer.args(command).stdout(program).status().expect("setpriv");
+        assert!(status.success());
+        path.metadata().expect("stat").mode() & 0o7777
+    };
+    let (write, cut) = (["echo", "more"], ["truncate", "-s", "3", "/proc/self/fd/1"]);
+    let (here, there) = (mode_after(volume.mnt(), &write), mode_after(&disk, &write));
+    assert_eq!((here, there), (0o4755, 0o4755), "who writes has the capability");
+    let (here, there) = (mode_after(volume.mnt(), &cut), mode_after(&disk, &cut));
+    let _ = fs::remove_dir_all(&disk);
+    assert_eq!(there, 0o4755, "a disk looks at the capability");
+    assert_eq!(here, 0o755, "the daemon knows of the capability now: say so in docs/SEMANTICS.md");
+}
+
+#[test]
+fn a_volume_first_mounted_read_only_stays_so() {
+    let mut volume = TestVolume::new("first-ro", 3, (2, 1));
+    volume.umount();
+    volume.mount_with(&["ro"]);
+    let (source, point) = (volume.source().display().to_string(), volume.mnt().display().to_string());
+    let _ = volume.brine(&["mount", &source, &point, "-o", "remount,rw"]);
+    let refused = fs::write(volume.path("file"), b"x").expect_err("written");
+    assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+}
+
+/// What an NFS server does: it knows files by handles, and asks for them when the kernel has long forgotten them.
+#[test]
+fn file_handles_outlive_what_the_kernel_has_cached() {
+    let mut volume = TestVolume::new("handles", 3, (2, 1));
+    fs::create_dir_all(volume.path("a/b")).expect("mkdir");
+    fs::write(volume.path("a/b/file"), b"content").expect("write");
+    fs::write(volume.path("gone"), b"gone").expect("write");
+    let paths = ["a", "a/b", "a/b/file", "gone"].map(|path| volume.path(path));
+    let mut handles = paths.map(|path| sys::Handle::of(&path).expect("name_to_handle_at"));
+    fs::remove_file(volume.path("gone")).expect("unlink");
+    fs::rename(volume.path("a"), volume.path("moved")).expect("rename");
+    for again in [false, true] {
+        if again {
+            volume.remount();
+        }
+        fs::write("/proc/sys/vm/drop_caches", "2").expect("drop what the kernel has cached");
+        let mount = fs::File::open(volume.mnt()).expect("open");
+        let [a, b, file, gone] = &mut handles;
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut file.open(&mount).expect("open_by_handle_at"), &mut text).expect("read");
+        assert_eq!(text, "content");
+        let inode = |file: &fs::File| file.metadata().expect("stat").ino();
+        for (handle, path) in [(a, "moved"), (b, "moved/b")] {
+            let found = handle.open(&mount).expect("open_by_handle_at");
+            assert_eq!(inode(&found), volume.path(path).metadata().expect("stat").ino(), "{path}");
+        }
+        assert_eq!(gone.open(&mount).expect_err("it is gone").raw_os_error(), Some(libc::ESTALE));
+    }
+}
+
+#[test]
+fn a_mount_out_of_sight_works_until_nobody_uses_it() {
+    let mut volume = TestVolume::new("lazy", 3, (2, 1));
+    fs::write(volume.path("file"), b"before").expect("write");
+    let mut file = fs::OpenOptions::new().append(true).read(true).open(volume.path("file")).expect("open");
+    let daemon = volume.daemon().expect("a daemon").clone();
+    let point = volume.mnt().display().to_string();
+    brine_tests::command::shell(volume.root(), &format!("umount -l {point}")).expect_success();
+    assert!(!is_mounted(volume.mnt()) && daemon.alive());
+    std::io::Write::write_all(&mut file, b" and after").expect("write");
+    file.sync_all().expect("fsync");
+    std::io::Write::write_all(&mut file, b", unsynced").expect("write");
+    assert_eq!(std::os::unix::fs::FileExt::read_at(&file, &mut [0; 100], 0).expect("read"), 26);
+    assert!(daemon.alive(), "the daemon ended while a file was open");
+    drop(file);
+    assert!(daemon.wait_gone(Duration::from_secs(60)), "the daemon goes on though nobody uses the mount");
+    volume.forget_daemon();
+    volume.mount();
+    assert_eq!(fs::read(volume.path("file")).expect("read"), b"before and after, unsynced");
+    volume.expect_clean();
+}
+
+#[test]
+fn ids_are_not_mapped_and_asking_for_it_is_an_error() {
+    let mut volume = TestVolume::new("ids", 3, (2, 1));
+    // A user namespace to take ids from.
+    let unshare = brine_tests::command::program("unshare");
+    let mut holder = std::process::Command::new(unshare);
+    let mut holder = holder.args(["--user", "--map-root-user", "sleep", "60"]).spawn().expect("unshare");
+    let users = format!("/proc/{}/ns/user", holder.id());
+    let own = fs::read_link("/proc/self/ns/user").expect("own namespace");
+    let parted = wait_until(Duration::from_secs(10), || fs::read_link(&users).is_ok_and(|other| other != own));
+    let mapped = fs::read_to_string(format!("/proc/{}/uid_map", holder.id())).is_ok_and(|map| !map.is_empty());
+    let users = fs::File::open(&users).expect("open the namespace");
+    let here = sys::map_ids(volume.mnt(), &users);
+    let there = sys::map_ids(volume.root(), &users);
+    let _ = holder.kill();
+    let _ = holder.wait();
+    assert!(parted, "unshare made no user namespace");
+    there.expect("a disk's ids can be mapped");
+    let refused = here.expect_err("the kernel maps ids of brine's mounts now: say so in docs/SEMANTICS.md");
+    assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "with ids mapped: {mapped}");
+    volume.umount();
+    for (option, next) in
+        [("uid=1000", "chown"), ("gid=7", "chgrp"), ("umask=022", "chmod"), ("X-mount.idmap=0:1:1", "chown")]
+    {
+        volume.try_mount(&[option]).expect_refusal().says(&[next]);
+    }
 }

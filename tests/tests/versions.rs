@@ -263,7 +263,15 @@ fn snapshots_are_listed_renamed_and_deleted() {
 #[test]
 fn a_reader_of_a_snapshot_sees_one_frozen_tree_while_writers_run() {
     let volume = small("snapshot-frozen");
+    let mnt = volume.mnt().display().to_string();
+    // Nothing but the snapshot keeps what was.
+    volume.brine(&["retention", "set", "--all", "0", "--minutely", "0", "--hourly", "0", &mnt]).expect_success();
     shell(volume.mnt(), "mkdir d && for i in $(seq 200); do echo $i > d/f$i; done").expect_success();
+    // Files that have blocks of their own, which become dead.
+    let large = |round: u64, n: u64| brine_tests::content(1000 * round + n, 20_000);
+    for n in 0..20 {
+        fs::write(volume.path(&format!("d/large{n}")), large(0, n)).expect("write");
+    }
     snapshot(&volume, &["create", "frozen"]);
     let before = fingerprint(&volume.path(".brine/snapshots/frozen"));
     std::thread::scope(|scope| {
@@ -274,8 +282,26 @@ fn a_reader_of_a_snapshot_sees_one_frozen_tree_while_writers_run() {
                 for i in $(seq 1 3 200); do mv -f d/g$i d/f$i; done; done";
             shell(volume.mnt(), script).expect_success();
         });
+        let large_writer = scope.spawn(|| {
+            for round in 1..=6 {
+                for n in 0..20 {
+                    fs::write(volume.path(&format!("d/large{n}")), large(round, n)).expect("write");
+                }
+                volume.sync();
+            }
+        });
+        let (volume, mnt) = (&volume, &mnt);
+        let collector = scope.spawn(move || {
+            let mut freed = 0;
+            while !large_writer.is_finished() || freed == 0 {
+                let report = volume.brine(&["gc", "--json", mnt]).expect_success().stdout;
+                let report: Value = serde_json::from_str(&report).expect("JSON");
+                assert_eq!(report["problems"], Value::Array(Vec::new()), "{report}");
+                freed += report["blocks_freed"].as_u64().expect("a number");
+            }
+        });
         let mut walks = 0;
-        while !writer.is_finished() || walks < 2 {
+        while !writer.is_finished() || !collector.is_finished() || walks < 2 {
             assert_eq!(fingerprint(&volume.path(".brine/snapshots/frozen")), before);
             walks += 1;
         }

@@ -27,7 +27,7 @@ pub const FDS_MAX: usize = 8;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Kind {
-    /// Launcher to daemon: start a run.
+    /// To the daemon: start a run of the function whose descriptor comes with it. Answered with `Accepted`.
     Request = 1,
     /// Daemon to launcher: accepted; with a connection to the init.
     Accepted = 2,
@@ -45,6 +45,8 @@ pub enum Kind {
     Open = 8,
     /// Daemon to that process: the file, as a descriptor.
     Opened = 9,
+    /// Launcher to daemon: start a run, for a ticket; the init's end of a connection comes with it.
+    Ask = 10,
     /// Daemon to spawner: make a sandbox.
     Make = 16,
     /// Spawner to daemon: made, or not.
@@ -71,7 +73,7 @@ impl Kind {
     fn from_number(number: u16) -> Option<Self> {
         use Kind::*;
         [
-            Request, Accepted, Ended, Streams, Signal, Window, Call, Open, Opened, Make, Made, Ready, Built, Run,
+            Request, Accepted, Ended, Streams, Signal, Window, Call, Open, Opened, Ask, Make, Made, Ready, Built, Run,
             Started, Finished, Failed, Listens, Kill,
         ]
         .into_iter()
@@ -81,7 +83,7 @@ impl Kind {
     /// Bytes its body has at most.
     pub fn body_len_max(self) -> usize {
         match self {
-            Self::Request | Self::Run => super::REQUEST_BYTES_MAX,
+            Self::Request | Self::Ask | Self::Run => super::REQUEST_BYTES_MAX,
             Self::Open => 4096,
             Self::Make | Self::Ended | Self::Failed | Self::Made | Self::Ready => 64 << 10,
             _ => 256,

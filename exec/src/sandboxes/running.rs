@@ -16,6 +16,7 @@ use crate::policy::Limits;
 use crate::protocol::frame::{Frame, Kind, receive_frame};
 use crate::run_record::{ExitCause, Outcome, RunId, Steps, Usage, Verdict};
 use crate::sandbox::message::{EndedBy, Failure, Finished};
+use crate::sys;
 
 /// How often a run's group is looked at for what the kernel does not tell by itself.
 const TICK: Duration = Duration::from_millis(100);
@@ -103,8 +104,11 @@ impl Running {
                     fds.pop().into_iter().for_each(|socket| tell(Event::Listens(socket)));
                     continue;
                 }
-                Some(Some(Frame { kind: Kind::Started, .. })) => {
-                    self.steps.started = self.begun.elapsed();
+                Some(Some(Frame { kind: Kind::Started, body, .. })) => {
+                    // It is told when there is time for it.
+                    let at = body.try_into().map_or(u64::MAX, u64::from_le_bytes);
+                    let ago = Duration::from_nanos(sys::monotonic_ns().saturating_sub(at));
+                    self.steps.started = self.begun.elapsed().saturating_sub(ago);
                     tell(Event::Started);
                     // Only now is the place it left in the pool filled: making a sandbox would have been in its way.
                     self.sandbox.shared.pool_changed.notify_all();
@@ -129,7 +133,7 @@ impl Running {
                         let text = if oom {
                             "the run's memory is too small even to start it"
                         } else {
-                            "the sandbox ended before the program started"
+                            "the sandbox ended before the program started, or right after"
                         };
                         return Err(Error::Sandbox { code: 125, text: text.into() });
                     }

@@ -210,7 +210,12 @@ fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Va
                 SaltRequest::Reseal => {
                     let report = reseal(volume, &step)?;
                     volume.commit(&NothingDirty)?;
-                    return json(&EpochReport { epochs: epochs(volume)?.epochs, ..report });
+                    return json(&EpochReport {
+                        resealed_chunks: report.resealed_chunks,
+                        resealed_bytes: report.resealed_bytes,
+                        complete: report.complete,
+                        ..epochs(volume)?
+                    });
                 }
             }
             json(&epochs(volume)?)

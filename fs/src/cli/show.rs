@@ -141,6 +141,14 @@ fn space(status: &Value) -> Vec<String> {
     if figure("reclaimable_bytes").unwrap_or_default() > 0 {
         lines.push(format!("  deleted     {:>10}  kept on disk until space is reclaimed", part("reclaimable_bytes")));
     }
+    if let Some(epoch) = number(status, &["salt", "epoch"]).filter(|epoch| *epoch > 0) {
+        let (left, drained) = (number(status, &["salt", "left_bytes"]), number(status, &["salt", "drained"]));
+        let drained = plural(drained.unwrap_or_default(), "epoch", "epochs");
+        lines.push(format!(
+            "  old salts   {:>10}  of epochs before {epoch}; {drained} drained",
+            bytes(left.unwrap_or_default())
+        ));
+    }
     if let Some(unsynced) = number(status, &["unsynced_bytes"]).filter(|unsynced| *unsynced > 0) {
         lines.push(format!("  in memory   {:>10}  written and not durable yet", bytes(unsynced)));
     }

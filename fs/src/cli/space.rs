@@ -158,7 +158,11 @@ fn show_salt(report: &Value, ask: SaltRequest) {
             bytes(figure(report, "resealed_bytes"))
         ));
     }
-    output::say(&format!("new blocks are of epoch {}", figure(report, "epoch")));
+    let drained = match figure(report, "drained") {
+        0 => String::new(),
+        count => format!("; {} before it drained", plural(count, "epoch", "epochs")),
+    };
+    output::say(&format!("new blocks are of epoch {}{drained}", figure(report, "epoch")));
     for epoch in report["epochs"].as_array().into_iter().flatten() {
         output::say(&format!(
             "  epoch {:<6} {:>14} {:>12}",

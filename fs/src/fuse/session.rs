@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use fuser::{Config, INodeNo, MountOption, Notifier, Session, SessionACL, SessionUnmounter};
 
 use super::Adapter;
+use super::busy::Device;
 use crate::vfs::{Outdated, TellKernel, Vfs};
 
 /// Read-ahead of the mount, KiB: without it the kernel reads 128 KiB at a time.
@@ -121,9 +123,11 @@ pub fn serve(vfs: Arc<Vfs>, config: &FuseConfig, ready: impl FnOnce()) -> io::Re
 /// # Errors
 /// As [`serve`].
 pub fn serve_with(vfs: Arc<Vfs>, config: &FuseConfig, ready: impl FnOnce(Unmounter)) -> io::Result<()> {
-    let adapter = Adapter { vfs: Arc::clone(&vfs) };
+    let device = Device::default();
+    let adapter = Adapter { vfs: Arc::clone(&vfs), device: device.clone() };
     let served = config.mountpoint.canonicalize().and_then(|mountpoint| {
         let mut session = Session::new(adapter, &mountpoint, &session_config(config))?;
+        device.watch(session.as_fd().try_clone_to_owned()?);
         raise_read_ahead(&mountpoint);
         vfs.set_kernel(tell_kernel(session.notifier()));
         ready(Unmounter(session.unmount_callable()));

@@ -120,7 +120,12 @@ impl VolumeService {
                         let report = reseal(&self.volume, &step)?;
                         // References are folded when the generation closes.
                         self.sync()?;
-                        EpochReport { epochs: epochs(&self.volume)?.epochs, ..report }
+                        EpochReport {
+                            resealed_chunks: report.resealed_chunks,
+                            resealed_bytes: report.resealed_bytes,
+                            complete: report.complete,
+                            ..epochs(&self.volume)?
+                        }
                     }
                 };
                 to_json(&report)

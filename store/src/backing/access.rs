@@ -250,7 +250,7 @@ impl BackingSet {
         let (sender, receiver) = unbounded();
         let mut asked: Vec<_> =
             self.members().iter().filter_map(|member| Some((member.readable()?, member.clone()))).collect();
-        asked.sort_by_key(|((_, turn), _)| *turn);
+        asked.sort_by_key(|((_, turn), member)| (*turn, !member.is_watching()));
         let mut asked = asked.into_iter();
         let ask = |((backing, _), member): ((Arc<dyn Backing>, u8), Arc<Member>)| {
             let (target, sender) = (member.clone(), sender.clone());

@@ -235,7 +235,10 @@ impl Backing for DirBacking {
         };
         if let Some(room) = room {
             let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
-            room.lock().reserve(&segment.file, offset.saturating_add(len))?;
+            let end = offset.saturating_add(len);
+            let mut room = room.lock();
+            room.reserve(&segment.file, end)?;
+            room.about_to_write(&segment.file, end, len);
         }
         let written = pwrite_all(&segment.file, offset, bufs);
         // Afterwards, or a sync running beside could clear it without having covered this write. Until here our own
@@ -306,10 +309,11 @@ impl Backing for DirBacking {
     }
 
     fn finish_segment(&self, id: SegmentId) -> io::Result<()> {
-        self.cache.lock().take_room(id);
+        let room = self.cache.lock().take_room(id);
         let segment = self.segment(id, true)?;
-        // Truncating to the present length frees the blocks beyond it.
-        segment.file.set_len(segment.file.metadata()?.len())
+        let written = room.and_then(|room| room.lock().written());
+        // Truncating to the present length, too, frees the blocks beyond it.
+        segment.file.set_len(written.map_or_else(|| segment.file.metadata().map(|meta| meta.len()), Ok)?)
     }
 
     fn punch(&self, id: SegmentId, offset: u64, len: u64) -> io::Result<()> {

@@ -292,7 +292,17 @@ impl Member {
 
     /// Run a write or sync on one of the member's threads.
     pub(super) fn submit_commit(&self, job: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
-        self.pool.submit(Queue::Commit, self.limits.queue_max, Box::new(job))
+        self.submit_in(Queue::Commit, job)
+    }
+
+    /// Run a write or sync on one of the member's threads. `queue` is none for reads.
+    pub(super) fn submit_in(&self, queue: Queue, job: impl FnOnce() + Send + 'static) -> Result<(), Refused> {
+        self.pool.submit(queue, self.limits.queue_max, Box::new(job))
+    }
+
+    /// Whether a call would be begun without waking a thread.
+    pub(super) fn is_watching(&self) -> bool {
+        self.pool.is_watching()
     }
 
     /// Tell that a call begins; it ends when the result is dropped.

@@ -115,7 +115,7 @@ pub trait Backing: Send + Sync {
 
     /// Make the file of a new segment, durable by name when this returns (its content is not: that is
     /// [`Backing::sync_segment`]). `capacity` is the most bytes it will hold; space is preallocated in steps up to
-    /// it, without changing the file's length. `AlreadyExists` if there is one: segment ids are never reused.
+    /// it. The file may be longer than what was written, by zeros. `AlreadyExists` if there is one: segment ids are never reused.
     fn create_segment(&self, id: SegmentId, capacity: u64) -> io::Result<()>;
 
     /// Write all of `bufs`, one after the other, at `offset`, or fail. After a failure any part may be written.

@@ -6,10 +6,14 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+
+/// How long a thread watches for the job that is about to follow, before it sleeps: waking it would cost a commit more.
+const WATCH: Duration = Duration::from_micros(50);
 
 /// An idle thread ends after this long.
 const IDLE_MAX: Duration = Duration::from_secs(30);
@@ -18,12 +22,15 @@ const IDLE_MAX: Duration = Duration::from_secs(30);
 const STACK_BYTES: usize = 256 << 10;
 
 type Job = Box<dyn FnOnce() + Send>;
+type Jobs = VecDeque<(Job, Queue)>;
 
 /// Which queue a job waits in. Each has its own bound, so that readers cannot have a commit refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
     /// Someone's generation waits for it: served first.
     Commit,
+    /// As `Commit`, and when it is done another is about to follow.
+    CommitStep,
     /// Reads, which have substitutes.
     Read,
 }
@@ -38,6 +45,8 @@ pub(super) struct Pool {
 
 struct Shared {
     state: Mutex<State>,
+    /// Jobs queued, for who does not hold the lock.
+    queued: AtomicUsize,
     wake: Condvar,
     threads_max: usize,
     name: String,
@@ -45,17 +54,19 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    commits: VecDeque<Job>,
-    reads: VecDeque<Job>,
+    commits: Jobs,
+    reads: Jobs,
     threads: usize,
     idle: usize,
+    /// Threads that are about to look for a job by themselves.
+    watching: usize,
     closed: bool,
 }
 
 impl State {
-    fn queue(&mut self, queue: Queue) -> &mut VecDeque<Job> {
+    fn queue(&mut self, queue: Queue) -> &mut Jobs {
         match queue {
-            Queue::Commit => &mut self.commits,
+            Queue::Commit | Queue::CommitStep => &mut self.commits,
             Queue::Read => &mut self.reads,
         }
     }
@@ -64,19 +75,25 @@ impl State {
         self.commits.len() + self.reads.len()
     }
 
-    fn next(&mut self) -> Option<Job> {
+    fn next(&mut self) -> Option<(Job, Queue)> {
         self.commits.pop_front().or_else(|| self.reads.pop_front())
     }
 
     /// All that is queued; dropping the jobs, outside the lock, tells those who wait for them.
-    fn take_all(&mut self) -> (VecDeque<Job>, VecDeque<Job>) {
+    fn take_all(&mut self) -> (Jobs, Jobs) {
         (std::mem::take(&mut self.commits), std::mem::take(&mut self.reads))
     }
 }
 
 impl Pool {
     pub(super) fn new(name: String, threads_max: usize) -> Self {
-        Self { shared: Arc::new(Shared { state: Mutex::default(), wake: Condvar::new(), threads_max, name }) }
+        let (state, queued, wake) = (Mutex::default(), AtomicUsize::new(0), Condvar::new());
+        Self { shared: Arc::new(Shared { state, queued, wake, threads_max, name }) }
+    }
+
+    /// Whether a job would be begun without waking a thread.
+    pub(super) fn is_watching(&self) -> bool {
+        self.shared.state.lock().watching > 0
     }
 
     /// Queue a job unless `queue_max` are in that queue already.
@@ -85,8 +102,12 @@ impl Pool {
         if state.queue(queue).len() >= queue_max {
             return Err(Refused);
         }
-        state.queue(queue).push_back(job);
-        if state.queued() <= state.idle || state.threads >= self.shared.threads_max {
+        state.queue(queue).push_back((job, queue));
+        self.shared.note(&state);
+        if state.queued() <= state.watching {
+            return Ok(());
+        }
+        if state.queued() <= state.idle + state.watching || state.threads >= self.shared.threads_max {
             drop(state);
             self.shared.wake.notify_one();
             return Ok(());
@@ -103,6 +124,7 @@ impl Pool {
             if state.threads == 0 {
                 // Nobody is left to run what is queued.
                 let orphans = state.take_all();
+                self.shared.note(&state);
                 drop(state);
                 drop(orphans);
                 return Err(Refused);
@@ -127,11 +149,19 @@ impl Shared {
     fn work(&self) {
         let mut state = self.state.lock();
         loop {
-            if let Some(job) = state.next() {
+            if let Some((job, queue)) = state.next() {
+                self.note(&state);
                 drop(state);
                 // A panic in a job is that job's failure (its waiter sees the channel close), not this pool's.
                 let _ = catch_unwind(AssertUnwindSafe(job));
                 state = self.state.lock();
+                if queue == Queue::CommitStep && state.queued() == 0 {
+                    state.watching += 1;
+                    drop(state);
+                    self.watch();
+                    state = self.state.lock();
+                    state.watching -= 1;
+                }
                 continue;
             }
             if state.closed {
@@ -145,6 +175,19 @@ impl Shared {
             }
         }
         state.threads -= 1;
+    }
+
+    /// Tell those who watch how much is queued.
+    fn note(&self, state: &State) {
+        self.queued.store(state.queued(), Ordering::Release);
+    }
+
+    /// Return when something is queued, or after [`WATCH`].
+    fn watch(&self) {
+        let since = Instant::now();
+        while self.queued.load(Ordering::Acquire) == 0 && since.elapsed() < WATCH {
+            thread::yield_now();
+        }
     }
 }
 
@@ -191,5 +234,22 @@ mod tests {
         pool.submit(Queue::Read, 9, Box::new(move || std::panic::resume_unwind(Box::new(lost)))).unwrap();
         pool.submit(Queue::Read, 9, Box::new(move || done.send(7).unwrap())).unwrap();
         assert_eq!(finished.recv().unwrap(), 7);
+    }
+
+    #[test]
+    fn what_follows_a_step_is_done_whether_watched_for_or_not() {
+        let pool = Pool::new("test".into(), 1);
+        let (done, finished) = mpsc::channel();
+        for i in 0..200 {
+            let done = done.clone();
+            pool.submit(Queue::CommitStep, 9, Box::new(move || done.send(i).unwrap())).unwrap();
+            assert_eq!(finished.recv().unwrap(), i);
+            if i % 50 == 0 {
+                // Long enough for it to have fallen asleep.
+                while pool.is_watching() {
+                    thread::yield_now();
+                }
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 
 use super::Backing;
 use super::member::{CallKind, Member};
+use super::pool::Queue;
 use super::read::{self, ReadOutcome, ReadPlan, ShardRead};
 use crate::ids::{MemberId, SegmentId};
 
@@ -140,8 +141,10 @@ impl BackingSet {
     }
 
     /// Write records in parallel on the members' threads. One that takes longer than is waited for is `TimedOut`, and
-    /// its member sick; it may still be written later. The results are in the order of `writes`.
-    pub fn write_shards(&self, writes: &[ShardWrite], wait: &Wait<'_>) -> Vec<io::Result<()>> {
+    /// its member sick; it may still be written later. `synced_next`: the files are about to be synced. The results are in
+    /// the order of `writes`.
+    pub fn write_shards(&self, writes: &[ShardWrite], synced_next: bool, wait: &Wait<'_>) -> Vec<io::Result<()>> {
+        let queue = if synced_next { Queue::CommitStep } else { Queue::Commit };
         let calls = writes.iter().map(|one| {
             let (segment, offset, bufs) = (one.segment, one.offset, one.bufs.clone());
             (one.member, move |member: &Arc<Member>| {
@@ -149,7 +152,7 @@ impl BackingSet {
                 write(member, segment, offset, &slices)
             })
         });
-        self.run_all(calls, wait)
+        self.begin_all(queue, calls).wait(wait)
     }
 
     /// Make the file of a new segment with its header in each of these members, durably, in parallel on their threads.
@@ -201,7 +204,7 @@ impl BackingSet {
     /// As [`Self::sync_all`], in two steps: there is something to do meanwhile.
     pub fn begin_syncs(&self, files: &[(MemberId, SegmentId)]) -> Syncs {
         let calls = files.iter().map(|&(id, segment)| (id, move |member: &Arc<Member>| sync(member, segment)));
-        Syncs { files: files.to_vec(), calls: self.begin_all(calls) }
+        Syncs { files: files.to_vec(), calls: self.begin_all(Queue::CommitStep, calls) }
     }
 
     fn known(&self, id: &MemberId) -> io::Result<&Arc<Member>> {
@@ -214,11 +217,11 @@ impl BackingSet {
     where
         F: FnOnce(&Arc<Member>) -> io::Result<()> + Send + 'static,
     {
-        self.begin_all(calls).wait(wait)
+        self.begin_all(Queue::Commit, calls).wait(wait)
     }
 
     /// Begin a call on each member's threads.
-    fn begin_all<F>(&self, calls: impl Iterator<Item = (MemberId, F)>) -> Calls
+    fn begin_all<F>(&self, queue: Queue, calls: impl Iterator<Item = (MemberId, F)>) -> Calls
     where
         F: FnOnce(&Arc<Member>) -> io::Result<()> + Send + 'static,
     {
@@ -238,7 +241,7 @@ impl BackingSet {
                 let mut reply = Reply { index, sender: sender.clone(), sent: false };
                 let (target, given_up) = (member.clone(), given_up.clone());
                 // A refused job drops its reply, which then says so.
-                let _ = member.submit_commit(move || {
+                let _ = member.submit_in(queue, move || {
                     // What nobody waits for any more is not begun: a commit has treated it as failed.
                     if !given_up.load(Ordering::Acquire) {
                         let result = call(&target);

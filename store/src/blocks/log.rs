@@ -86,7 +86,7 @@ impl Blocks {
                 let padding = len as usize - header.len() - message.len();
                 (slot, vec![header.into(), shared.clone(), SharedBytes::part(&self.zeroes, 0..padding)])
             });
-            self.segments.write(extent, copies.collect())
+            self.segments.write(extent, copies.collect(), true)
         })?;
         self.segments.appended_copies(&extent, len, written);
         Ok((extent, opened, written))

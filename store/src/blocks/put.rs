@@ -313,7 +313,11 @@ impl Blocks {
             }
             let occupied = extent.segment.occupied();
             let slots = (0..self.geometry.total()).filter(|slot| occupied >> slot & 1 == 1);
-            self.segments.write(extent, slots.map(|slot| (slot, self.slot_bytes(extent, slot, stripes))).collect())
+            self.segments.write(
+                extent,
+                slots.map(|slot| (slot, self.slot_bytes(extent, slot, stripes))).collect(),
+                false,
+            )
         })?;
         self.segments.appended(&appended.0, total);
         Ok(appended)

@@ -179,6 +179,8 @@ pub(super) fn connect(path: &Path, key: &[u8; 32], role: Role) -> rusqlite::Resu
     let keyed = conn.execute_batch(&pragma);
     pragma.zeroize();
     keyed?;
+    // The default, SHA-512, takes twice as long a page where processors know SHA-256.
+    conn.execute_batch("PRAGMA cipher_hmac_algorithm = HMAC_SHA256;")?;
     conn.execute_batch(&format!(
         "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -{};",
         if role == Role::Read { 8 * 1024 } else { CACHE_KIB },

@@ -118,6 +118,7 @@ pub struct Volume {
     commit: Commit,
     log: CommitLog,
     last_image: Mutex<image::LastImage>,
+    epochs_counted: Mutex<crate::reseal::Counted>,
     /// Generation of the older of two checkpoints that are published in at least m+1 superblocks (R18).
     floor: Mutex<Option<Generation>>,
     gc: Mutex<Gc>,

@@ -342,6 +342,7 @@ impl Volume {
             commit: Commit::default(),
             log,
             last_image: Mutex::default(),
+            epochs_counted: Mutex::default(),
             floor: Mutex::default(),
             gc: Mutex::new(gc),
             hungry: AtomicUsize::new(0),

@@ -110,6 +110,11 @@ impl Volume {
         Ok(next)
     }
 
+    /// Blocks by epoch as they were counted last.
+    pub(crate) fn epochs_counted(&self) -> &parking_lot::Mutex<crate::reseal::Counted> {
+        &self.epochs_counted
+    }
+
     /// True if [`Volume::reserve`] would grant `bytes` now.
     pub fn has_space(&self, bytes: u64) -> bool {
         self.space.fits(bytes)

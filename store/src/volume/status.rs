@@ -83,6 +83,8 @@ pub struct VolumeStatus {
     pub copies: u16,
     /// Epoch of new blocks.
     pub epoch: u32,
+    /// Salt epochs, counted at most a minute ago.
+    pub salt: crate::reseal::SaltStatus,
     /// "volume" or "owner".
     pub domain: &'static str,
     /// "none" or "lz4".
@@ -311,6 +313,7 @@ impl Volume {
             commits: self.commit.count(),
             copies: self.policy.copies,
             epoch: self.epoch(),
+            salt: crate::reseal::status(self)?,
             domain: match self.policy.domain {
                 DomainPolicy::Volume => "volume",
                 DomainPolicy::Owner => "owner",

@@ -13,7 +13,10 @@ use std::time::Duration;
 
 use brine_fs::vfs::Vfs;
 use brine_store::backing::{Backing, Call, Fault, FaultyBacking, MemBacking, Rule};
+use brine_store::gc::GcOptions;
 use brine_store::ids::SegmentId;
+use brine_store::reseal::reseal;
+use brine_store::retention::Rules;
 
 use crate::model::{Model, State, difference};
 use crate::random::Random;
@@ -30,12 +33,44 @@ pub enum Phase {
     Checkpoint,
     Read,
     Overwrite,
+    Gc,
+    Reseal,
     Close,
 }
 
 /// Phases in order.
-pub const PHASES: [Phase; 7] =
-    [Phase::Open, Phase::Write, Phase::Sync, Phase::Checkpoint, Phase::Read, Phase::Overwrite, Phase::Close];
+pub const PHASES: [Phase; 9] = [
+    Phase::Open,
+    Phase::Write,
+    Phase::Sync,
+    Phase::Checkpoint,
+    Phase::Read,
+    Phase::Overwrite,
+    Phase::Gc,
+    Phase::Reseal,
+    Phase::Close,
+];
+
+/// What faults strike while: the work of users, or what goes on behind it, which is done only then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Opening to closing.
+    Front,
+    /// Collection and resealing.
+    Behind,
+}
+
+impl Part {
+    /// Whether faults strike in a phase.
+    pub fn has(self, phase: Phase) -> bool {
+        (self == Self::Behind) == matches!(phase, Phase::Gc | Phase::Reseal)
+    }
+
+    /// Whether a phase is gone through.
+    fn goes_through(self, phase: Phase) -> bool {
+        self == Self::Behind || self.has(phase)
+    }
+}
 
 /// Kinds of calls.
 pub const CALLS: [Call; 16] = [
@@ -123,6 +158,8 @@ pub enum Outcome {
     Refused,
     /// Closing told of the error.
     CloseFailed,
+    /// Every operation succeeded; gc or resealing told of the error, and what it could not do is left for the next one.
+    Told,
 }
 
 impl fmt::Display for Outcome {
@@ -135,6 +172,7 @@ impl fmt::Display for Outcome {
             Self::ReadOnly => f.write_str("read-only"),
             Self::Refused => f.write_str("mount refused"),
             Self::CloseFailed => f.write_str("unmount tells"),
+            Self::Told => f.write_str("the command tells"),
         }
     }
 }
@@ -204,6 +242,9 @@ fn ops_of(phase: Phase) -> Vec<Op> {
         ],
         Phase::Sync => vec![Op::Sync { path: path("new") }],
         Phase::Checkpoint => vec![Op::Checkpoint],
+        // Half of an old file dies, a new one wholly.
+        Phase::Gc => vec![write("old", 0, 150_000, 16), Op::Unlink { path: path("made/inside") }, Op::SyncAll],
+        Phase::Reseal => vec![write("old", 400_000, 1000, 17)],
         Phase::Overwrite => vec![
             write("old", 100_000, 250_000, 14),
             Op::Rename { from: path("small"), to: path("replaced") },
@@ -224,6 +265,9 @@ fn prepare(geometry: (usize, usize)) -> Before {
     let there = |_, disk| Some(Arc::new(disk) as Arc<dyn Backing>);
     let volume = world.open(&state_dir, there).expect("open");
     let (vfs, _) = filesystem(volume, Duration::from_secs(3600)).expect("start threads");
+    // So that gc has something to do.
+    let nothing = Rules { all_s: 0, minutely_s: 0, hourly_s: 0, ..Rules::default() };
+    vfs.volume().set_retention_rules(&nothing).expect("set rules");
     for op in [
         create("old"),
         write("old", 0, 500_000, 1),
@@ -249,7 +293,7 @@ struct Seen {
 }
 
 /// Run the scenario with a fault, or none, and look at what is left.
-fn run(before: &Before, strike: Option<&Strike>) -> Result<Seen, String> {
+fn run(before: &Before, part: Part, strike: Option<&Strike>) -> Result<Seen, String> {
     let world = before.world.fork();
     let faulty: Vec<Arc<FaultyBacking>> =
         world.disks.iter().map(|disk| Arc::new(FaultyBacking::new(Arc::new(disk.reopen())))).collect();
@@ -279,14 +323,14 @@ fn run(before: &Before, strike: Option<&Strike>) -> Result<Seen, String> {
     let mut acknowledged = 0;
     let mut errnos: Vec<i32> = Vec::new();
     let mut last = Ok(());
-    let mut close_failed = false;
+    let (mut close_failed, mut told_by_command) = (false, false);
     arm(Phase::Open);
     let opened = world.open(&state_dir, |n, _| Some(faulty[n].clone() as Arc<dyn Backing>));
     count(Phase::Open);
     let refused = opened.is_err();
     if let Ok(volume) = opened {
         let (vfs, told) = filesystem(volume, Duration::from_secs(3600)).map_err(|error| error.to_string())?;
-        for phase in &PHASES[1..] {
+        for phase in PHASES[1..].iter().filter(|phase| part.goes_through(**phase)) {
             arm(*phase);
             for op in ops_of(*phase) {
                 let found = carry_out(&vfs, &op).map_err(|errno| errno.0);
@@ -316,6 +360,14 @@ fn run(before: &Before, strike: Option<&Strike>) -> Result<Seen, String> {
                     Err(what) if what.ends_with("errno 5") => errnos.push(libc::EIO),
                     Err(what) => return Err(format!("{what}; reported: {:?}", told.lock())),
                 },
+                Phase::Gc | Phase::Reseal => match command(&vfs, *phase) {
+                    // Both begin with a commit of everything, or end with one.
+                    Ok(problems) => {
+                        acknowledged = states.len() - 1;
+                        told_by_command |= problems;
+                    }
+                    Err(_) => told_by_command = true,
+                },
                 Phase::Close => match vfs.close() {
                     Ok(()) => acknowledged = states.len() - 1,
                     Err(_) => close_failed = true,
@@ -331,6 +383,7 @@ fn run(before: &Before, strike: Option<&Strike>) -> Result<Seen, String> {
         (_, Some(_)) if errnos.contains(&libc::EROFS) || last.is_err() => Outcome::ReadOnly,
         (_, Some(errno)) => Outcome::Errno(*errno),
         _ if close_failed => Outcome::CloseFailed,
+        _ if told_by_command => Outcome::Told,
         _ => Outcome::Success,
     };
     if let Some(errno) = errnos.iter().find(|errno| ![libc::EIO, libc::ENOSPC, libc::EROFS].contains(errno)) {
@@ -338,6 +391,18 @@ fn run(before: &Before, strike: Option<&Strike>) -> Result<Seen, String> {
     }
     look(&world, &states, acknowledged)?;
     Ok(Seen { outcome, counts })
+}
+
+/// What an operator runs in this phase. True if it told of problems it went on from.
+fn command(vfs: &Arc<Vfs>, phase: Phase) -> brine_store::Result<bool> {
+    if phase == Phase::Gc {
+        let report = vfs.gc(GcOptions::default(), &|_, _, _| true)?;
+        return Ok(!report.problems.is_empty());
+    }
+    vfs.volume().rotate_epoch()?;
+    let report = reseal(vfs.volume(), &|_, _, _| true)?;
+    vfs.commit_now()?;
+    Ok(!report.complete)
 }
 
 fn drop_all(vfs: &Arc<Vfs>, world: &World) {
@@ -379,16 +444,21 @@ fn look(world: &World, states: &[State], acknowledged: usize) -> Result<(), Stri
 ///
 /// # Errors
 /// Every run that broke the contract, a paragraph each.
-pub fn enumerate(geometry: (usize, usize), full: bool) -> Result<(Table, usize), String> {
+pub fn enumerate(geometry: (usize, usize), part: Part, full: bool) -> Result<(Table, usize), String> {
     let before = prepare(geometry);
-    let clean = run(&before, None)?;
+    let clean = run(&before, part, None)?;
     if clean.outcome != Outcome::Success {
         return Err(format!("without any fault: {}", clean.outcome));
+    }
+    let freed = [Call::Punch, Call::RemoveSegment].map(|call| CALLS.iter().position(|it| *it == call));
+    let freed = freed.iter().flatten().any(|n| clean.counts.get(&(Phase::Gc, *n)).is_some_and(|count| *count > 0));
+    if part == Part::Behind && !freed {
+        return Err("gc frees nothing, so nothing is proved of it".into());
     }
     let mut table = Table::new();
     let mut failures = Vec::new();
     let mut runs = 0;
-    for ((phase, n), count) in clean.counts.iter().filter(|(_, count)| **count > 0) {
+    for ((phase, n), count) in clean.counts.iter().filter(|((phase, _), count)| part.has(*phase) && **count > 0) {
         let call = CALLS[*n];
         for nth in BTreeSet::from([1, *count]) {
             for (name, fault, lies) in faults_of(call, full) {
@@ -404,7 +474,7 @@ pub fn enumerate(geometry: (usize, usize), full: bool) -> Result<(Table, usize),
                     }
                     let strike = Strike { phase: *phase, call, nth, fault: fault.clone(), directories };
                     runs += 1;
-                    match run(&before, Some(&strike)) {
+                    match run(&before, part, Some(&strike)) {
                         Ok(seen) => {
                             let row = table.entry((*phase, name_of(call))).or_default();
                             let cell = row.entry(extent).or_default();

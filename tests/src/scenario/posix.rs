@@ -108,7 +108,8 @@ copy_file_range = 10.0
 
 /// fsx: `operations` random ones on one file, read back after each; every kind it knows.
 pub fn fsx(operations: u64) -> String {
-    let volume = mounted("fsx");
+    // It outlives the patience with the program.
+    let volume = Builder::new("fsx").directories(3).geometry(2, 1).lifetime(PATIENCE * 5).mount();
     let seed = crate::seed("fsx");
     let config = volume.root().join("fsx.toml");
     fs::write(&config, WEIGHTS).expect("write the configuration");

@@ -267,3 +267,31 @@ fn open_names_the_path_it_could_not_open() {
     fs::write(temp.path().join("file"), "").unwrap();
     DirBacking::open(&temp.path().join("file")).err().unwrap();
 }
+
+#[test]
+fn zeros_ahead_of_small_writes_meet_no_other_write_and_go_at_the_end() {
+    let (_temp, backing, path) = with_segment();
+    // A large write that is about to be made lies where zeros would: they go behind it.
+    let room = backing.cache.lock().room(ID).unwrap();
+    let file = File::options().write(true).open(&path).unwrap();
+    room.lock().about_to_write(&file, 300_000, 200_000);
+    write(&backing, 8192, &[1; 5000]).unwrap();
+    file.write_all_at(&[2; 200_000], 100_000).unwrap();
+    backing.sync_segment(ID).unwrap();
+    let mut expected = vec![7; 8192];
+    expected.extend([1; 5000]);
+    expected.resize(100_000, 0);
+    expected.resize(300_000, 2);
+    let content = fs::read(&path).unwrap();
+    assert!(content.len() > 300_000, "zeros lie ahead: {}", content.len());
+    assert_eq!(content[..300_000], expected);
+    assert!(content[300_000..].iter().all(|byte| *byte == 0));
+    // The next ones are within.
+    let len = content.len();
+    (0..10).for_each(|n| write(&backing, 300_000 + n * 5000, &[3; 5000]).unwrap());
+    assert_eq!(fs::metadata(&path).unwrap().len(), len as u64);
+    backing.finish_segment(ID).unwrap();
+    let content = fs::read(&path).unwrap();
+    assert_eq!(content.len(), 350_000);
+    assert_eq!((&content[..300_000], &content[300_000..]), (&expected[..], &[3; 50_000][..]));
+}

@@ -333,7 +333,7 @@ fn writes_in_parallel_leave_a_hanging_directory_behind() {
     let writes: Vec<_> = (0..4)
         .map(|number| ShardWrite { member: id(number), segment: SEGMENT, offset: 8192, bufs: bufs.clone() })
         .collect();
-    let results = fixture.set.write_shards(&writes, &Wait::all(Duration::from_millis(100)));
+    let results = fixture.set.write_shards(&writes, false, &Wait::all(Duration::from_millis(100)));
     results[0].as_ref().unwrap();
     assert_eq!(results[1].as_ref().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
     assert_eq!(results[2].as_ref().unwrap_err().kind(), io::ErrorKind::TimedOut);

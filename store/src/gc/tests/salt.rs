@@ -17,10 +17,16 @@ fn a_new_epoch_is_for_new_blocks_and_old_ones_stay_readable() {
     write(&volume, "before", &content);
     volume.commit(&NothingDirty).unwrap();
     assert_eq!(in_use(&volume), [(0, 4)]);
+    let salt = volume.status().unwrap().salt;
+    assert_eq!((salt.epoch, salt.drained, salt.left_bytes), (0, 0, 0));
+    assert_eq!(salt.epochs, epochs(&volume).unwrap().epochs);
     assert_eq!(volume.rotate_epoch().unwrap(), 1);
     write(&volume, "after", &content);
     volume.commit(&NothingDirty).unwrap();
     assert_eq!(in_use(&volume), [(0, 4), (1, 4)], "equal content, other salts");
+    let salt = volume.status().unwrap().salt;
+    assert_eq!((salt.epoch, salt.drained, salt.left_blocks), (1, 0, 4));
+    assert_eq!(salt.left_bytes, salt.epochs[0].stored_bytes);
     // It is the volume's, not the mount's.
     volume.close(&NothingDirty).unwrap();
     let volume = scratch.open();
@@ -35,6 +41,7 @@ fn a_new_epoch_is_for_new_blocks_and_old_ones_stay_readable() {
     put(&volume, &attr, &noise(2, 4 << 17));
     volume.commit(&NothingDirty).unwrap();
     assert_eq!(in_use(&volume), [(1, 8)]);
+    assert_eq!(epochs(&volume).unwrap().drained, 1);
     healthy(&volume);
     volume.close(&NothingDirty).unwrap();
 }

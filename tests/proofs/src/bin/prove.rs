@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use brine_proofs::faults::{enumerate, markdown};
+use brine_proofs::faults::{Part, enumerate, markdown};
 use brine_proofs::power_cut::{Plan, Summary, prove};
 use brine_proofs::random::{Random, run_seed};
 
@@ -24,16 +24,21 @@ fn main() -> ExitCode {
     let seconds = args.get(1).and_then(|text| text.parse().ok()).map(Duration::from_secs);
     match (args.first().map(String::as_str), seconds) {
         (Some("power-cuts"), Some(time)) => println!("{}", power_cuts(time)),
-        (Some("faults"), _) => match enumerate((4, 2), true) {
-            Ok((table, runs)) => {
-                print!("{}", markdown(&table));
-                println!("{runs} runs, {} call sites; nothing acknowledged was lost, no byte was wrong", table.len());
+        (Some("faults"), _) => {
+            for part in [Part::Front, Part::Behind] {
+                match enumerate((4, 2), part, true) {
+                    Ok((table, runs)) => {
+                        print!("{}", markdown(&table));
+                        let sites = table.len();
+                        println!("{runs} runs, {sites} call sites; nothing acknowledged was lost, no byte was wrong");
+                    }
+                    Err(what) => {
+                        eprintln!("{what}");
+                        return ExitCode::FAILURE;
+                    }
+                }
             }
-            Err(what) => {
-                eprintln!("{what}");
-                return ExitCode::FAILURE;
-            }
-        },
+        }
         (Some("--help" | "-h"), _) => print!("{HELP}"),
         _ => {
             eprint!("{HELP}");
