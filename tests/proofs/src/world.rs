@@ -117,7 +117,8 @@ impl World {
     }
 
     fn made(data: usize, parity: usize, steady: bool) -> Self {
-        static MADE: OnceLock<Mutex<BTreeMap<(usize, usize, bool), World>>> = OnceLock::new();
+        type Made = BTreeMap<(usize, usize, bool), World>;
+        static MADE: OnceLock<Mutex<Made>> = OnceLock::new();
         let mut made = MADE.get_or_init(Mutex::default).lock();
         made.entry((data, parity, steady)).or_insert_with(|| Self::make(data, parity, steady)).fork()
     }
