@@ -472,7 +472,8 @@ impl AckOverrides for Volume {
         let is_noted = |(segment, slots): &(SegmentId, u64)| {
             superblock.behind.iter().any(|(other, known)| other == segment && slots & !known == 0)
         };
-        if overrides.is_empty() && lacking.iter().all(is_noted) {
+        // What there is no room for cannot be noted by writing again.
+        if overrides.is_empty() && lacking.iter().take(BEHIND_MAX).all(is_noted) {
             return Ok(());
         }
         superblock.behind = noted(lacking.to_vec());
