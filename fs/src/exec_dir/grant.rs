@@ -77,7 +77,10 @@ impl Scout<'_> {
         let mut at = self.vfs.attr(ROOT_INO).ok()?;
         for part in inside.components() {
             let Component::Normal(name) = part else { return None };
-            if at.kind != FileKind::Directory || !permits(self.vfs, self.who, at.ino, EXECUTE) || is_reserved(at.ino, name.as_bytes()) {
+            if at.kind != FileKind::Directory
+                || !permits(self.vfs, self.who, at.ino, EXECUTE)
+                || is_reserved(at.ino, name.as_bytes())
+            {
                 return None;
             }
             let found = self.vfs.volume().lookup(at.ino, name.as_bytes()).ok()?;

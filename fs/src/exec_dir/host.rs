@@ -368,7 +368,8 @@ impl Host for RunHost {
         let inside = scout.inside(Path::new("/"), path).filter(|_| path.is_absolute());
         let inside = inside.filter(|inside| below.iter().any(|granted| inside.starts_with(granted)));
         let found = inside.and_then(|inside| scout.find(&inside).map(|attr| (inside, attr)));
-        let readable = found.filter(|(_, attr)| attr.kind == FileKind::File && permits(&self.vfs, &caller.identity, attr.ino, READ));
+        let readable = found
+            .filter(|(_, attr)| attr.kind == FileKind::File && permits(&self.vfs, &caller.identity, attr.ino, READ));
         // What may not be opened does not exist.
         let (inside, attr) = readable.ok_or_else(|| Error::NotFound(path.to_owned()))?;
         let file = opened.open(&self.mountpoint, &attr).map_err(Error::Refused)?;
