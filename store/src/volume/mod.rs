@@ -48,7 +48,7 @@ pub use crate::meta::rows::{
     NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
-pub use crate::meta::{NameSpan, PastReader};
+pub use crate::meta::{NameSpan, PastReader, Who};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
@@ -349,6 +349,14 @@ impl Volume {
     /// Set ([`ACL_ACCESS`], [`ACL_DEFAULT`]) or, without entries, remove an access control list: one change.
     pub fn set_acl(&self, ino: Ino, name: &[u8], list: &[u8], clear_set_gid: bool) -> Result<()> {
         self.change(|txn| txn.set_acl(ino, name, list, clear_set_gid))
+    }
+
+    /// Whether `who` has all of `wanted` (bits of one digit of a mode) on an inode, by its mode and access list.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], and of the database.
+    pub fn permits(&self, ino: Ino, who: Who<'_>, wanted: u16) -> Result<bool> {
+        self.meta.with(|txn| txn.permits(ino, who, wanted))
     }
 
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
