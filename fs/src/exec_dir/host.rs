@@ -26,7 +26,7 @@ use super::code::{CodeNodes, CodePin};
 use super::environment;
 use super::grant::{CREDENTIAL, Input, Scout};
 use super::open::{OpenFiles, Opened};
-use super::permission::{EXECUTE, READ, may};
+use super::permission::{EXECUTE, READ, permits};
 use super::pin::Pin;
 use super::policies::Place;
 use super::policy::FunctionPolicy;
@@ -167,7 +167,7 @@ impl RunHost {
         if !attr.in_exec || attr.kind != FileKind::File {
             return Err(Error::Refused("not a file in exec/".into()));
         }
-        if !may(who, &attr, EXECUTE) {
+        if !permits(&self.vfs, who, ino, EXECUTE) {
             return Err(Error::Refused("permission denied".into()));
         }
         Ok((pin, attr))
@@ -368,7 +368,8 @@ impl Host for RunHost {
         let inside = scout.inside(Path::new("/"), path).filter(|_| path.is_absolute());
         let inside = inside.filter(|inside| below.iter().any(|granted| inside.starts_with(granted)));
         let found = inside.and_then(|inside| scout.find(&inside).map(|attr| (inside, attr)));
-        let readable = found.filter(|(_, attr)| attr.kind == FileKind::File && may(&caller.identity, attr, READ));
+        let readable = found
+            .filter(|(_, attr)| attr.kind == FileKind::File && permits(&self.vfs, &caller.identity, attr.ino, READ));
         // What may not be opened does not exist.
         let (inside, attr) = readable.ok_or_else(|| Error::NotFound(path.to_owned()))?;
         let file = opened.open(&self.mountpoint, &attr).map_err(Error::Refused)?;

@@ -3,7 +3,10 @@
 //! The kernel checks everything that a run does by itself. This is for what the daemon looks up on a caller's behalf.
 
 use brine_exec::Identity;
-use brine_store::volume::{Attr, FileKind};
+use brine_store::ids::Ino;
+use brine_store::volume::{Attr, FileKind, Who};
+
+use crate::vfs::Vfs;
 
 /// Read permission, a bit of a mode.
 pub const READ: u16 = 4;
@@ -12,7 +15,15 @@ pub const WRITE: u16 = 2;
 /// Execute or search permission, a bit of a mode.
 pub const EXECUTE: u16 = 1;
 
-/// Whether `who` has all of `wanted` (bits of one digit of a mode). Root reads and searches everything, and executes
+/// Whether `who` has all of `wanted` (bits of one digit of a mode) on a living inode, by its mode and access control list.
+/// Of what is gone or cannot be read nobody has anything.
+pub fn permits(vfs: &Vfs, who: &Identity, ino: Ino, wanted: u16) -> bool {
+    let who = Who { uid: who.uid, gid: who.gid, groups: &who.groups };
+    vfs.volume().permits(ino, who, wanted).unwrap_or(false)
+}
+
+/// What the mode alone says, without access control lists: for directories whose outputs are published, whose attributes
+/// come from inside an operation of the store. [`permits`] is for all else. Root reads and searches everything, and executes
 /// what anybody may.
 pub fn may(who: &Identity, attr: &Attr, wanted: u16) -> bool {
     if who.uid == 0 {

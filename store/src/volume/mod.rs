@@ -48,7 +48,7 @@ pub use crate::meta::rows::{
     NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
-pub use crate::meta::{NameSpan, PastReader};
+pub use crate::meta::{NameSpan, PastReader, Who};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
@@ -351,6 +351,14 @@ impl Volume {
         self.change(|txn| txn.set_acl(ino, name, list, clear_set_gid))
     }
 
+    /// Whether `who` has all of `wanted` (bits of one digit of a mode) on an inode, by its mode and access list.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], and of the database.
+    pub fn permits(&self, ino: Ino, who: Who<'_>, wanted: u16) -> Result<bool> {
+        self.meta.with(|txn| txn.permits(ino, who, wanted))
+    }
+
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
     pub fn release_orphan(&self, ino: Ino) -> Result<()> {
         self.change(|txn| txn.release_orphan(ino))
@@ -472,7 +480,8 @@ impl AckOverrides for Volume {
         let is_noted = |(segment, slots): &(SegmentId, u64)| {
             superblock.behind.iter().any(|(other, known)| other == segment && slots & !known == 0)
         };
-        if overrides.is_empty() && lacking.iter().all(is_noted) {
+        // What there is no room for cannot be noted by writing again.
+        if overrides.is_empty() && lacking.iter().take(BEHIND_MAX).all(is_noted) {
             return Ok(());
         }
         superblock.behind = noted(lacking.to_vec());
