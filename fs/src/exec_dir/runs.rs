@@ -107,14 +107,18 @@ impl Runs {
     pub fn sweep(&self, now_ns: i64) {
         let Some(vfs) = self.vfs.upgrade() else { return };
         let oldest = now_ns.saturating_sub(KEPT_NS).max(0).to_be_bytes();
-        let mut keys = self.keys.lock();
+        let keys = self.keys.lock();
         let surplus = keys.len().saturating_sub(KEPT_MAX);
         let old = keys.iter().take_while(|key| key[..] < oldest[..]).count();
         let many = if surplus > FORGET_BATCH { surplus } else { 0 };
-        let gone: Vec<Vec<u8>> = keys.iter().take(old.max(many)).cloned().collect();
+        let mut gone: Vec<Vec<u8>> = keys.iter().take(old.max(many)).cloned().collect();
+        drop(keys);
         if gone.is_empty() || vfs.volume().is_read_only().is_some() {
             return;
         }
+        // Their outputs can still be published: that was promised.
+        gone.retain(|key| !self.row(key).is_some_and(|row| row.keeps_outputs(now_ns)));
+        let mut keys = self.keys.lock();
         gone.iter().for_each(|key| {
             keys.remove(key);
         });

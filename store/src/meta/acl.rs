@@ -120,6 +120,22 @@ impl Acl {
         self.0.iter().all(|entry| matches!(entry.tag, USER_OBJ | GROUP_OBJ | OTHER))
     }
 
+    /// Whether the list allows `wanted` to who is not the owner, as posix_acl_permission has it: some one entry must.
+    fn allows(&self, uid: u32, group: u32, in_group: &dyn Fn(u32) -> bool, wanted: u16) -> bool {
+        let mask = self.perm(MASK).unwrap_or(7);
+        let has = |perm: u16| perm & wanted == wanted;
+        if let Some(user) = self.0.iter().find(|entry| entry.tag == USER && entry.id == uid) {
+            return has(user.perm & mask);
+        }
+        let groups = self.0.iter().filter(|entry| match entry.tag {
+            GROUP_OBJ => in_group(group),
+            GROUP => in_group(entry.id),
+            _ => false,
+        });
+        let groups = groups.map(|entry| has(entry.perm & mask)).reduce(|one, other| one || other);
+        groups.unwrap_or_else(|| self.perm(OTHER).is_some_and(has))
+    }
+
     /// The list after chmod(2).
     pub fn with_mode(mut self, perm: u16) -> Self {
         self.set(USER_OBJ, perm >> 6 & 7);
@@ -218,6 +234,26 @@ impl Txn<'_> {
             attributes.push((ACL_DEFAULT, default.encode()));
         }
         Ok(Inherited { perm, attributes })
+    }
+
+    /// Whether an inode's access control list allows `wanted` (bits of one digit of a mode) to a user who is not its
+    /// owner; none if it has no list, and its mode decides.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a malformed list, [`Error::Stale`].
+    pub fn acl_allows(
+        &mut self,
+        ino: Ino,
+        uid: u32,
+        in_group: &dyn Fn(u32) -> bool,
+        wanted: u16,
+    ) -> Result<Option<bool>> {
+        let group = self.core.inode(ino)?.ok_or(Error::Stale(ino))?.gid;
+        match self.get_xattr(ino, ACL_ACCESS) {
+            Ok(list) => Ok(Acl::decode(&list)?.map(|acl| acl.allows(uid, group, in_group, wanted))),
+            Err(Error::NoSuchXattr) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Set an access control list ([`ACL_ACCESS`] or [`ACL_DEFAULT`]); a list without entries removes it. The access
