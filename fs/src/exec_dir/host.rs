@@ -310,7 +310,7 @@ impl Host for RunHost {
         let who = &caller.identity;
         let invoker = parent.map(|parent| self.parent(parent)).transpose()?;
         // On a volume whose database fails nothing can be kept, and little else done.
-        let state = self.vfs.volume().pin_present().ok();
+        let state = self.vfs.pin_present();
         let (pin, attr) = self.identify(&request, function, who)?;
         let function = self.locate(pin, attr, &request, who)?;
         if invoker.as_ref().is_some_and(|invoker| !invoker.call.contains(&function.path)) {
