@@ -436,3 +436,20 @@ fn every_change_is_published_also_one_that_size_and_time_do_not_show() {
     volume.expect_clean();
     volume.umount();
 }
+
+#[test]
+fn directories_that_a_run_nests_deep_are_published_and_dropped() {
+    let mut volume = small("staged-deep").mount();
+    fs::create_dir(volume.path("out")).expect("mkdir");
+    // As long as a path may be.
+    let body = "mkdir -p $(printf 'd/%.0s' $(seq 2000)); exit $1";
+    let deep = staged(&volume, "deep", body);
+    run(Command::new(&deep).arg("3")).with_code(3);
+    assert_eq!(tree(&volume), "");
+    run(Command::new(&deep).arg("0")).expect_success();
+    let mut find = Command::new(program("find"));
+    let found = run(find.current_dir(volume.path("out")).args([".", "-mindepth", "1", "-name", "d", "-printf", "x"]));
+    let depth = found.expect_success().stdout.len();
+    assert_eq!(depth, 2000);
+    volume.umount();
+}
