@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::Ino;
-use brine_store::volume::{Attr, Flusher, Volume};
+use brine_store::volume::{Attr, Flusher, GenerationPin, Volume};
 use brine_store::{Error, Result as StoreResult};
 
 pub use attr::{AttrChange, Stamp};
@@ -183,6 +183,11 @@ impl Vfs {
     /// The volume under it.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
+    }
+
+    /// Keep what is there now readable while the result is held, what is buffered with it. `None`: the database fails.
+    pub fn pin_present(&self) -> Option<GenerationPin> {
+        self.volume.pin_present(&*self.buffer).ok()
     }
 
     /// How it behaves.

@@ -279,6 +279,36 @@ impl BackingSet {
         answers
     }
 
+    /// The first `len` bytes of a segment's file in each healthy member, asked on their own threads: one that hangs costs
+    /// at most `patience`. Members that do not answer are left out; who has no such file, or no more than a part of what
+    /// is wanted, answers with what there is.
+    pub fn heads_on_each(&self, segment: SegmentId, len: usize, patience: Duration) -> Vec<(MemberId, Vec<u8>)> {
+        let patience = self.members().iter().map(|member| member.least(patience)).max().unwrap_or(patience);
+        let deadline = Instant::now() + patience;
+        let (sender, receiver) = unbounded();
+        for member in self.healthy() {
+            let Some(backing) = member.backing() else { continue };
+            let (target, sender) = (member.clone(), sender.clone());
+            // A job that is refused drops its sender.
+            let _ = member.submit_commit(move || {
+                let running = target.begin(CallKind::Probe);
+                let mut bytes = vec![0; len];
+                let read = backing.read_at(segment, 0, &mut bytes);
+                drop((running, backing));
+                let id = target.id;
+                drop(target);
+                match read {
+                    Ok(read) => bytes.truncate(read),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => bytes.clear(),
+                    Err(_) => return,
+                }
+                let _ = sender.send((id, bytes));
+            });
+        }
+        drop(sender);
+        std::iter::from_fn(|| receiver.recv_deadline(deadline).ok()).collect()
+    }
+
     /// Count members as missing whose path no longer leads to a superblock. May take as long as the slowest directory.
     /// With `retry` those that failed are tried again.
     pub fn look_for_markers(&self, retry: bool) {

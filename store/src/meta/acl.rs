@@ -149,7 +149,8 @@ pub struct Who<'a> {
 }
 
 impl Who<'_> {
-    fn is_in(&self, group: u32) -> bool {
+    /// Whether they are in a group.
+    pub fn is_in(&self, group: u32) -> bool {
         self.gid == group || self.groups.contains(&group)
     }
 }
@@ -218,6 +219,17 @@ impl Txn<'_> {
             attributes.push((ACL_DEFAULT, default.encode()));
         }
         Ok(Inherited { perm, attributes })
+    }
+
+    /// Let one user search a directory that is otherwise its owner's alone.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn let_search(&mut self, ino: Ino, uid: u32) -> Result<()> {
+        let entry = |tag, perm, id| Entry { tag, perm, id };
+        let (owner, group, others) = (entry(USER_OBJ, 7, NOBODY), entry(GROUP_OBJ, 0, NOBODY), entry(OTHER, 0, NOBODY));
+        let list = Acl(vec![owner, entry(USER, 1, uid), group, entry(MASK, 1, NOBODY), others]);
+        self.set_acl(ino, ACL_ACCESS, &list.encode(), true)
     }
 
     /// Set an access control list ([`ACL_ACCESS`] or [`ACL_DEFAULT`]); a list without entries removes it. The access

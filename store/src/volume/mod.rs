@@ -64,7 +64,7 @@ pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
-pub use staging::{Base, Published, Staged};
+pub use staging::{Base, Discard, Published, Staged, StagedWhat};
 pub use status::{StatFs, VolumeStatus};
 
 use crate::backing::BackingSet;
@@ -480,7 +480,8 @@ impl AckOverrides for Volume {
         let is_noted = |(segment, slots): &(SegmentId, u64)| {
             superblock.behind.iter().any(|(other, known)| other == segment && slots & !known == 0)
         };
-        if overrides.is_empty() && lacking.iter().all(is_noted) {
+        // What there is no room for cannot be noted by writing again.
+        if overrides.is_empty() && lacking.iter().take(BEHIND_MAX).all(is_noted) {
             return Ok(());
         }
         superblock.behind = noted(lacking.to_vec());
