@@ -14,12 +14,12 @@ use std::sync::{Arc, Weak};
 use brine_exec::{Identity, RunId, View, ViewAccess};
 use brine_store::Error;
 use brine_store::ids::{Ino, Version};
-use brine_store::volume::{Attr, Base, FileKind, Published, Rights, Staged, StagedWhat};
+use brine_store::volume::{Attr, Base, FileKind, Published, Staged, StagedWhat};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::grant::Scout;
-use super::permission::{EXECUTE, WRITE, may};
+use super::permission::{EXECUTE, WRITE, permits, who};
 use super::record::RunRow;
 use super::runs::Runs;
 use crate::control_dir::{Branch, Family, Opening, plain_attr};
@@ -53,19 +53,6 @@ pub struct StagedRow {
     pub version: u64,
     /// The file's inode.
     pub of: u64,
-}
-
-/// An identity's rights in the volume.
-struct Of<'a>(&'a Identity);
-
-impl Rights for Of<'_> {
-    fn uid(&self) -> u32 {
-        self.0.uid
-    }
-
-    fn in_group(&self, gid: u32) -> bool {
-        self.0.gid == gid || self.0.groups.contains(&gid)
-    }
 }
 
 /// What is in use.
@@ -134,12 +121,12 @@ impl Stagings {
             if attr.in_exec {
                 return Err(format!("{shown} lies in exec/, where outputs cannot be staged"));
             }
-            let part_ino = vfs.make_part(directory, &part, (staging.who.uid, staging.who.gid)).map_err(said)?;
+            let part_ino = vfs.make_part(directory, &part, staging.who.uid).map_err(said)?;
             let mut row = StagedRow { path: format!("/{shown}"), part, part_ino: part_ino.0, ..StagedRow::default() };
             let name = RunId::random().to_string();
             let top = Path::new(".brine/stage").join(&name);
             if attr.kind == FileKind::Directory {
-                row.staged = vfs.make_layer(part_ino, attr.ino).map_err(said)?.0;
+                row.staged = vfs.make_layer(part_ino, attr.ino, (staging.who.uid, staging.who.gid)).map_err(said)?.0;
                 row.directory = attr.ino.0;
                 view.access = ViewAccess::Stage(top);
             } else {
@@ -154,7 +141,7 @@ impl Stagings {
                     return Err(gone());
                 }
                 let may_replace = parent.perm & 0o1000 == 0 || [0, parent.uid, attr.uid].contains(&staging.who.uid);
-                if !may(&staging.who, &parent, WRITE | EXECUTE) || !may_replace {
+                if !permits(&vfs, &staging.who, parent.ino, WRITE | EXECUTE) || !may_replace {
                     let uid = staging.who.uid;
                     return Err(format!(
                         "{shown}: user {uid} may not replace files in its directory, which publishing a staged file does"
@@ -196,7 +183,7 @@ impl Stagings {
             }
         }
         let staged: Vec<Staged> = row.staged.iter().map(staged).collect();
-        match vfs.publish(None, &staged, &Of(scout.who)).map_err(|error| error.to_string())? {
+        match vfs.publish(None, &staged, who(scout.who)).map_err(|error| error.to_string())? {
             Published::Done(_) => {}
             Published::Conflict(paths) => return Err(format!("not published: {}", listed(&paths))),
         }
@@ -270,7 +257,7 @@ impl Staging {
         let failed = |why: String| (false, format!("its outputs could not be published: {why}; {kept}"));
         let vfs = self.stagings.vfs().map_err(&failed)?;
         let staged: Vec<Staged> = self.rows.iter().map(staged).collect();
-        match vfs.publish(Some(&self.base), &staged, &Of(&self.who)).map_err(|error| failed(error.to_string()))? {
+        match vfs.publish(Some(&self.base), &staged, who(&self.who)).map_err(|error| failed(error.to_string()))? {
             Published::Done(_) => Ok(()),
             Published::Conflict(paths) => {
                 let what = "somebody else changed what it would replace";

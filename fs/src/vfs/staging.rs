@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use brine_store::Result as StoreResult;
 use brine_store::ids::{Generation, Ino};
-use brine_store::volume::{Attr, Base, Destination, Discard, Published, Rights, Staged};
+use brine_store::volume::{Attr, Base, Destination, Discard, Published, Staged, Who};
 
 use super::Vfs;
 
@@ -30,18 +30,18 @@ impl Vfs {
     ///
     /// # Errors
     /// Its.
-    pub fn make_part(&self, staging: Ino, name: &str, owner: (u32, u32)) -> StoreResult<Ino> {
+    pub fn make_part(&self, staging: Ino, name: &str, uid: u32) -> StoreResult<Ino> {
         let _gate = self.buffer.change();
-        self.volume.make_part(staging, name.as_bytes(), owner)
+        self.volume.make_part(staging, name.as_bytes(), uid)
     }
 
     /// See [`brine_store::volume::Volume::make_layer`].
     ///
     /// # Errors
     /// Its.
-    pub fn make_layer(&self, part: Ino, target: Ino) -> StoreResult<Ino> {
+    pub fn make_layer(&self, part: Ino, target: Ino, owner: (u32, u32)) -> StoreResult<Ino> {
         let _gate = self.buffer.change();
-        self.volume.make_layer(part, target)
+        self.volume.make_layer(part, target, owner)
     }
 
     /// A copy of a file as it was in a generation, in the directory of a part; blocks are shared.
@@ -58,12 +58,7 @@ impl Vfs {
     ///
     /// # Errors
     /// Its.
-    pub fn publish(
-        self: &Arc<Self>,
-        base: Option<&Base>,
-        staged: &[Staged],
-        who: &dyn Rights,
-    ) -> StoreResult<Published> {
+    pub fn publish(self: &Arc<Self>, base: Option<&Base>, staged: &[Staged], who: Who<'_>) -> StoreResult<Published> {
         let published = self.volume.publish(&*self.buffer, base, staged, who)?;
         if let Published::Done(done) = &published {
             self.brought_back(done);

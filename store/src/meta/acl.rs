@@ -120,22 +120,6 @@ impl Acl {
         self.0.iter().all(|entry| matches!(entry.tag, USER_OBJ | GROUP_OBJ | OTHER))
     }
 
-    /// Whether the list allows `wanted` to who is not the owner, as posix_acl_permission has it: some one entry must.
-    fn allows(&self, uid: u32, group: u32, in_group: &dyn Fn(u32) -> bool, wanted: u16) -> bool {
-        let mask = self.perm(MASK).unwrap_or(7);
-        let has = |perm: u16| perm & wanted == wanted;
-        if let Some(user) = self.0.iter().find(|entry| entry.tag == USER && entry.id == uid) {
-            return has(user.perm & mask);
-        }
-        let groups = self.0.iter().filter(|entry| match entry.tag {
-            GROUP_OBJ => in_group(group),
-            GROUP => in_group(entry.id),
-            _ => false,
-        });
-        let groups = groups.map(|entry| has(entry.perm & mask)).reduce(|one, other| one || other);
-        groups.unwrap_or_else(|| self.perm(OTHER).is_some_and(has))
-    }
-
     /// The list after chmod(2).
     pub fn with_mode(mut self, perm: u16) -> Self {
         self.set(USER_OBJ, perm >> 6 & 7);
@@ -165,7 +149,8 @@ pub struct Who<'a> {
 }
 
 impl Who<'_> {
-    fn is_in(&self, group: u32) -> bool {
+    /// Whether they are in a group.
+    pub fn is_in(&self, group: u32) -> bool {
         self.gid == group || self.groups.contains(&group)
     }
 }
@@ -236,24 +221,15 @@ impl Txn<'_> {
         Ok(Inherited { perm, attributes })
     }
 
-    /// Whether an inode's access control list allows `wanted` (bits of one digit of a mode) to a user who is not its
-    /// owner; none if it has no list, and its mode decides.
+    /// Let one user search a directory that is otherwise its owner's alone.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a malformed list, [`Error::Stale`].
-    pub fn acl_allows(
-        &mut self,
-        ino: Ino,
-        uid: u32,
-        in_group: &dyn Fn(u32) -> bool,
-        wanted: u16,
-    ) -> Result<Option<bool>> {
-        let group = self.core.inode(ino)?.ok_or(Error::Stale(ino))?.gid;
-        match self.get_xattr(ino, ACL_ACCESS) {
-            Ok(list) => Ok(Acl::decode(&list)?.map(|acl| acl.allows(uid, group, in_group, wanted))),
-            Err(Error::NoSuchXattr) => Ok(None),
-            Err(error) => Err(error),
-        }
+    /// [`Error::Stale`].
+    pub fn let_search(&mut self, ino: Ino, uid: u32) -> Result<()> {
+        let entry = |tag, perm, id| Entry { tag, perm, id };
+        let (owner, group, others) = (entry(USER_OBJ, 7, NOBODY), entry(GROUP_OBJ, 0, NOBODY), entry(OTHER, 0, NOBODY));
+        let list = Acl(vec![owner, entry(USER, 1, uid), group, entry(MASK, 1, NOBODY), others]);
+        self.set_acl(ino, ACL_ACCESS, &list.encode(), true)
     }
 
     /// Set an access control list ([`ACL_ACCESS`] or [`ACL_DEFAULT`]); a list without entries removes it. The access

@@ -64,7 +64,7 @@ pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
-pub use staging::{Base, Discard, Published, Rights, Staged, StagedWhat};
+pub use staging::{Base, Discard, Published, Staged, StagedWhat};
 pub use status::{StatFs, VolumeStatus};
 
 use crate::backing::BackingSet;

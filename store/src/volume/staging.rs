@@ -4,7 +4,7 @@
 //! What is staged for a directory is an overlay's upper layer: what was made or changed, whiteouts for what was
 //! removed. Publishing is one operation, all of it or nothing, and conditional: whatever it replaces or removes must be
 //! as it was when the run began (its [`Base`]), and what it makes must still not be there; and whoever it is done for must
-//! be one who could have done it by hand ([`Rights`]). Nothing is known here of runs; a staged tree has the name its owner
+//! be one who could have done it by hand ([`Who`]). Nothing is known here of runs; a staged tree has the name its owner
 //! gave it.
 //!
 //! How deep directories are is somebody else's choice: nothing here calls itself for those below.
@@ -16,10 +16,10 @@ use super::{Restored, View, Volume};
 use crate::commit::Flusher;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, Ino, ROOT_INO, Version};
-use crate::meta::Txn;
 use crate::meta::rows::{
     ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, FileKind, InodeRow, NewNode, RenameFlags, STAGED_NAME, SetAttr, Unlinked,
 };
+use crate::meta::{Txn, Who};
 
 /// What overlayfs keeps in attributes of its upper layer, mounted by an ordinary user.
 const OVERLAY: &[u8] = b"user.overlay.";
@@ -46,27 +46,8 @@ const WRITE: u16 = 2;
 /// Search permission, a bit of a mode.
 const SEARCH: u16 = 1;
 
-/// On whose behalf something is published: they may do what the kernel would let them do.
-pub trait Rights {
-    /// Who; 0 may do everything.
-    fn uid(&self) -> u32;
-    /// Whether they are in a group.
-    fn in_group(&self, gid: u32) -> bool;
-}
-
 /// May do everything.
-#[derive(Clone, Copy, Debug)]
-struct Root;
-
-impl Rights for Root {
-    fn uid(&self) -> u32 {
-        0
-    }
-
-    fn in_group(&self, _gid: u32) -> bool {
-        true
-    }
-}
+const ROOT: Who<'static> = Who { uid: 0, gid: 0, groups: &[] };
 
 /// One thing that was staged, and where it belongs. Everything is what it was by its inode: that others gave its name to
 /// something else is found out.
@@ -164,23 +145,30 @@ impl Volume {
         })
     }
 
-    /// In a staging directory, one for something that is staged. Its owner may search it. The caller holds the gate.
+    /// In a staging directory, one for something that is staged: root's, and user `uid` may search it. They may not change
+    /// names in it, as all that is in it is removed without asking for their rights. The caller holds the gate.
     ///
     /// # Errors
     /// Those of making names.
-    pub fn make_part(&self, staging: Ino, name: &[u8], owner: (u32, u32)) -> Result<Ino> {
-        self.change(|txn| Ok(txn.create(staging, name, &directory(0o500, owner))?.ino))
+    pub fn make_part(&self, staging: Ino, name: &[u8], uid: u32) -> Result<Ino> {
+        self.change(|txn| {
+            let part = txn.create(staging, name, &directory(0o700, (0, 0)))?.ino;
+            if uid != 0 {
+                txn.let_search(part, uid)?;
+            }
+            Ok(part)
+        })
     }
 
     /// In the directory of a part, what changes of `target` are gathered in: an upper layer with its attributes, and
-    /// a directory for overlayfs to work in. Returns the upper layer. The caller holds the gate.
+    /// a directory of `owner`'s for overlayfs to work in. Returns the upper layer. The caller holds the gate.
     ///
     /// # Errors
     /// Those of making names.
-    pub fn make_layer(&self, part: Ino, target: Ino) -> Result<Ino> {
+    pub fn make_layer(&self, part: Ino, target: Ino, owner: (u32, u32)) -> Result<Ino> {
         self.change(|txn| {
-            let (owner, like) = (txn.inode(part)?, txn.inode(target)?);
-            txn.create(part, b"work", &directory(0o700, (owner.uid, owner.gid)))?;
+            let like = txn.inode(target)?;
+            txn.create(part, b"work", &directory(0o700, owner))?;
             let upper = txn.create(part, UPPER, &directory(like.perm, (like.uid, like.gid)))?;
             if upper.chunk_bits != like.chunk_bits {
                 txn.set_chunk_bits(upper.ino, like.chunk_bits)?;
@@ -230,7 +218,7 @@ impl Volume {
         flusher: &dyn Flusher,
         base: Option<&Base>,
         staged: &[Staged],
-        who: &dyn Rights,
+        who: Who<'_>,
     ) -> Result<Published> {
         let mut conflicts = Vec::new();
         let outcome = self.alone(flusher, false, |txn| {
@@ -262,7 +250,7 @@ impl Volume {
     pub fn discard_some(&self, discard: &mut Discard) -> Result<(Restored, bool)> {
         let mut more = false;
         let done = self.change(|txn| {
-            let mut work = Publisher::new(txn, None, &Root);
+            let mut work = Publisher::new(txn, None, ROOT);
             let removal = match &mut discard.removal {
                 Some(removal) => removal,
                 none => {
@@ -295,11 +283,11 @@ struct Publisher<'t, 'm, 'b> {
     conflicts: Vec<Vec<u8>>,
     /// See [`Self::is_quiet`].
     quiet: HashMap<Ino, bool>,
-    who: &'b dyn Rights,
+    who: Who<'b>,
 }
 
 impl<'t, 'm, 'b> Publisher<'t, 'm, 'b> {
-    fn new(txn: &'t mut Txn<'m>, base: Option<&'b Base>, who: &'b dyn Rights) -> Self {
+    fn new(txn: &'t mut Txn<'m>, base: Option<&'b Base>, who: Who<'b>) -> Self {
         Self { txn, base, out: Restored::default(), conflicts: Vec::new(), quiet: HashMap::new(), who }
     }
 }
@@ -512,8 +500,8 @@ impl Publisher<'_, '_, '_> {
             }
         }
         if let Some((perm, uid, gid)) = staged_plain {
-            let who = self.who.uid();
-            let group = gid == now.gid || self.who.in_group(gid);
+            let who = self.who.uid;
+            let group = gid == now.gid || self.who.is_in(gid);
             if who != 0 && (who != now.uid || uid != now.uid || !group) {
                 return Err(self.refused(path, "its mode, owner or group may not be changed"));
             }
@@ -546,7 +534,7 @@ impl Publisher<'_, '_, '_> {
                 self.conflict(path);
             }
         }
-        if ![0, now.uid].contains(&self.who.uid()) {
+        if ![0, now.uid].contains(&self.who.uid) {
             return Err(self.refused(path, "its attributes may not be changed"));
         }
         for name in current.keys().filter(|name| !staged.contains_key(*name)) {
@@ -616,19 +604,12 @@ impl Publisher<'_, '_, '_> {
     }
 
     fn refused(&self, path: &[u8], what: &str) -> Error {
-        Error::Refused(format!("{}: {what} by user {}", shown(path), self.who.uid()))
+        Error::Refused(format!("{}: {what} by user {}", shown(path), self.who.uid))
     }
 
-    /// All of `wanted`, bits of one digit of a mode, by mode and access control list; or they could give it themselves.
+    /// All of `wanted`, bits of one digit of a mode; or it is theirs, and they could give it themselves.
     fn may(&mut self, directory: Ino, wanted: u16, path: &[u8]) -> Result<()> {
-        let row = self.txn.inode(directory)?;
-        let who = self.who;
-        if [0, row.uid].contains(&who.uid()) {
-            return Ok(());
-        }
-        let bits = if who.in_group(row.gid) { row.perm >> 3 } else { row.perm };
-        let list = self.txn.acl_allows(directory, who.uid(), &|gid| who.in_group(gid), wanted)?;
-        if list.unwrap_or(bits & wanted == wanted) {
+        if self.txn.inode(directory)?.uid == self.who.uid || self.txn.permits(directory, self.who, wanted)? {
             Ok(())
         } else {
             Err(self.refused(path, "its directory may not be entered or written to"))
@@ -641,7 +622,7 @@ impl Publisher<'_, '_, '_> {
         let row = self.txn.inode(directory)?;
         if let Some(replaced) = replaced
             && row.perm & 0o1000 != 0
-            && ![0, row.uid, self.txn.inode(replaced)?.uid].contains(&self.who.uid())
+            && ![0, row.uid, self.txn.inode(replaced)?.uid].contains(&self.who.uid)
         {
             return Err(
                 self.refused(path, "it is another user's in a directory with the sticky bit, and may not be replaced")

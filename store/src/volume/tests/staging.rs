@@ -9,16 +9,12 @@ const BOB: u32 = 1001;
 const DEPTH: usize = 6000;
 const STACK_BYTES: usize = 1 << 20;
 
-struct User(u32, &'static [u32]);
+fn user(uid: u32) -> Who<'static> {
+    Who { uid, gid: uid, groups: &[] }
+}
 
-impl Rights for User {
-    fn uid(&self) -> u32 {
-        self.0
-    }
-
-    fn in_group(&self, gid: u32) -> bool {
-        self.0 == gid || self.1.contains(&gid)
-    }
+fn in_bobs_group(uid: u32) -> Who<'static> {
+    Who { groups: &[BOB], ..user(uid) }
 }
 
 fn directory(perm: u16, uid: u32) -> NewNode<'static> {
@@ -55,8 +51,8 @@ impl Staging {
         let target = volume.create(ROOT_INO, b"bob", &directory(perm, BOB)).unwrap().ino;
         fill(&volume, target);
         let staging = volume.make_staging(b"run").unwrap().ino;
-        let part = volume.make_part(staging, b"0", (ALICE, ALICE)).unwrap();
-        let upper = volume.make_layer(part, target).unwrap();
+        let part = volume.make_part(staging, b"0", ALICE).unwrap();
+        let upper = volume.make_layer(part, target, (ALICE, ALICE)).unwrap();
         let tree = Staged { path: b"/bob".into(), part, what: StagedWhat::Tree { upper, target } };
         Self { _scratch: scratch, volume, target, staging, tree, upper }
     }
@@ -65,18 +61,18 @@ impl Staging {
         self.volume.base(&NothingDirty).unwrap()
     }
 
-    fn publish(&self, base: Option<&Base>, who: &dyn Rights) -> Result<Published> {
+    fn publish(&self, base: Option<&Base>, who: Who<'_>) -> Result<Published> {
         self.volume.publish(&NothingDirty, base, std::slice::from_ref(&self.tree), who)
     }
 
-    fn refused(&self, who: &dyn Rights, path: &str) {
+    fn refused(&self, who: Who<'_>, path: &str) {
         match self.publish(Some(&self.base()), who) {
             Err(Error::Refused(why)) => assert!(why.starts_with(path), "{why}"),
             other => panic!("published: {other:?}"),
         }
     }
 
-    fn done(&self, who: &dyn Rights) {
+    fn done(&self, who: Who<'_>) {
         let done = self.publish(Some(&self.base()), who);
         assert!(matches!(done, Ok(Published::Done(_))), "{done:?}");
     }
@@ -86,10 +82,10 @@ impl Staging {
 fn names_come_only_where_the_publisher_may_make_them() {
     let staging = Staging::new("staged-rights", 0o755, |_, _| {});
     staging.volume.create(staging.upper, b".profile", &file(ALICE)).unwrap();
-    staging.refused(&User(ALICE, &[]), "/bob/.profile");
+    staging.refused(user(ALICE), "/bob/.profile");
     assert!(staging.volume.lookup(staging.target, b".profile").is_err());
     chmod(&staging.volume, staging.target, 0o775);
-    staging.refused(&User(ALICE, &[]), "/bob/.profile");
+    staging.refused(user(ALICE), "/bob/.profile");
     // A list that gives the group less than the mode shows, and Alice nothing.
     let entry =
         |tag: u16, perm: u16, id: u32| [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat();
@@ -102,10 +98,10 @@ fn names_come_only_where_the_publisher_may_make_them() {
     let set =
         |alice| staging.volume.change(|txn| txn.set_acl(staging.target, ACL_ACCESS, &list(alice), false)).unwrap();
     set(5);
-    staging.refused(&User(ALICE, &[BOB]), "/bob/.profile");
-    staging.refused(&User(7, &[BOB]), "/bob/.profile");
+    staging.refused(in_bobs_group(ALICE), "/bob/.profile");
+    staging.refused(in_bobs_group(7), "/bob/.profile");
     set(7);
-    staging.done(&User(ALICE, &[]));
+    staging.done(user(ALICE));
     assert!(staging.volume.lookup(staging.target, b".profile").is_ok());
     staging.volume.close(&NothingDirty).unwrap();
 }
@@ -114,8 +110,8 @@ fn names_come_only_where_the_publisher_may_make_them() {
 fn a_group_may_publish_where_it_may_write() {
     let staging = Staging::new("staged-group", 0o775, |_, _| {});
     staging.volume.create(staging.upper, b"new", &file(ALICE)).unwrap();
-    staging.refused(&User(ALICE, &[]), "/bob/new");
-    staging.done(&User(ALICE, &[BOB]));
+    staging.refused(user(ALICE), "/bob/new");
+    staging.done(in_bobs_group(ALICE));
     staging.volume.close(&NothingDirty).unwrap();
 }
 
@@ -127,12 +123,12 @@ fn what_is_anothers_stays_in_a_directory_with_the_sticky_bit() {
     });
     staging.volume.create(staging.upper, b"alices", &whiteout(ALICE)).unwrap();
     staging.volume.create(staging.upper, b"bobs", &whiteout(ALICE)).unwrap();
-    staging.refused(&User(ALICE, &[]), "/bob/bobs");
+    staging.refused(user(ALICE), "/bob/bobs");
     staging.volume.unlink(staging.upper, b"bobs").unwrap();
     staging.volume.create(staging.upper, b"bobs", &file(ALICE)).unwrap();
-    staging.refused(&User(ALICE, &[]), "/bob/bobs");
+    staging.refused(user(ALICE), "/bob/bobs");
     staging.volume.unlink(staging.upper, b"bobs").unwrap();
-    staging.done(&User(ALICE, &[]));
+    staging.done(user(ALICE));
     assert!(staging.volume.lookup(staging.target, b"bobs").is_ok());
     assert!(staging.volume.lookup(staging.target, b"alices").is_err());
     staging.volume.close(&NothingDirty).unwrap();
@@ -149,16 +145,16 @@ fn attributes_of_a_directory_are_its_owners_to_change() {
     let inner = volume.lookup(staging.target, b"inner").unwrap().ino;
     let upper = volume.create(staging.upper, b"inner", &directory(0o777, BOB)).unwrap().ino;
     volume.set_xattr(upper, b"user.gone", b"1", false, false).unwrap();
-    staging.refused(&User(ALICE, &[]), "/bob/inner");
+    staging.refused(user(ALICE), "/bob/inner");
     chmod(volume, upper, 0o755);
     volume.set_xattr(upper, b"user.new", b"2", false, false).unwrap();
-    staging.refused(&User(ALICE, &[]), "/bob/inner");
+    staging.refused(user(ALICE), "/bob/inner");
     volume.remove_xattr(upper, b"user.gone").unwrap();
     // To another owner: not even its owner.
     volume.set_attr(upper, &SetAttr { uid: Some(ALICE), ..SetAttr::default() }).unwrap();
-    staging.refused(&User(BOB, &[]), "/bob/inner");
+    staging.refused(user(BOB), "/bob/inner");
     volume.set_attr(upper, &SetAttr { uid: Some(BOB), perm: Some(0o700), ..SetAttr::default() }).unwrap();
-    staging.done(&User(BOB, &[]));
+    staging.done(user(BOB));
     assert_eq!(volume.attr(inner).unwrap().perm, 0o700);
     let names: Vec<Vec<u8>> = volume.list_xattrs(inner).unwrap();
     assert_eq!(names, [b"trusted.kept".to_vec(), b"user.new".to_vec()], "{names:?}");
@@ -179,13 +175,13 @@ fn attributes_that_somebody_else_set_meanwhile_are_a_conflict() {
     volume.create(upper, b"file", &file(ALICE)).unwrap();
     volume.set_xattr(inner, b"user.two", b"2", false, false).unwrap();
     volume.set_xattr(upper, b"user.mine", b"3", false, false).unwrap();
-    match staging.publish(Some(&base), &User(ALICE, &[])) {
+    match staging.publish(Some(&base), user(ALICE)) {
         Ok(Published::Conflict(paths)) => assert_eq!(paths, [b"/bob/inner".to_vec()]),
         other => panic!("{other:?}"),
     }
     // The run set none: theirs stay.
     volume.remove_xattr(upper, b"user.mine").unwrap();
-    let done = staging.publish(Some(&base), &User(ALICE, &[]));
+    let done = staging.publish(Some(&base), user(ALICE));
     assert!(matches!(done, Ok(Published::Done(_))), "{done:?}");
     assert_eq!(volume.list_xattrs(inner).unwrap().len(), 2);
     Arc::clone(volume).close(&NothingDirty).unwrap();
@@ -198,7 +194,7 @@ fn what_was_staged_is_known_by_its_inode() {
     volume.rename(staging.tree.part, b"upper", staging.tree.part, b"old", RenameFlags::default()).unwrap();
     let other = volume.create(staging.tree.part, b"upper", &directory(0o777, ALICE)).unwrap().ino;
     volume.create(other, b".profile", &file(ALICE)).unwrap();
-    match staging.publish(Some(&staging.base()), &User(0, &[])) {
+    match staging.publish(Some(&staging.base()), user(0)) {
         Err(Error::Refused(why)) => assert!(why.contains("/bob"), "{why}"),
         other => panic!("published: {other:?}"),
     }
@@ -209,7 +205,7 @@ fn what_was_staged_is_known_by_its_inode() {
 fn staged_file(staging: &Staging, base: &Base) -> (Staged, Ino) {
     let volume = &staging.volume;
     let of = volume.lookup(staging.target, b"file").unwrap().ino;
-    let part = volume.make_part(staging.staging, b"1", (ALICE, ALICE)).unwrap();
+    let part = volume.make_part(staging.staging, b"1", ALICE).unwrap();
     let to = Destination { parent: part, name: b"file", replace: false, version: None };
     volume.restore(&NothingDirty, base.generation(), of, to, &|_| false).unwrap();
     let copy = volume.lookup(part, b"file").unwrap();
@@ -227,7 +223,7 @@ fn a_file_is_published_if_anything_of_it_was_changed_and_only_in_its_place() {
     let volume = &staging.volume;
     let base = staging.base();
     let (one, copy) = staged_file(&staging, &base);
-    let publish = || volume.publish(&NothingDirty, Some(&base), std::slice::from_ref(&one), &User(ALICE, &[]));
+    let publish = || volume.publish(&NothingDirty, Some(&base), std::slice::from_ref(&one), user(ALICE));
     assert!(matches!(publish(), Ok(Published::Done(_))));
     let there = || volume.lookup(staging.target, b"file").unwrap().ino;
     assert_ne!(there(), copy, "nothing was changed");
@@ -240,7 +236,7 @@ fn a_file_is_published_if_anything_of_it_was_changed_and_only_in_its_place() {
         other => panic!("{other:?}"),
     }
     volume.rename(staging.target, b"file", staging.target, b"other", exchange).unwrap();
-    let kept = volume.publish(&NothingDirty, None, std::slice::from_ref(&one), &User(ALICE, &[]));
+    let kept = volume.publish(&NothingDirty, None, std::slice::from_ref(&one), user(ALICE));
     assert!(matches!(kept, Ok(Published::Done(_))), "{kept:?}");
     assert_eq!(there(), copy);
     Arc::clone(volume).close(&NothingDirty).unwrap();
@@ -267,12 +263,12 @@ fn directories_of_any_depth_are_published_and_discarded_on_a_small_stack() {
         volume.create(upper[DEPTH], b"file", &file(ALICE)).unwrap();
         let new = volume.create(staging.upper, b"new", &directory(0o755, ALICE)).unwrap().ino;
         chain(volume, new, ALICE);
-        staging.done(&User(ALICE, &[]));
+        staging.done(user(ALICE));
         let published = volume.lookup(staging.target, b"new").unwrap().ino;
         assert!(volume.lookup(published, b"d").is_ok());
         // And replaced by a whiteout.
         volume.create(staging.upper, b"new", &whiteout(ALICE)).unwrap();
-        staging.done(&User(ALICE, &[]));
+        staging.done(user(ALICE));
         assert!(volume.lookup(staging.target, b"new").is_err());
         // What is left of the upper layer goes, in steps.
         let (mut discard, mut steps) = (Discard::new(b"run"), 0);
