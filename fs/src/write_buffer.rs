@@ -371,8 +371,12 @@ impl WriteBuffer {
         // Inline content has no chunks to drop and is in the buffer, unless nothing of it is to be left.
         let drops_chunks = shrinks && (!dirty.stored_inline || size == 0);
         if drops_chunks {
-            let change = FileChange { size, mtime_ns: now_ns, ctime_ns: now_ns, inline: None, clear_suid: false };
-            dirty.base = self.volume.set_file(dirty.base.ino, &change)?;
+            let to = |size| FileChange { size, mtime_ns: now_ns, ctime_ns: now_ns, inline: None, clear_suid: false };
+            if !dirty.stored_inline && dirty.base.size < dirty.buffer.size() {
+                // Chunks may be stored past the size the store knows (shared ones are): it must see that they are cut off.
+                self.volume.set_file(dirty.base.ino, &to(dirty.buffer.size()))?;
+            }
+            dirty.base = self.volume.set_file(dirty.base.ino, &to(size))?;
             node.put(dirty.base.version);
             dirty.stored_inline = false;
         }
