@@ -15,7 +15,7 @@ use crate::meta::rows::{FileKind, NewNode};
 use crate::seal::{Codec, Salt, Sealer, SecretKey, VolumeKeys};
 use crate::segment::{Segments, Writer};
 use crate::shard::{RecordHeader, RecordKind};
-use crate::stripes::StripePlace;
+use crate::stripes::{SegmentInfo, StripePlace};
 
 const VOLUME: VolumeId = VolumeId([3; 16]);
 
@@ -152,6 +152,16 @@ impl Fixture {
         let records = stripes.records(segment, 0, &info);
         records.into_iter().filter(|(_, header)| header.commit.is_some()).collect()
     }
+
+    /// Commit the first record, which is written in whole copies: its place, and the slots that hold it.
+    fn record_in_copies(&self) -> (StripePlace, Arc<SegmentInfo>, Vec<usize>) {
+        self.create("a");
+        self.commit().unwrap();
+        let (place, header) = self.records(SegmentId(1)).remove(0);
+        assert_eq!(header.kind, RecordKind::CommitCopy);
+        let holders = (0..6).filter(|slot| header.commit.unwrap().copies >> slot & 1 == 1).collect();
+        (place, self.blocks.segment_info(SegmentId(1)).unwrap(), holders)
+    }
 }
 
 #[test]
@@ -184,12 +194,7 @@ fn a_small_commit_is_written_in_copies_and_syncs_only_their_files() {
 #[test]
 fn a_record_in_copies_is_read_while_one_is_left_and_healed() {
     let fixture = Fixture::new("copies-left", (4, 2));
-    fixture.create("a");
-    fixture.commit().unwrap();
-    let (place, header) = fixture.records(SegmentId(1)).remove(0);
-    assert_eq!(header.kind, RecordKind::CommitCopy);
-    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
-    let holders: Vec<usize> = (0..6).filter(|slot| header.commit.unwrap().copies >> slot & 1 == 1).collect();
+    let (place, info, holders) = fixture.record_in_copies();
     let whole = fixture.blocks.stripes().message(place, &info).unwrap().1;
     for slot in &holders[..2] {
         let member = info.slots[*slot].unwrap();
@@ -434,12 +439,7 @@ fn stripes_that_nothing_needs_do_not_keep_a_directory_behind() {
 #[test]
 fn a_record_whose_other_copies_are_away_is_not_taken_for_none() {
     let fixture = Fixture::new("behind-unseen", (4, 2));
-    fixture.create("a");
-    fixture.commit().unwrap();
-    let (place, header) = fixture.records(SegmentId(1)).remove(0);
-    assert_eq!(header.kind, RecordKind::CommitCopy);
-    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
-    let holders: Vec<usize> = (0..6).filter(|slot| header.commit.unwrap().copies >> slot & 1 == 1).collect();
+    let (place, info, holders) = fixture.record_in_copies();
     let number = |slot: usize| usize::from(info.slots[slot].unwrap().0[0]) - 1;
     fixture.faulty[number(holders[0])]
         .write_at(SegmentId(1), place.offset, &[std::io::IoSlice::new(&[0; 600])])
