@@ -332,6 +332,20 @@ fn tickets_are_no_use_to_anybody_else() {
         assert!(finished.stderr.contains("brine: ") && !finished.stdout.contains("ran"), "{finished}");
     }
     assert!(log(&volume).iter().all(|record| record["cause"] == "refused"), "and recorded");
+    // More records than are told at a time come one after the other, the newest first, and as many as are asked for.
+    for _ in 0..450 {
+        Command::new(&launcher).args(["nonsense", "f"]).stderr(Stdio::null()).status().expect("run");
+    }
+    let rows = log(&volume);
+    assert_eq!(rows.len(), 453);
+    let ids: std::collections::HashSet<&str> = rows.iter().filter_map(|row| row["id"].as_str()).collect();
+    assert_eq!(ids.len(), rows.len(), "each once");
+    assert!(rows.is_sorted_by_key(|row| std::cmp::Reverse(row["started_ns"].as_i64())));
+    for many in [1, 200, 201, 450] {
+        let count = many.to_string();
+        let told = run(brine_command(&["exec", "log", "-n", &count, "--at"]).arg(volume.mnt())).expect_success().stdout;
+        assert_eq!(told.lines().count(), many);
+    }
     volume.umount();
 }
 

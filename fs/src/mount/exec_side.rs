@@ -223,7 +223,7 @@ impl ExecSide {
                     "state": "running", "running": running, "sandboxes_ready": status.pooled,
                     "from_pool": status.hits_and_misses.0, "built_cold": status.hits_and_misses.1,
                     "unenforceable": status.unenforceable, "spawner_pid": status.spawner,
-                    "not_removed": status.not_removed,
+                    "not_removed": status.not_removed, "unable": status.unable,
                 })
             }
         }
