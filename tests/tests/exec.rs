@@ -544,3 +544,58 @@ fn what_a_run_began_with_is_kept_while_it_runs() {
     assert_eq!(then().code(), Some(5));
     volume.umount();
 }
+
+#[test]
+fn functions_run_below_a_mountpoint_with_a_blank() {
+    let mut volume = small("exec with a blank");
+    let inner = function(&volume, "inner", "echo inner \"$1\"");
+    let outer = function(&volume, "outer", &format!("'{}' \"$1\"", inner.display()));
+    policy(&outer, &["--call", "inner"]);
+    assert_eq!(call(&outer, &["an argument"]).expect_success().stdout, "inner an argument\n");
+    volume.umount();
+}
+
+#[test]
+fn the_launcher_is_put_where_it_is_asked_to_be() {
+    let mut volume = small("exec-launcher");
+    let (place, shared) = (volume.root().join("place"), volume.root().join("shared"));
+    for (directory, mode) in [(&place, 0o755), (&shared, 0o777)] {
+        fs::create_dir(directory).expect("mkdir");
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+    let inner = function(&volume, "inner", "echo inner");
+    let outer = function(&volume, "outer", &inner.display().to_string());
+    let stays = function(&volume, "stays", "echo ready; read x");
+    policy(&outer, &["--call", "inner"]);
+    volume.umount();
+    let option = |place: &Path| format!("launcher={}", place.display());
+
+    volume.mount_with(&[&option(&place)]).expect_success();
+    assert_eq!(call(&outer, &[]).expect_success().stdout, "inner\n");
+    let mut child = Command::new(&stays).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    child.stdout.as_mut().expect("stdout").read_exact(&mut [0; 6]).expect("it starts");
+    let program = fs::read_link(format!("/proc/{}/exe", child.id())).expect("its program");
+    assert_eq!(program, place.join("launcher"));
+    drop(child.stdin.take());
+    child.wait().expect("wait");
+    run(brine_command(&["sync"]).arg(volume.mnt())).expect_success();
+    // What a killed daemon left there is taken over by the next of the same volume.
+    volume.kill_daemon();
+    volume.detach();
+    volume.mount_with(&[&option(&place)]).expect_success();
+    assert_eq!(call(&outer, &[]).expect_success().stdout, "inner\n");
+    volume.umount();
+    assert_eq!(fs::read_dir(&place).expect("list").count(), 0, "nothing stays");
+
+    // Nothing of somebody else's is replaced, and nobody else may replace the launcher.
+    fs::write(place.join("launcher"), "mine").expect("write");
+    for (directory, why) in [(&place, "not this volume's"), (&shared, "nobody else can write to")] {
+        let mounted = volume.mount_with(&[&option(directory)]).expect_success();
+        assert!(mounted.stderr.contains("nothing can be run") && mounted.stderr.contains(why), "{mounted}");
+        // As on any mount on which nothing can be run.
+        assert!(Command::new(&inner).status().is_err(), "it is not run");
+        volume.umount();
+    }
+    assert_eq!(fs::read_to_string(place.join("launcher")).expect("read"), "mine");
+    assert_eq!(fs::read_dir(&shared).expect("list").count(), 0);
+}
