@@ -130,8 +130,13 @@ fn policy(host: &RunHost, path: &Path, change: Option<&PolicyChange>, asker: Ask
             let new = change.clone().apply(old, asker.uid);
             new.check().map_err(refuse)?;
             for granted in new.read.iter().chain(&new.write).chain(&new.root).chain(&new.call).chain(&new.open) {
-                if scout.find(Path::new(granted.trim_start_matches('/'))).is_none() {
-                    return Err(refuse(format!("{granted} does not exist, or is reached through a symbolic link")));
+                match scout.find(Path::new(granted.trim_start_matches('/'))).map(|attr| attr.kind) {
+                    Some(FileKind::File | FileKind::Directory) => {}
+                    Some(_) => return Err(refuse(format!("{granted} is neither a file nor a directory"))),
+                    None => {
+                        let why = format!("{granted} does not exist, or is reached through a symbolic link");
+                        return Err(refuse(why));
+                    }
                 }
             }
             Some(new)

@@ -56,7 +56,18 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
     PASSED.iter().for_each(|signal| passed.add(*signal));
     let unblocked = SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty());
     let _ = passed.thread_block();
-    let done = call(Path::new(&name), argv, &passed)?;
+    let done = match call(Path::new(&name), argv, &passed) {
+        Ok(done) => done,
+        // As a launcher would end.
+        Err(failure) => {
+            output::note(&failure.to_string());
+            std::process::exit(match failure.code() {
+                ExitCode::NotFound => 127,
+                ExitCode::NotPermitted | ExitCode::Refused => 126,
+                _ => 125,
+            })
+        }
+    };
     if let (Some(fd), Some(run)) = (result_fd, &done.run) {
         tell(fd, Path::new(&name), run)?;
     }
