@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use brine_tests::command::{exit, run_for};
+use brine_tests::command::run_for;
 use brine_tests::volume::{brine_command, wait_until};
 use brine_tests::{Builder, Finished, TestVolume, program, run};
 use serde_json::Value;
@@ -345,46 +345,6 @@ fn tickets_are_no_use_to_anybody_else() {
         let count = many.to_string();
         let told = run(brine_command(&["exec", "log", "-n", &count, "--at"]).arg(volume.mnt())).expect_success().stdout;
         assert_eq!(told.lines().count(), many);
-    }
-    volume.umount();
-}
-
-#[test]
-fn unmounting_with_idle_sandboxes_works_and_with_runs_it_is_busy() {
-    let mut volume = small("exec-umount");
-    let f = function(&volume, "f", "echo ready; read x");
-    for _ in 0..3 {
-        run(Command::new(&f).stdin(Stdio::null())).text();
-    }
-    let mut child = Command::new(&f).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
-    let mut ready = [0; 6];
-    child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("it starts");
-    let busy = run(brine_command(&["umount"]).arg(volume.mnt())).with_code(exit::BUSY);
-    assert!(busy.stderr.contains(&child.id().to_string()), "it names the caller: {busy}");
-    drop(child.stdin.take());
-    child.wait().expect("wait");
-    let daemon = volume.daemon().expect("mounted").clone();
-    run(Command::new(program("umount")).arg(volume.mnt())).expect_success();
-    assert!(daemon.wait_gone(Duration::from_secs(30)), "plain umount(8) ends the daemon");
-    volume.forget_daemon();
-    volume.mount();
-    assert_eq!(log(&volume).len(), 4, "everything was durable");
-    volume.umount();
-}
-
-#[test]
-fn functions_read_the_mount_at_more_concurrency_than_it_has_threads() {
-    let mut volume = small("exec-load");
-    fs::create_dir(volume.path("many")).expect("mkdir");
-    for number in 0..400 {
-        fs::write(volume.path(&format!("many/{number}")), brine_tests::content(number, 5000)).expect("write");
-    }
-    let f = function(&volume, "read", &format!("cat {}/many/* | wc -c", volume.mnt().display()));
-    policy(&f, &["--read", "../many", "--memory", "64M", "--scratch", "1M"]);
-    let children: Vec<_> = (0..12).map(|_| Command::new(&f).stdout(Stdio::piped()).spawn().expect("start")).collect();
-    for child in children {
-        let out = child.wait_with_output().expect("wait");
-        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "2000000", "{:?}", out.status);
     }
     volume.umount();
 }
