@@ -91,6 +91,12 @@ pub struct BufferedRead {
     pub inline: Option<bool>,
 }
 
+/// What a write of `len` bytes reserves at most, bytes: whole chunks at both ends, and a part of each chunk's record.
+fn reserved_at_most(len: usize) -> u64 {
+    const CHUNK_MAX: u64 = 1 << 20;
+    len as u64 + len as u64 / 2 + 2 * CHUNK_MAX
+}
+
 impl WriteBuffer {
     /// A buffer of at most `limit` bytes, with `sealers` threads to seal.
     ///
@@ -150,7 +156,7 @@ impl WriteBuffer {
 
     /// Whether a write of `len` bytes can be accepted now, nobody waiting before it.
     pub fn has_room(&self, len: usize) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(len as u64)
+        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(reserved_at_most(len))
     }
 
     fn fits(&self, len: usize) -> bool {
@@ -191,7 +197,7 @@ impl WriteBuffer {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         if outcome.is_ok() {
             // What dead blocks and history take is given back before a writer is told that there is no space.
-            self.volume.wait_for_space(len as u64);
+            self.volume.wait_for_space(reserved_at_most(len));
         }
         outcome
     }

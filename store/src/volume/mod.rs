@@ -32,7 +32,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -124,6 +124,9 @@ pub struct Volume {
     gc: Mutex<Gc>,
     /// Writers that wait for space.
     hungry: AtomicUsize,
+    /// Collections of the housekeeper's that came to their end, and bytes that they gave back.
+    collections: AtomicU64,
+    given_back: AtomicU64,
     retention: Mutex<Retention>,
     /// Former states that are being read, and by how many.
     pinned: Mutex<BTreeMap<Generation, usize>>,
