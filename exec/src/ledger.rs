@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -12,6 +13,8 @@ use crate::error::{Error, Result};
 /// Part of everything that only runs invoked by runs may have: without it, runs that wait for their children could
 /// hold all there is.
 const NESTED_PART: u64 = 8;
+/// How often it is looked whether who waits is still wanted.
+const UNWANTED_TICK: Duration = Duration::from_millis(50);
 
 /// What there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,12 +95,18 @@ impl Ledger {
         Arc::new(Self { capacity, state: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// A promise of `need` to a run of `uid`, as soon as it can be had.
+    /// A promise of `need` to a run of `uid`, as soon as it can be had; given up soon after `unwanted` is set.
     ///
     /// # Errors
-    /// [`Error::Refused`] if it never can; [`Error::Full`] if too many wait or the wait is over;
+    /// [`Error::Refused`] if it never can, or is unwanted; [`Error::Full`] if too many wait or the wait is over;
     /// [`Error::Stopping`].
-    pub fn promise(self: &Arc<Self>, uid: u32, need: Need, nested: bool) -> Result<Promise> {
+    pub fn promise(
+        self: &Arc<Self>,
+        uid: u32,
+        need: Need,
+        nested: bool,
+        unwanted: Option<&AtomicBool>,
+    ) -> Result<Promise> {
         if !self.fits(&State::default(), &need, nested) {
             return Err(Error::Refused(format!(
                 "its limits ({} MiB, {} processes) are larger than what all runs may use on this machine ({} MiB, {})",
@@ -122,7 +131,11 @@ impl Ledger {
             if (nested || first(&state) == Some(number)) && self.fits(&state, &need, nested) {
                 break Ok(());
             }
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
+            if unwanted.is_some_and(|unwanted| unwanted.load(Ordering::SeqCst)) {
+                break Err(Error::Refused("who asked for it has ended".into()));
+            }
+            let until = unwanted.map_or(deadline, |_| deadline.min(Instant::now() + UNWANTED_TICK));
+            if self.changed.wait_until(&mut state, until).timed_out() && until == deadline {
                 break Err(Error::Full("it waited for its limits to become free"));
             }
         };
@@ -205,28 +218,31 @@ mod tests {
     #[test]
     fn what_is_promised_comes_back_and_what_never_fits_is_refused() {
         let ledger = ledger(Duration::ZERO);
-        let one = ledger.promise(1, BIG, false).unwrap();
-        assert!(matches!(ledger.promise(1, BIG, false), Err(Error::Full(_))), "an eighth is kept for nested runs");
-        let nested = ledger.promise(1, BIG, true).unwrap();
+        let one = ledger.promise(1, BIG, false, None).unwrap();
+        assert!(
+            matches!(ledger.promise(1, BIG, false, None), Err(Error::Full(_))),
+            "an eighth is kept for nested runs"
+        );
+        let nested = ledger.promise(1, BIG, true, None).unwrap();
         assert_eq!(ledger.status().promised.memory_bytes, 800);
         drop((one, nested));
         assert_eq!(ledger.status().promised, Need::default());
         assert_eq!((ledger.status().runs, ledger.status().waiting), (0, 0));
         let huge = Need { memory_bytes: 801, pids: 1 };
-        assert!(matches!(ledger.promise(1, huge, true), Err(Error::Refused(_))));
+        assert!(matches!(ledger.promise(1, huge, true, None), Err(Error::Refused(_))));
     }
 
     #[test]
     fn the_user_with_fewer_runs_goes_first_and_the_queue_is_bounded() {
         let ledger = ledger(Duration::from_secs(60));
-        let small = ledger.promise(1, Need { memory_bytes: 100, pids: 1 }, false).unwrap();
-        let held = ledger.promise(1, BIG, false).unwrap();
+        let small = ledger.promise(1, Need { memory_bytes: 100, pids: 1 }, false, None).unwrap();
+        let held = ledger.promise(1, BIG, false, None).unwrap();
         let (say, heard) = std::sync::mpsc::channel();
         let mut threads = Vec::new();
         for (index, uid) in [1, 1, 1, 2].into_iter().enumerate() {
             let (own, say) = (Arc::clone(&ledger), say.clone());
             threads.push(std::thread::spawn(move || {
-                let promise = own.promise(uid, BIG, false);
+                let promise = own.promise(uid, BIG, false, None);
                 say.send((uid, promise.is_ok())).unwrap();
                 promise
             }));
@@ -234,7 +250,7 @@ mod tests {
                 std::thread::yield_now();
             }
         }
-        assert!(matches!(ledger.promise(3, BIG, false), Err(Error::Full(_))), "four wait already");
+        assert!(matches!(ledger.promise(3, BIG, false, None), Err(Error::Full(_))), "four wait already");
         // User 1 still has the small run then, so user 2 passes three that came before.
         drop(held);
         assert_eq!(heard.recv().unwrap(), (2, true));
@@ -244,5 +260,22 @@ mod tests {
         }
         drop(small);
         assert_eq!(ledger.status().promised, Need::default());
+    }
+
+    #[test]
+    fn a_wait_that_nobody_wants_any_more_ends() {
+        let ledger = ledger(Duration::from_secs(600));
+        let held = ledger.promise(1, BIG, false, None).unwrap();
+        let unwanted = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| ledger.promise(1, BIG, false, Some(&unwanted)));
+            while ledger.status().waiting == 0 {
+                std::thread::yield_now();
+            }
+            unwanted.store(true, Ordering::SeqCst);
+            assert!(matches!(waits.join().unwrap(), Err(Error::Refused(_))));
+        });
+        assert_eq!((ledger.status().waiting, ledger.status().runs), (0, 1));
+        drop(held);
     }
 }

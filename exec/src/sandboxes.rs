@@ -184,7 +184,8 @@ impl Sandboxes {
     }
 
     /// Promise a plan its limits, and start it in a sandbox of its own. The program starts when its standard
-    /// descriptors come over `connection`, of which the init gets this end, or over [`Begun::launcher`].
+    /// descriptors come over `connection`, of which the init gets this end, or over [`Begun::launcher`]. It waits for room
+    /// until `unwanted` is set.
     ///
     /// # Errors
     /// Why it was not started; nothing is left of it.
@@ -194,6 +195,7 @@ impl Sandboxes {
         plan: &Plan,
         credential: Option<OwnedFd>,
         connection: Option<OwnedFd>,
+        unwanted: Option<&AtomicBool>,
     ) -> Result<Begun> {
         let shared = &self.shared;
         let begun = Instant::now();
@@ -203,7 +205,7 @@ impl Sandboxes {
             return Err(Error::Unenforceable { what });
         }
         let need = Need { memory_bytes: plan.group_memory_bytes(), pids: u64::from(plan.limits.pids) };
-        let promise = shared.ledger.promise(plan.identity.uid, need, plan.depth > 0)?;
+        let promise = shared.ledger.promise(plan.identity.uid, need, plan.depth > 0, unwanted)?;
         let mut steps = Steps { admitted: begun.elapsed(), ..Steps::default() };
         let limits = group_limits(plan);
         let kind = PoolKind { identity: plan.identity.clone(), template: plan.template.clone() };
@@ -263,7 +265,7 @@ impl Sandboxes {
         let said = Streams { present, ..Streams::default() };
         send_frame(&ours, Kind::Streams, &said.encode(), &fds).map_err(Error::step("handing over the descriptors"))?;
         drop(streams);
-        let outcome = self.begin(RunId::random(), plan, None, Some(theirs))?.running.wait(|_| {});
+        let outcome = self.begin(RunId::random(), plan, None, Some(theirs), None)?.running.wait(|_| {});
         drop(ours);
         outcome
     }

@@ -4,9 +4,11 @@
 //! the filesystem, so that a function may read the volume it runs from (X5). A launcher that goes away takes
 //! its run with it: the run's init sees its connection end.
 
+mod credential;
+
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -17,21 +19,22 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::invocation::Caller;
 use crate::plan::{Identity, Plan};
-use crate::protocol::frame::{Kind, receive_frame, send_frame};
+use crate::protocol::frame::{Kind, receive_frame, send_frame_within};
 use crate::protocol::{Ended, Request};
 use crate::run_record::{Outcome, RunId, Verdict};
 use crate::sandboxes::{Event, Sandboxes};
 use crate::sys;
+use credential::{Credential, Inside, Seat};
 
 /// Launchers that are talked to at one time; the kernel queues some more. Runs are bounded by the ledger.
 const LAUNCHERS_MAX: usize = 2048;
 /// Threads that wait for launchers from the start, and at most.
 const WAITING_MIN: usize = 4;
 const WAITING_MAX: usize = 16;
-/// Things one run may ask for over its credential at one time.
-const CALLS_MAX: usize = 64;
 /// A launcher that started to talk finishes within this time.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// What is told is taken within this time.
+const SEND_WAIT: Duration = Duration::from_secs(10);
 /// Stack of a thread that talks to a launcher: it decodes, and asks the host.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -182,22 +185,26 @@ struct Talk {
     launcher: UnixStream,
     sandboxes: Arc<Sandboxes>,
     host: Arc<dyn Host>,
-    /// The run it is in.
-    parent: Option<Parent>,
-}
-
-/// A run whose credential is used.
-#[derive(Clone, Copy)]
-struct Parent {
-    run: RunId,
-    /// Process number of its init, which is above every process of the run.
-    init: i32,
+    /// The run it is in, whose credential is used.
+    parent: Option<Seat>,
 }
 
 impl Talk {
+    /// A launcher that is gone, or does not listen, needs no answer.
+    fn tell(&self, within: Duration, kind: Kind, body: &[u8], fds: &[RawFd]) {
+        if send_frame_within(&self.launcher, kind, body, fds, within).is_err() {
+            // Part of it may have been taken.
+            let _ = self.launcher.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     fn say(&self, ended: &Ended) {
-        // A launcher that is gone needs no answer.
-        let _ = send_frame(&self.launcher, Kind::Ended, &ended.encode(), &[]);
+        self.tell(SEND_WAIT, Kind::Ended, &ended.encode(), &[]);
+    }
+
+    /// For threads that others wait for.
+    fn say_at_once(&self, ended: &Ended) {
+        self.tell(Duration::ZERO, Kind::Ended, &ended.encode(), &[]);
     }
 
     fn serve(&self) {
@@ -221,7 +228,7 @@ impl Talk {
 
     /// What it is told in the end, if anything.
     fn answer(&self, id: RunId, asked: Asked, caller: &Caller) -> Result<Option<Ended>> {
-        if let Some(parent) = self.parent
+        if let Some(parent) = self.parent()
             && !is_below(caller.pid, parent.init)
         {
             return Err(Error::Refused(format!("the credential of run {} was used from outside of it", parent.run)));
@@ -234,8 +241,7 @@ impl Talk {
             Asked::Open(path, run) => {
                 match self.host.open(run, &path, caller) {
                     Ok(file) => {
-                        // Whoever went away needs no file.
-                        let _ = send_frame(&self.launcher, Kind::Opened, &[], &[file.as_raw_fd()]);
+                        self.tell(SEND_WAIT, Kind::Opened, &[], &[file.as_raw_fd()]);
                         Ok(None)
                     }
                     // No run, so there is no record of it.
@@ -255,7 +261,7 @@ impl Talk {
         if frame.fds.len() > 1 {
             return Err(Error::Malformed("a launcher asks for a run, with one descriptor at most"));
         }
-        match (frame.kind, self.parent) {
+        match (frame.kind, self.parent()) {
             (Kind::Request | Kind::Ask, _) => {
                 let mut request = Box::new(Request::decode(&frame.body)?);
                 let (mut function, mut connection) = (frame.fds.pop(), None);
@@ -281,42 +287,41 @@ impl Talk {
         connection: Option<OwnedFd>,
         caller: &Caller,
     ) -> Result<Outcome> {
-        let plan = self.host.admit(id, request, function, caller, self.parent.map(|parent| parent.run))?;
+        let plan = self.host.admit(id, request, function, caller, self.parent().map(|parent| parent.run))?;
         let pair = match plan.credential {
             Some(_) => Some(UnixStream::pair().map_err(Error::step("making the credential"))?),
             None => None,
         };
         let (outer, inner) = pair.unzip();
-        let begun = self.sandboxes.begin(id, &plan, inner.map(OwnedFd::from), connection)?;
-        let mut credential = Credential { run: id, init: begun.running.init(), heard: Vec::new() };
+        let ended = self.parent.as_ref().map(Seat::ended);
+        let begun = self.sandboxes.begin(id, &plan, inner.map(OwnedFd::from), connection, ended)?;
+        if let Some(seat) = &self.parent {
+            seat.begun(id);
+        }
+        let mut credential = Credential::new(Inside::new(id, begun.running.init(), &self.sandboxes, &self.host));
         if let Some(outer) = outer {
-            let (sandboxes, host, parent) = self.parts(&credential);
-            credential.hear(outer.into(), move |outer| hear_calls(&outer, parent, &sandboxes, &host))?;
+            credential.hear_calls(outer.into())?;
         }
         if let Some(launcher) = begun.launcher {
             // Ours is closed then: the launcher's end is the only one, and if it never got it the run ends.
-            let _ = send_frame(&self.launcher, Kind::Accepted, &id.0, &[launcher.as_raw_fd()]);
+            self.tell(SEND_WAIT, Kind::Accepted, &id.0, &[launcher.as_raw_fd()]);
         }
         let mut outcome = begun.running.wait(|event| match event {
             Event::Started => self.host.started(id),
             Event::Listens(socket) => {
-                let (sandboxes, host, parent) = self.parts(&credential);
-                let heard = credential.hear(socket, move |socket| {
-                    hear_connections(&socket.into(), parent, &sandboxes, &host);
-                });
-                if let Err(error) = heard {
+                if let Err(error) = credential.hear_connections(socket) {
                     log::warn!("run {id}: {error}");
                 }
             }
         })?;
+        // What it invoked is over, too.
         drop(credential);
         self.host.ended(&mut outcome);
         Ok(outcome)
     }
 
-    fn parts(&self, credential: &Credential) -> (Arc<Sandboxes>, Arc<dyn Host>, Parent) {
-        let parent = Parent { run: credential.run, init: credential.init };
-        (Arc::clone(&self.sandboxes), Arc::clone(&self.host), parent)
+    fn parent(&self) -> Option<&Inside> {
+        self.parent.as_ref().map(|seat| &*seat.inside)
     }
 }
 
@@ -331,32 +336,6 @@ enum Asked {
     },
     /// Over the credential of this run.
     Open(PathBuf, RunId),
-}
-
-/// A run's credential (X12), revoked when dropped: what comes over its sockets later is heard by nobody.
-struct Credential {
-    run: RunId,
-    init: i32,
-    heard: Vec<OwnedFd>,
-}
-
-impl Credential {
-    fn hear(&mut self, socket: OwnedFd, run: impl FnOnce(OwnedFd) + Send + 'static) -> Result<()> {
-        let failed = Error::step("hearing a run's credential");
-        let heard = socket.try_clone().map_err(&failed)?;
-        let thread = std::thread::Builder::new().name("brine-exec-call".into()).stack_size(STACK_BYTES);
-        thread.spawn(move || run(heard)).map_err(&failed)?;
-        self.heard.push(socket);
-        Ok(())
-    }
-}
-
-impl Drop for Credential {
-    fn drop(&mut self) {
-        for socket in &self.heard {
-            let _ = nix::sys::socket::shutdown(socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
-        }
-    }
 }
 
 /// Whether process `pid` is `above` or one that it, or one of its children, started and that was not adopted by another.
@@ -377,51 +356,4 @@ fn is_below(pid: i32, above: i32) -> bool {
         }
     }
     false
-}
-
-/// Serve the processes of a run that hand over connections, until its credential is revoked or one says what is no
-/// call.
-fn hear_calls(credential: &OwnedFd, parent: Parent, sandboxes: &Arc<Sandboxes>, host: &Arc<dyn Host>) {
-    let talking = Arc::new(AtomicUsize::new(0));
-    while let Ok(Some(mut frame)) = receive_frame(credential) {
-        let (Kind::Call, Some(launcher)) = (frame.kind, frame.fds.pop()) else { return };
-        talk_inside(launcher.into(), parent, &talking, sandboxes, host);
-    }
-}
-
-/// Serve the processes of a run that connect, until its credential is revoked.
-fn hear_connections(socket: &UnixListener, parent: Parent, sandboxes: &Arc<Sandboxes>, host: &Arc<dyn Host>) {
-    let talking = Arc::new(AtomicUsize::new(0));
-    loop {
-        match socket.accept() {
-            Ok((launcher, _)) => talk_inside(launcher, parent, &talking, sandboxes, host),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // Shut down, or descriptors are out: what waits is refused with the socket.
-            Err(_) => return,
-        }
-    }
-}
-
-fn talk_inside(
-    launcher: UnixStream,
-    parent: Parent,
-    talking: &Arc<AtomicUsize>,
-    sandboxes: &Arc<Sandboxes>,
-    host: &Arc<dyn Host>,
-) {
-    let talk = Talk { launcher, sandboxes: Arc::clone(sandboxes), host: Arc::clone(host), parent: Some(parent) };
-    if talking.fetch_add(1, Ordering::SeqCst) >= CALLS_MAX {
-        talking.fetch_sub(1, Ordering::SeqCst);
-        talk.say(&refusal(&Error::Full("the run asks for too much at once")));
-        return;
-    }
-    let counter = Arc::clone(talking);
-    let thread = std::thread::Builder::new().name("brine-exec-run".into()).stack_size(STACK_BYTES);
-    let spawned = thread.spawn(move || {
-        talk.serve();
-        counter.fetch_sub(1, Ordering::SeqCst);
-    });
-    if spawned.is_err() {
-        talking.fetch_sub(1, Ordering::SeqCst);
-    }
 }

@@ -24,7 +24,7 @@ pub(crate) fn own(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// One side of a [`clone3`] or [`fork`].
+/// One side of a [`clone3`].
 pub(crate) enum Side {
     /// In the new process.
     Child,
@@ -57,13 +57,34 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result
     Ok(if pid == 0 { Side::Child } else { Side::Parent { pid: Pid::from_raw(pid as i32), pidfd: Some(own(pidfd)) } })
 }
 
-/// Fork of a single-threaded process.
-pub(crate) fn fork() -> io::Result<Side> {
-    // SAFETY: the callers (spawner, init) have one thread, so the child may do what the parent may.
-    match unsafe { nix::unistd::fork() }? {
-        nix::unistd::ForkResult::Child => Ok(Side::Child),
-        nix::unistd::ForkResult::Parent { child } => Ok(Side::Parent { pid: child, pidfd: None }),
+/// Run `child` in a new process that shares this one's memory until it executes a program or ends; this one stands still
+/// meanwhile. It has descriptors, signals, limits, rights, directories of its own. What it moves out of memory is gone
+/// here as well, but for descriptors, which stay open here. `stack` is for it alone.
+///
+/// The caller must be single-threaded; `child` must end by [`exit_now`].
+pub(crate) fn vfork(stack: &mut [u8], child: &mut dyn FnMut()) -> io::Result<i32> {
+    extern "C" fn start(child: *mut libc::c_void) -> c_int {
+        // SAFETY: it is the pointer below, to a closure that outlives the call of clone, which returns only when this
+        // process has another memory or is gone.
+        let child = unsafe { &mut *child.cast::<&mut dyn FnMut()>() };
+        child();
+        exit_now(125)
     }
+    let mut child = child;
+    let end = stack.as_mut_ptr_range().end;
+    let top = end.wrapping_sub(end as usize % 16);
+    // SAFETY: the stack is valid down from its aligned end and used by nobody else; with CLONE_VFORK this process does not
+    // run while the other one uses its memory, and it has no other thread that could.
+    let pid = unsafe {
+        libc::clone(start, top.cast(), libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, (&raw mut child).cast())
+    };
+    check(c_long::from(pid)).map(|pid| pid as i32)
+}
+
+/// Close a descriptor whose owner was moved into the process that shared this one's memory.
+pub(crate) fn close(fd: RawFd) {
+    // SAFETY: callers own the number: nothing else of this process does any more.
+    unsafe { libc::close(fd) };
 }
 
 /// End this process without running anything of it.

@@ -156,6 +156,8 @@ fn a_dead_spawner_loses_its_runs_and_is_started_again() {
         while !descendants(spawner).0.contains_key("sleep") {
             std::thread::sleep(Duration::from_millis(5));
         }
+        // That it runs is told a moment later.
+        std::thread::sleep(Duration::from_millis(300));
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(spawner as i32), nix::sys::signal::Signal::SIGKILL).unwrap();
         let outcome = lost.join().unwrap().unwrap();
         assert_eq!(outcome.cause, ExitCause::SandboxFailed, "{outcome:?}");

@@ -26,10 +26,19 @@ struct Tester {
 }
 
 impl Host for Tester {
-    fn admit(&self, _: RunId, request: Request, _: Option<OwnedFd>, caller: &Caller, _: Option<RunId>) -> Result<Plan> {
-        let ticket = request.ticket.ok_or_else(|| Error::Refused("no ticket".into()))?;
-        if !self.tickets.lock().unwrap().remove(&ticket.0) {
-            return Err(Error::Refused("the ticket is not valid".into()));
+    fn admit(
+        &self,
+        _: RunId,
+        request: Request,
+        _: Option<OwnedFd>,
+        caller: &Caller,
+        parent: Option<RunId>,
+    ) -> Result<Plan> {
+        if parent.is_none() {
+            let ticket = request.ticket.ok_or_else(|| Error::Refused("no ticket".into()))?;
+            if !self.tickets.lock().unwrap().remove(&ticket.0) {
+                return Err(Error::Refused("the ticket is not valid".into()));
+            }
         }
         let path = PathBuf::from(&request.argv[0]);
         let name = Path::new("exec").join(path.file_name().unwrap());
@@ -40,6 +49,11 @@ impl Host for Tester {
         plan.umask = request.umask;
         plan.ignored_signals = request.ignored_signals;
         plan.directory = request.directory;
+        plan.depth = u8::from(parent.is_some());
+        // Those that ask are named so.
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("asks-")) {
+            plan.credential = Some("/mnt/exec.sock".into());
+        }
         Ok(plan)
     }
 
@@ -314,4 +328,205 @@ fn launchers_that_talk_nonsense_are_told_so() {
         assert_eq!(&answer, b"brx1\x03\0", "an end, with a line");
     }
     assert!(stand.run("fine", "exit 0", &[]).status.success(), "and others are served");
+}
+
+/// What a program that uses its credential begins with.
+const ASKING: &str = r#"
+import os, socket, struct, sys
+SOCKET = "/mnt/exec.sock"
+def frame(kind, body=b""):
+    return b"brx1" + struct.pack("<HHI", kind, 0, len(body)) + body
+def connected():
+    out = socket.socket(socket.AF_UNIX)
+    out.settimeout(60)
+    out.connect(SOCKET)
+    return out
+def heard(connection):
+    "Kind, body and descriptors of a frame."
+    head, fds, _, _ = socket.recv_fds(connection, 12, 4)
+    kind, _, left = struct.unpack("<HHI", head[4:])
+    body = b""
+    while len(body) < left:
+        body += connection.recv(left - len(body))
+    return kind, body, fds
+test = socket.socket(fileno=0)
+"#;
+
+impl Stand {
+    /// A program in Python that uses its credential, with a socket to this test as its standard input.
+    fn asking(&self, name: &str, body: &str, arguments: &[&str]) -> (std::process::Child, UnixStream) {
+        let path = self.volume.join("exec").join(name);
+        // The system's: it exists in a sandbox.
+        fs::write(&path, format!("#!/usr/bin/python3\n{ASKING}\n{body}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut command = self.launcher(name, arguments);
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        (command.spawn().unwrap(), ours)
+    }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Take a descriptor that the program sends, and leave it open as long as this process lives.
+fn keep(socket: &UnixStream) {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    let (mut byte, mut space) = ([0; 1], nix::cmsg_space!([i32; 1]));
+    let mut parts = [std::io::IoSliceMut::new(&mut byte)];
+    let number = std::os::fd::AsRawFd::as_raw_fd(socket);
+    let message = recvmsg::<()>(number, &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC).unwrap();
+    let came =
+        message.cmsgs().unwrap().any(|part| matches!(part, ControlMessageOwned::ScmRights(fds) if fds.len() == 1));
+    assert!(came, "a descriptor");
+}
+
+/// Threads of this process, which is the daemon here, by name.
+fn threads(name: &str) -> usize {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)).count()
+}
+
+#[test]
+fn what_a_run_invoked_is_over_when_its_end_is_told() {
+    let stand = Stand::new("invoked");
+    stand.script("inner", "exec sleep 1000");
+    let path = stand.volume.join("exec/inner");
+    let request = Request {
+        ticket: None,
+        argv: vec![path.into()],
+        environment: Vec::new(),
+        directory: "/".into(),
+        umask: 0o022,
+        nice: 0,
+        ignored_signals: 0,
+        rlimits: Vec::new(),
+    };
+    let body = r#"
+asked = connected()
+asked.sendall(frame(1, bytes.fromhex(sys.argv[1])))
+kind, body, fds = heard(asked)
+assert kind == 2, body
+os.write(fds[0], frame(4, bytes.fromhex(sys.argv[2])))
+# Outside of the run somebody keeps the connection that the inner run ends with, and the one it is talked about.
+socket.send_fds(test, [b"x"], [fds[0]])
+socket.send_fds(test, [b"x"], [asked.fileno()])
+test.recv(1)
+sys.exit(5)
+"#;
+    let streams = hexadecimal(&brine_exec::protocol::Streams::default().encode());
+    let (child, mut test) = stand.asking("asks-inner", body, &[&hexadecimal(&request.encode()), &streams]);
+    keep(&test);
+    keep(&test);
+    assert_eq!(stand.sandboxes.active().len(), 2);
+    test.write_all(b"x").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(stand.sandboxes.active().len(), 0, "the inner one is not going on");
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let causes: Vec<ExitCause> = stand.host.outcomes.lock().unwrap().iter().map(|outcome| outcome.cause).collect();
+    assert_eq!(causes, [ExitCause::Killed, ExitCause::Exited(5)], "the inner one was over first");
+}
+
+#[test]
+fn a_talk_that_does_not_listen_ends_with_its_run() {
+    let stand = Stand::new("deaf");
+    let body = r#"
+ours, theirs = socket.socketpair()
+theirs.setblocking(False)
+try:
+    while True:
+        theirs.send(b"x" * 4096)
+except BlockingIOError:
+    pass
+# The answer has no room, and its reader outlives the run.
+ours.sendall(frame(8, b"/anything"))
+socket.send_fds(test, [b"x"], [ours.fileno()])
+credential = socket.socket(fileno=3)
+socket.send_fds(credential, [frame(7)], [theirs.fileno()])
+test.recv(1)
+"#;
+    let (child, mut test) = stand.asking("asks-deaf", body, &[]);
+    keep(&test);
+    while threads("brine-exec-talk") == 0 {
+        std::thread::yield_now();
+    }
+    test.write_all(b"x").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let started = std::time::Instant::now();
+    while threads("brine-exec-talk") > 0 {
+        assert!(started.elapsed().as_secs() < 5, "a thread talks to a run that ended");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_credential_that_is_spoiled_is_closed_and_no_other_way_in() {
+    let stand = Stand::new("spoiled");
+    let body = r#"
+credential = socket.socket(fileno=3)
+credential.settimeout(60)
+credential.sendall(frame(8, b"/no/call"))
+print(credential.recv(1) == b"")
+try:
+    credential.sendall(frame(7))
+except OSError as error:
+    print(type(error).__name__)
+asked = connected()
+asked.sendall(frame(8, b"/anything"))
+print(heard(asked)[0])
+"#;
+    let (child, _test) = stand.asking("asks-spoiled", body, &[]);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        text(&output.stdout),
+        "True
+BrokenPipeError
+3
+",
+        "{output:?}"
+    );
+}
+
+/// Takes all descriptors from this process, which is the test's own.
+#[test]
+fn a_credential_is_heard_again_when_descriptors_were_out() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let stand = Stand::new("descriptors");
+    let body = r#"
+test.send(b"x")
+test.recv(1)
+# The thread that waits has room for the first already, and can only close it.
+both = [connected(), connected()]
+both[1].sendall(frame(8, b"/anything"))
+test.send(b"x")
+print(heard(both[1])[0])
+again = connected()
+again.sendall(frame(8, b"/anything"))
+print(heard(again)[0])
+credential = socket.socket(fileno=3)
+ours, theirs = socket.socketpair()
+ours.settimeout(60)
+socket.send_fds(credential, [frame(7)], [theirs.fileno()])
+ours.sendall(frame(8, b"/anything"))
+print(heard(ours)[0])
+"#;
+    let (child, mut test) = stand.asking("asks-later", body, &[]);
+    test.read_exact(&mut [0; 1]).unwrap();
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, 3, hard).unwrap();
+    test.write_all(b"x").unwrap();
+    test.read_exact(&mut [0; 1]).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(
+        text(&output.stdout),
+        "3
+3
+3
+",
+        "{output:?}"
+    );
 }

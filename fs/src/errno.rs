@@ -15,6 +15,8 @@ pub type Outcome<T> = Result<T, Errno>;
 impl Errno {
     /// The object does not exist.
     pub const NOT_FOUND: Self = Self(libc::ENOENT);
+    /// EDQUOT: a quota leaves no room.
+    pub const QUOTA: Self = Self(libc::EDQUOT);
     /// The operation is refused whoever asks.
     pub const NOT_PERMITTED: Self = Self(libc::EPERM);
     /// A file handle that is not open.

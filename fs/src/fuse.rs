@@ -25,7 +25,7 @@ use fuser::{
 
 use crate::control_dir::{Caching, is_control, is_passing};
 use crate::errno::{Errno, Outcome};
-use crate::vfs::{AttrChange, Caller, FilePlace, Handle, ReadStart, Room, Vfs};
+use crate::vfs::{AttrChange, Caller, FilePlace, Handle, Opened, ReadStart, Room, Vfs};
 use busy::Device;
 use convert::{attr_ttl, file_attr, file_type, kind_of_mode, name_ttl, negative_entry, rename_flags, stamp};
 pub use session::{FuseConfig, Unmounter, serve, serve_with};
@@ -129,6 +129,17 @@ fn answer_open(outcome: Outcome<Handle>, flags: i32, reply: ReplyOpen) {
             let direct = handle.caching == Caching::Direct;
             let more = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
             reply.opened(FileHandle(handle.number), open_answer(flags) | more);
+        }
+        Err(errno) => reply.error(code(errno)),
+    }
+}
+
+fn answer_created(outcome: Outcome<Opened>, flags: i32, reply: ReplyCreate) {
+    match outcome {
+        Ok(opened) => {
+            let generation = Generation(opened.attr.ino_generation.into());
+            let handle = FileHandle(opened.handle);
+            reply.created(&attr_ttl(&opened.attr), &file_attr(&opened.attr), generation, handle, open_answer(flags));
         }
         Err(errno) => reply.error(code(errno)),
     }
@@ -325,14 +336,16 @@ impl Filesystem for Adapter {
         self.vfs.note_use();
         let _turn = self.device.turn();
         let perm = (mode & 0o7777) as u16;
-        match self.vfs.create(maker(request, umask), self.ino(parent), name.as_bytes(), perm, flags) {
-            Ok(opened) => {
-                let generation = Generation(opened.attr.ino_generation.into());
-                let ttl = attr_ttl(&opened.attr);
-                let handle = FileHandle(opened.handle);
-                reply.created(&ttl, &file_attr(&opened.attr), generation, handle, open_answer(flags));
+        let (maker, parent) = (maker(request, umask), self.ino(parent));
+        match self.vfs.create(maker, parent, name.as_bytes(), perm, flags) {
+            Err(Errno::QUOTA) => {
+                let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
+                self.vfs.io().run(move || {
+                    vfs.await_given_back();
+                    answer_created(vfs.create(maker, parent, &name, perm, flags), flags, reply);
+                });
             }
-            Err(errno) => reply.error(code(errno)),
+            outcome => answer_created(outcome, flags, reply),
         }
     }
 
@@ -381,7 +394,16 @@ impl Filesystem for Adapter {
         let _turn = (data.len() < READ_AHEAD_MIN as usize).then(|| self.device.turn());
         let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.room_for(data.len()) {
-            Room::Now => answer_written(self.vfs.write(handle.0, offset, data, drop_set_id), reply),
+            Room::Now => match self.vfs.write(handle.0, offset, data, drop_set_id) {
+                Err(Errno::QUOTA) => {
+                    let (vfs, data) = (Arc::clone(&self.vfs), data.to_vec());
+                    self.vfs.io().run(move || {
+                        vfs.await_given_back();
+                        answer_written(vfs.write(handle.0, offset, &data, drop_set_id), reply);
+                    });
+                }
+                outcome => answer_written(outcome, reply),
+            },
             Room::Later => {
                 let (vfs, data) = (Arc::clone(&self.vfs), data.to_vec());
                 self.vfs.writers().run(move || {

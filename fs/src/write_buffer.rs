@@ -292,7 +292,7 @@ impl WriteBuffer {
         now_ns: i64,
         drop_set_id: bool,
     ) -> Result<(), Error> {
-        let _gate = self.change();
+        let gate = self.change();
         let mut state = node.state.lock();
         let accepted = self.ensure(&mut state, node).and_then(|dirty| {
             let granted = dirty.buffer.reserve(offset, data.len() as u64, |bytes| self.volume.reserve(bytes))?;
@@ -309,6 +309,8 @@ impl WriteBuffer {
         self.settle(node, &mut state);
         drop(state);
         let (runs, run_len) = accepted?;
+        // Who seals takes it, and that may be this thread.
+        drop(gate);
         for (first, count) in runs {
             self.queued.fetch_add(run_len, Ordering::Relaxed);
             let (buffer, node) = (Arc::clone(self), Arc::clone(node));
@@ -375,8 +377,12 @@ impl WriteBuffer {
         // Inline content has no chunks to drop and is in the buffer, unless nothing of it is to be left.
         let drops_chunks = shrinks && (!dirty.stored_inline || size == 0);
         if drops_chunks {
-            let change = FileChange { size, mtime_ns: now_ns, ctime_ns: now_ns, inline: None, clear_suid: false };
-            dirty.base = self.volume.set_file(dirty.base.ino, &change)?;
+            let to = |size| FileChange { size, mtime_ns: now_ns, ctime_ns: now_ns, inline: None, clear_suid: false };
+            if !dirty.stored_inline && dirty.base.size < dirty.buffer.size() {
+                // Chunks may be stored past the size the store knows (shared ones are): it must see that they are cut off.
+                self.volume.set_file(dirty.base.ino, &to(dirty.buffer.size()))?;
+            }
+            dirty.base = self.volume.set_file(dirty.base.ino, &to(size))?;
             node.put(dirty.base.version);
             dirty.stored_inline = false;
         }

@@ -432,7 +432,7 @@ fn commit_records(volume: &Volume, from: Generation) -> Result<Vec<(StripePlace,
     let mut records = Vec::new();
     for id in ids {
         // Without an authentic header in any file nothing was ever written there.
-        if let Ok(info) = volume.blocks().segment_info(id) {
+        if let Ok(info) = volume.blocks().placement(id) {
             let all = volume.blocks().stripes().records(id, 0, &info).into_iter();
             let commits = all.filter_map(|(place, header)| Some((place, header.commit?)));
             records.extend(commits.filter(|(_, commit)| commit.generation > from));
@@ -465,7 +465,7 @@ fn all_stripes(volume: &Volume, progress: &dyn CheckProgress) -> Result<Vec<Stri
     let mut stripes = Vec::new();
     for (n, segment) in segments.iter().enumerate() {
         progress.progress(n as u64, segments.len() as u64, "segments");
-        let info = volume.blocks().segment_info(segment.id)?;
+        let info = volume.blocks().placement(segment.id)?;
         stripes.extend(volume.blocks().stripes().records(segment.id, 0, &info).into_iter().map(|(place, _)| place));
     }
     Ok(stripes)
@@ -475,7 +475,8 @@ fn all_stripes(volume: &Volume, progress: &dyn CheckProgress) -> Result<Vec<Stri
 pub fn heal(volume: &Volume, progress: &dyn CheckProgress) -> Result<HealReport> {
     let _held = volume.maintenance();
     let mut report = HealReport::default();
-    volume.fill_all_vacant_slots()?;
+    volume.blocks().forget_stuck();
+    volume.fill_all_vacant_slots(&|| progress.cancelled())?;
     let stripes = all_stripes(volume, progress)?;
     let total: u64 = stripes.iter().map(|place| u64::from(place.record_len)).sum();
     let mut done = 0;

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -104,6 +105,8 @@ pub const DIRECTORY_MISSING: &str = "directory missing";
 
 /// Bytes searched at once for the next record behind a hole; a multiple of [`RECORD_ALIGN`].
 const SEARCH_LEN: usize = 1 << 20;
+/// How long directories are asked who holds the slots of a segment.
+const PLACEMENT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Reads stripes from the members of a volume.
 pub struct Stripes {
@@ -270,12 +273,29 @@ impl Stripes {
     /// What the files of a segment say of it. More than one if writers that could not see each other gave one number to
     /// segments of their own.
     pub fn segment_infos(&self, segment: SegmentId) -> Vec<SegmentInfo> {
+        let readable = self.set.members().iter().filter(|member| member.can_read());
+        self.infos_in(
+            segment,
+            readable.filter_map(|member| {
+                let mut bytes = vec![0; SEGMENT_HEADER_LEN];
+                member.read_segment(segment, 0, &mut bytes).ok().map(|len| bytes[..len].to_vec())
+            }),
+        )
+    }
+
+    /// Who holds the slots of a segment, as the files of healthy members tell; true if every member of the volume
+    /// answered. One that hangs costs a second at most.
+    pub fn placement(&self, segment: SegmentId, incarnation: Incarnation) -> (Vec<Option<MemberId>>, bool) {
+        let heads = self.set.heads_on_each(segment, SEGMENT_HEADER_LEN, PLACEMENT_PATIENCE);
+        let all = heads.len() == self.set.members().len();
+        let infos = self.infos_in(segment, heads.into_iter().map(|(_, head)| head));
+        let told = infos.into_iter().find(|told| told.incarnation == incarnation);
+        (told.map(|told| told.slots).unwrap_or_default(), all)
+    }
+
+    fn infos_in(&self, segment: SegmentId, heads: impl Iterator<Item = Vec<u8>>) -> Vec<SegmentInfo> {
         let mut infos: Vec<SegmentInfo> = Vec::new();
-        let mut bytes = vec![0; SEGMENT_HEADER_LEN];
-        for member in self.set.members().iter().filter(|member| member.can_read()) {
-            if !matches!(member.read_segment(segment, 0, &mut bytes), Ok(SEGMENT_HEADER_LEN)) {
-                continue;
-            }
+        for bytes in heads.filter(|bytes| bytes.len() == SEGMENT_HEADER_LEN) {
             let Ok(header) = SegmentHeader::decode(&bytes).and_then(|header| header.verify(&self.header_mac)) else {
                 continue;
             };

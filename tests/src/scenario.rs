@@ -31,6 +31,8 @@ pub mod refusals;
 pub mod secrets;
 /// Volumes without room.
 pub mod space;
+/// A writer that was stopped while another took its place.
+pub mod takeover;
 /// Operations of every kind beside a disk, and kills in between.
 pub mod twin;
 /// Past states.

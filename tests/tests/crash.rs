@@ -1,7 +1,7 @@
 //! Kills of the daemon and power cuts under load: everything synced is there.
 
 use brine_tests::fault_dir::Fault;
-use brine_tests::scenario::{crash, kills};
+use brine_tests::scenario::{crash, kills, takeover};
 
 #[test]
 fn whatever_was_synced_survives_kills_under_load() {
@@ -32,4 +32,9 @@ fn whatever_was_synced_survives_a_kill_with_two_directories_lost_at_once() {
 #[test]
 fn a_daemon_that_dies_is_replaced_by_its_supervisor() {
     println!("{}", crash::supervised());
+}
+
+#[test]
+fn a_stopped_writer_whose_place_was_taken_is_told_and_writes_nothing_on() {
+    println!("{}", takeover::stopped_writer());
 }

@@ -156,6 +156,66 @@ print(os.listdir(MNT + "/.brine"))
 }
 
 #[test]
+fn files_are_opened_as_access_control_lists_say() {
+    const USER: u32 = 43_214;
+    let mut volume = small("credential-acl");
+    let body = r#"
+for path in sys.argv[1:]:
+    print(path, fails(lambda: os.pread(ask(MNT + "/vault/" + path), 100, 0)).startswith("done"))
+"#;
+    let open = function(&volume, "open", body);
+    policy(&open, &["--open", "../vault"]);
+    let (named, group) = (format!("u:{USER}:"), format!("g:{USER}:"));
+    // Name, mode, owning group, entries; whether it can be opened.
+    let cases = [
+        ("plain", 0o644, 0, vec![], true),
+        ("denied", 0o644, 0, vec![format!("{named}---")], false),
+        ("named", 0o600, 0, vec![format!("{named}r")], true),
+        ("masked", 0o600, 0, vec![format!("{named}r,m::---")], false),
+        // Its mode becomes 0640, but those are the mask's bits.
+        ("owning", 0o600, USER, vec!["u:43215:r".to_owned()], false),
+        ("group", 0o600, 0, vec![format!("{group}r")], true),
+        ("group-denied", 0o604, 0, vec![format!("{group}---,m::r")], false),
+        ("open/inside", 0o644, 0, vec![], true),
+        ("closed/inside", 0o644, 0, vec![], false),
+    ];
+    for directory in ["open", "closed"] {
+        fs::create_dir(volume.path("vault").join(directory)).expect("mkdir");
+    }
+    for (name, mode, gid, entries, _) in &cases {
+        let path = volume.path("vault").join(name);
+        fs::write(&path, "content").expect("write");
+        std::os::unix::fs::chown(&path, None, Some(*gid)).expect("chown");
+        fs::set_permissions(&path, fs::Permissions::from_mode(*mode)).expect("chmod");
+        for entry in entries {
+            run(Command::new("setfacl").args(["-m", entry]).arg(&path)).expect_success();
+        }
+    }
+    fs::set_permissions(volume.path("vault/open"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    for (directory, rights) in [("open", "x"), ("closed", "---")] {
+        let entry = format!("{named}{rights}");
+        run(Command::new("setfacl").args(["-m", &entry]).arg(volume.path("vault").join(directory))).expect_success();
+    }
+    let mut command = Command::new(&open);
+    command.args(cases.iter().map(|case| case.0));
+    std::os::unix::process::CommandExt::uid(&mut command, USER);
+    std::os::unix::process::CommandExt::gid(&mut command, USER);
+    let said = run(&mut command).expect_success().stdout;
+    // The kernel, asked by the same user, says the same.
+    for (line, (name, .., may)) in said.lines().zip(&cases) {
+        let line = line.split_once(' ').map(|(name, opened)| (name, opened == "True"));
+        let mut cat = Command::new("cat");
+        cat.arg(volume.path("vault").join(name));
+        std::os::unix::process::CommandExt::uid(&mut cat, USER);
+        std::os::unix::process::CommandExt::gid(&mut cat, USER);
+        let kernel = cat.output().expect("cat").status.success();
+        assert_eq!((line, kernel), (Some((*name, *may)), *may), "{said}");
+    }
+    assert_eq!(said.lines().count(), cases.len(), "{said}");
+    volume.umount();
+}
+
+#[test]
 fn what_was_opened_fails_when_the_exit_is_visible_wherever_it_went() {
     let mut volume = small("credential-revoked");
     let body = r#"

@@ -1,14 +1,15 @@
 //! The exec directory as a place: its border, who may say what its programs may do, and images to run them in.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use brine_tests::command::exit;
-use brine_tests::volume::brine_command;
-use brine_tests::{Builder, Finished, TestVolume, program, run};
+use brine_tests::volume::{brine_command, wait_until};
+use brine_tests::{Builder, Finished, TestVolume, environment, program, run};
 use serde_json::Value;
 
 /// A user without rights or files of its own.
@@ -189,5 +190,38 @@ fn functions_run_on_a_read_only_mount_and_nothing_is_written() {
     volume.umount();
     volume.mount();
     assert_eq!(log(&volume).len(), 0, "records of a read-only mount go with it");
+    volume.umount();
+}
+
+#[test]
+fn a_program_that_runs_is_not_written_however_long_its_new_content_was_awaited() {
+    let mut volume = small("exec-write");
+    let function = volume.path("exec/waits");
+    let text = "#!/bin/sh\necho runs\nread line\necho \"$line\"\n";
+    put(&function, text, 0o755);
+    // It is run by nobody when the command looks first.
+    let mut write = brine_command(&["write"]);
+    let mut write = write.arg(&function).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
+    let beside = || fs::read_dir(volume.path("exec")).expect("list").count() == 2;
+    assert!(wait_until(std::time::Duration::from_secs(20), beside), "the new content, beside it");
+    let mut child =
+        Command::new(&function).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start the function");
+    let mut said = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("read");
+    assert_eq!(line, "runs\n");
+    write.stdin.take().expect("a pipe").write_all(b"#!/bin/sh\necho other\n").expect("write");
+    let refused = write.wait_with_output().expect("wait");
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && told.contains("is being run"), "{told}");
+    assert_eq!(fs::read_to_string(&function).expect("read"), text);
+    assert_eq!(fs::read_dir(volume.path("exec")).expect("list").count(), 1, "nothing is left beside it");
+    child.stdin.take().expect("a pipe").write_all(b"the end\n").expect("write");
+    line.clear();
+    said.read_line(&mut line).expect("read");
+    assert_eq!((line.as_str(), child.wait().expect("wait").success()), ("the end\n", true));
+
+    let script = format!("echo '#!/bin/sh' | '{}' write '{}'", environment::brine().display(), function.display());
+    run(Command::new("sh").args(["-c", &script])).expect_success();
     volume.umount();
 }

@@ -14,6 +14,8 @@ use serde_json::Value;
 
 /// A user without rights or files of its own.
 const STRANGER: u32 = 43_212;
+/// Another.
+const BOB: u32 = 43_213;
 
 fn small(name: &str) -> Builder {
     Builder::new(name).directories(2).geometry(1, 1).option("allow_other")
@@ -56,12 +58,12 @@ struct Waiting(Child);
 
 impl Waiting {
     fn start(function: &Path) -> Self {
-        let mut child = Command::new(function)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start");
+        Self::of(&mut Command::new(function))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
         let mut said = [0; 6];
         let heard = child.stdout.as_mut().expect("stdout").read_exact(&mut said);
         if heard.is_err() {
@@ -71,6 +73,15 @@ impl Waiting {
         }
         assert_eq!(&said, b"ready\n");
         Self(child)
+    }
+
+    /// The next line that it said.
+    fn line(&mut self) -> String {
+        let (mut line, mut byte) = (Vec::new(), [0]);
+        while self.0.stdout.as_mut().expect("stdout").read(&mut byte).expect("read") == 1 && byte != *b"\n" {
+            line.push(byte[0]);
+        }
+        String::from_utf8(line).expect("text")
     }
 
     /// Its exit code, and what it said.
@@ -182,6 +193,8 @@ fn a_run_that_fails_leaves_nothing() {
     assert_eq!(Command::new(&shot).status().expect("run").signal(), Some(9));
     assert_eq!(tree(&volume), before);
     let mut waiting = Waiting::start(&staged(&volume, "left", &format!("{WORK}\necho ready; read x")));
+    // Open until it is gone: at its end the program would end by itself.
+    let _held = waiting.0.stdin.take();
     waiting.0.kill().expect("kill the launcher");
     waiting.0.wait().expect("wait");
     let gone = || last(&volume)["cause"] == "killed";
@@ -287,5 +300,156 @@ fn a_daemon_that_is_killed_publishes_nothing() {
     }
     assert_eq!(tree(&volume), DONE);
     volume.expect_clean();
+    volume.umount();
+}
+
+fn give(path: &Path, uid: u32, mode: u32) {
+    std::os::unix::fs::chown(path, Some(uid), Some(uid)).expect("chown");
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+}
+
+fn as_user(uid: u32, volume: &TestVolume, script: &str) -> Command {
+    let mut command = Command::new(program("sh"));
+    command.args(["-c", script]).current_dir(volume.mnt()).uid(uid).gid(uid);
+    command
+}
+
+#[test]
+fn nobody_changes_from_outside_what_a_run_stages() {
+    let mut volume = small("staged-outside").mount();
+    for (directory, uid) in [("out", BOB), ("mine", STRANGER)] {
+        fs::create_dir(volume.path(directory)).expect("mkdir");
+        give(&volume.path(directory), uid, 0o755);
+    }
+    fs::write(volume.path("mine/single"), "before").expect("write");
+    give(&volume.path("mine/single"), STRANGER, 0o644);
+    let body = "echo ready; grep -o 'brine/stage/[^ ]*' /proc/self/mountinfo; echo no more; printf after > ../mine/single; read x";
+    let work = staged(&volume, "work", body);
+    policy(&work, &["--write", "../mine/single", "--write", "../out"]);
+    let mut by_stranger = Command::new(&work);
+    by_stranger.uid(STRANGER).gid(STRANGER);
+
+    // What a run sees of its staging directory leads to its file, and only its caller there.
+    let mut waiting = Waiting::of(&mut by_stranger);
+    let shown = waiting.line();
+    assert_eq!(waiting.line(), "no more", "{shown}");
+    let name = shown.split('/').nth(2).expect("a name").to_owned();
+    let part = format!(".brine/stage/{name}");
+    run(&mut as_user(STRANGER, &volume, &format!("test -e {part}/file"))).expect_success();
+    run(&mut as_user(STRANGER, &volume, &format!("ls {part}"))).expect_refusal();
+    for other in ["0", "1", "upper", "0/upper", "1/upper"] {
+        run(&mut as_user(STRANGER, &volume, &format!("test -e {part}/{other}"))).with_code(1);
+    }
+    run(&mut as_user(STRANGER, &volume, "ls .brine/stage")).expect_refusal();
+    // All of it is removed at the end without asking whose it is: nothing can be put there, and nothing in its place.
+    fs::create_dir(volume.path("mine/bobs")).expect("mkdir");
+    for change in ["echo evil > PART/other", "chmod 700 PART", "mv mine/bobs PART/", "mv PART/file mine/"] {
+        run(&mut as_user(STRANGER, &volume, &change.replace("PART", &part))).expect_refusal();
+    }
+    run(&mut as_user(BOB, &volume, &format!("cat {part}/file"))).expect_refusal();
+    assert_eq!(waiting.go_on(), (Some(0), String::new()));
+    assert_eq!(read(&volume, "mine/single"), "after");
+    run(&mut as_user(STRANGER, &volume, &format!("test -e {part}"))).with_code(1);
+
+    assert_eq!(fs::read_dir(volume.path("out")).expect("list").count(), 0);
+    volume.expect_clean();
+    volume.umount();
+}
+
+#[test]
+fn outputs_are_published_with_the_rights_of_who_ran_the_function() {
+    let mut volume = small("staged-rights").mount();
+    fs::create_dir(volume.path("out")).expect("mkdir");
+    give(&volume.path("out"), BOB, 0o777);
+    fs::write(volume.path("out/bobs"), "bob").expect("write");
+    give(&volume.path("out/bobs"), BOB, 0o644);
+    let work = staged(&volume, "work", "$1; echo ready; read x");
+    let mode = |mode| fs::set_permissions(volume.path("out"), fs::Permissions::from_mode(mode));
+    let cases = [("touch new", 0o755, "/out/new"), ("rm bobs", 0o1777, "/out/bobs")];
+    for (action, then, path) in cases {
+        mode(0o777).expect("chmod");
+        let waiting = Waiting::of(Command::new(&work).arg(action).uid(STRANGER).gid(STRANGER));
+        mode(then).expect("chmod");
+        let before = tree(&volume);
+        let (code, said) = waiting.go_on();
+        assert_eq!((code, tree(&volume)), (Some(125), before), "{action}, mode {then:o}: {said}");
+        assert!(said.contains(path) && said.contains(&STRANGER.to_string()), "{said}");
+        let record = last(&volume);
+        assert_eq!(record["outputs"], "kept", "{record}");
+        let mut publish = brine_command(&["exec", "publish", record["id"].as_str().expect("id"), "--at"]);
+        publish.arg(volume.mnt()).uid(STRANGER).gid(STRANGER);
+        let refusal = run(&mut publish).expect_refusal().stderr;
+        assert!(refusal.contains(path), "{refusal}");
+        // Gone from where it was granted.
+        fs::rename(volume.path("out"), volume.path("away")).expect("rename");
+        let refusal = run(&mut publish).expect_refusal().stderr;
+        assert!(refusal.contains("granted directory /out is not there"), "{refusal}");
+        fs::rename(volume.path("away"), volume.path("out")).expect("rename");
+        // With the right given back.
+        mode(0o777).expect("chmod");
+        run(&mut publish).expect_success();
+    }
+    assert_eq!(tree(&volume), "f 644 0 ./new");
+
+    // A file that may be written, in a directory that may not: publishing replaces it.
+    fs::write(volume.path("single"), "before").expect("write");
+    give(&volume.path("single"), BOB, 0o666);
+    let one = staged(&volume, "one", "printf after > ../single");
+    policy(&one, &["--write", "../single"]);
+    let refusal = run(Command::new(&one).uid(STRANGER).gid(STRANGER)).expect_refusal().stderr;
+    assert!(refusal.contains("single") && refusal.contains("its directory"), "{refusal}");
+    assert_eq!(read(&volume, "single"), "before");
+    volume.expect_clean();
+    volume.umount();
+}
+
+#[test]
+fn every_change_is_published_also_one_that_size_and_time_do_not_show() {
+    let mut volume = small("staged-alike").mount();
+    fill(&volume);
+    fs::write(volume.path("single"), "before").expect("write");
+    let body = "touch -r ../single /tmp/time; printf after! > ../single; touch -r /tmp/time ../single
+        setfattr -x user.gone kept; setfattr -n user.new -v 1 kept; echo more >> listed/file";
+    fs::create_dir(volume.path("out/listed")).expect("mkdir");
+    fs::write(volume.path("out/listed/file"), "file\n").expect("write");
+    run(Command::new(program("setfattr")).args(["-n", "user.gone", "-v", "1"]).arg(volume.path("out/kept")))
+        .expect_success();
+    run(Command::new(program("setfacl")).args(["-m", "u:43212:rwx"]).arg(volume.path("out/listed"))).expect_success();
+    run(Command::new(program("setfattr")).args(["-n", "user.stays", "-v", "1"]).arg(volume.path("out/listed")))
+        .expect_success();
+    let one = staged(&volume, "one", body);
+    policy(&one, &["--write", "../single", "--write", "../out"]);
+    run(&mut Command::new(&one)).expect_success();
+    assert_eq!(read(&volume, "single"), "after!");
+    let noted = |path: &str| {
+        let mut list = Command::new(program("getfattr"));
+        run(list.args(["--absolute-names", "-m", "-"]).arg(volume.path(path))).expect_success().stdout
+    };
+    assert!(
+        noted("out/kept").contains("user.new") && !noted("out/kept").contains("user.gone"),
+        "{}",
+        noted("out/kept")
+    );
+    let listed = noted("out/listed");
+    assert!(listed.contains("user.stays") && listed.contains("posix_acl_access"), "{listed}");
+    assert_eq!(read(&volume, "out/listed/file"), "file\nmore\n");
+    volume.expect_clean();
+    volume.umount();
+}
+
+#[test]
+fn directories_that_a_run_nests_deep_are_published_and_dropped() {
+    let mut volume = small("staged-deep").mount();
+    fs::create_dir(volume.path("out")).expect("mkdir");
+    // As long as a path may be.
+    let body = "mkdir -p $(printf 'd/%.0s' $(seq 2000)); exit $1";
+    let deep = staged(&volume, "deep", body);
+    run(Command::new(&deep).arg("3")).with_code(3);
+    assert_eq!(tree(&volume), "");
+    run(Command::new(&deep).arg("0")).expect_success();
+    let mut find = Command::new(program("find"));
+    let found = run(find.current_dir(volume.path("out")).args([".", "-mindepth", "1", "-name", "d", "-printf", "x"]));
+    let depth = found.expect_success().stdout.len();
+    assert_eq!(depth, 2000);
     volume.umount();
 }

@@ -433,3 +433,25 @@ fn statfs_tells_sizes_that_shrink_with_use() {
     let after = nix::sys::statvfs::statvfs(volume.mnt()).expect("statvfs");
     assert_eq!(after.files() - after.files_free(), used + 1, "a new file is not counted");
 }
+
+#[test]
+fn what_was_copied_past_the_end_and_cut_off_does_not_come_back() {
+    let volume = Builder::new("cut-copy").directories(3).geometry(2, 1).mount();
+    let (from, to) = (volume.path("from"), volume.path("to"));
+    fs::write(&from, content(1, 831_733)).expect("write");
+    let source = File::open(&from).expect("open");
+    source.sync_all().expect("fsync");
+    let target = OpenOptions::new().read(true).write(true).create_new(true).open(&to).expect("create");
+    target.write_all_at(&content(2, 300_000), 0).expect("write");
+    let (mut at, mut to_at) = (655_360, 1_048_576);
+    while copy_file_range(&source, &mut at, &target, &mut to_at, 191_402).expect("copy") > 0 {}
+    target.set_len(1_040_277).expect("cut");
+    target.write_all_at(&content(3, 21_497), 1_144_967).expect("write");
+    target.sync_all().expect("fsync");
+    target.set_len(1_364_027).expect("extend");
+    target.set_len(1_187_542).expect("cut");
+    let mut bytes = vec![1; 1_187_542 - 1_166_464];
+    target.read_exact_at(&mut bytes, 1_166_464).expect("read");
+    assert!(bytes.iter().all(|byte| *byte == 0), "what was cut off came back");
+    volume.expect_clean();
+}

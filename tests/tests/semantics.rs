@@ -213,7 +213,11 @@ fn every_clause_of_semantics_names_tests_that_exist() {
     }
     assert!(clauses.len() > 12, "the clauses were not found: {clauses:?}");
     let mut wrong = Vec::new();
+    let mut numbers = std::collections::HashSet::new();
     for clause in &clauses {
+        if !numbers.insert(clause.split_once('.').expect("a number").0) {
+            wrong.push(format!("a number that another clause has: {clause}"));
+        }
         let Some((_, tests)) = clause.split_once("*Tests:*") else {
             wrong.push(format!("names no tests: {clause}"));
             continue;
@@ -227,4 +231,20 @@ fn every_clause_of_semantics_names_tests_that_exist() {
         }
     }
     assert!(wrong.is_empty(), "docs/SEMANTICS.md:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_option_of_exec_commands_is_in_the_manual() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let page = fs::read_to_string(root.join("docs/CLI.md")).expect("read docs/CLI.md");
+    let table = page.split("## Options of `brine exec`").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let table = table.expect("the section is there");
+    let mut options = Vec::new();
+    for source in ["policy", "run", "runs"] {
+        let text = fs::read_to_string(root.join(format!("fs/src/cli/exec/{source}.rs"))).expect("read the source");
+        options.extend(text.split("Long(\"").skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned));
+    }
+    assert!(options.len() > 30, "{options:?}");
+    let missing: Vec<&String> = options.iter().filter(|option| !table.contains(&format!("`--{option}"))).collect();
+    assert!(missing.is_empty(), "not in docs/CLI.md: {missing:?}");
 }

@@ -657,6 +657,48 @@ fn increment_by_commands(path: &Path, times: usize) -> (u64, Vec<u64>) {
     (conflicts, made)
 }
 
+/// `brine write` of a file, which waits for its content.
+fn writing(path: &Path) -> std::process::Child {
+    let mut command = brine_command(&["write"]);
+    command.arg(path).stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    command.spawn().expect("start")
+}
+
+/// The file that new content of `name` is copied to, when it is there.
+fn beside(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
+    let start = format!(".{name}.new-");
+    let names = fs::read_dir(directory).expect("list").flatten().map(|entry| entry.path());
+    names.into_iter().find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&start)))
+}
+
+#[test]
+fn new_content_that_is_on_its_way_is_nobody_elses_and_goes_with_the_command() {
+    let mut volume = small("beside");
+    let path = volume.path("secret");
+    fs::write(&path, "old").expect("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let there = || beside(volume.mnt(), "secret");
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        let mut child = writing(&path);
+        assert!(wait_until(std::time::Duration::from_secs(20), || there().is_some()), "the file beside it");
+        let mode = fs::metadata(there().expect("it is there")).expect("stat").mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        let number = nix::sys::signal::Signal::try_from(signal).expect("a signal");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), number).expect("kill");
+        let status = child.wait().expect("wait");
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(signal), "{status}");
+        assert_eq!(there(), None, "signal {signal}");
+        assert_eq!(fs::read(&path).expect("read"), b"old");
+    }
+    let mut child = writing(&path);
+    std::io::Write::write_all(child.stdin.as_mut().expect("a pipe"), b"new").expect("write");
+    drop(child.stdin.take());
+    assert!(child.wait().expect("wait").success());
+    assert_eq!((fs::read(&path).expect("read"), there()), (b"new".to_vec(), None));
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o600);
+    volume.umount();
+}
+
 #[test]
 fn conditional_writes_of_many_processes_lose_none_and_double_none() {
     const COMMANDS: usize = 3;

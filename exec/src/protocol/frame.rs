@@ -8,9 +8,11 @@
 //! ```
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, send, sendmsg};
 
 use crate::error::{Error, Result};
@@ -139,19 +141,65 @@ pub fn encode_header(kind: Kind, body_len: usize) -> Result<[u8; HEADER_LEN]> {
 /// # Errors
 /// What the system says; EPIPE if the other end is gone (never SIGPIPE).
 pub fn send_frame(socket: impl AsFd, kind: Kind, body: &[u8], fds: &[RawFd]) -> io::Result<()> {
+    send_frame_by(socket.as_fd(), kind, body, fds, None)
+}
+
+/// Send one frame, whole, within a time, whatever the other end does.
+///
+/// # Errors
+/// As [`send_frame`]; [`io::ErrorKind::TimedOut`] if it was not taken in time, part of it perhaps.
+pub fn send_frame_within(
+    socket: impl AsFd,
+    kind: Kind,
+    body: &[u8],
+    fds: &[RawFd],
+    within: Duration,
+) -> io::Result<()> {
+    send_frame_by(socket.as_fd(), kind, body, fds, Some(Instant::now() + within))
+}
+
+fn send_frame_by(
+    socket: BorrowedFd<'_>,
+    kind: Kind,
+    body: &[u8],
+    fds: &[RawFd],
+    deadline: Option<Instant>,
+) -> io::Result<()> {
     let header = encode_header(kind, body.len()).map_err(|error| io::Error::other(error.to_string()))?;
-    let socket = socket.as_fd().as_raw_fd();
-    let parts = [io::IoSlice::new(&header), io::IoSlice::new(body)];
+    let number = socket.as_raw_fd();
     let with_fds = [ControlMessage::ScmRights(fds)];
     let control = if fds.is_empty() { &[][..] } else { &with_fds[..] };
-    let mut sent = retry(|| sendmsg::<()>(socket, &parts, control, MsgFlags::MSG_NOSIGNAL, None))?;
-    while sent < HEADER_LEN {
-        sent += retry(|| send(socket, &header[sent..], MsgFlags::MSG_NOSIGNAL))?;
-    }
+    let flags = match deadline {
+        Some(_) => MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT,
+        None => MsgFlags::MSG_NOSIGNAL,
+    };
+    let mut sent = 0;
     while sent < HEADER_LEN + body.len() {
-        sent += retry(|| send(socket, &body[sent - HEADER_LEN..], MsgFlags::MSG_NOSIGNAL))?;
+        let part = retry(|| match sent {
+            0 => sendmsg::<()>(number, &[io::IoSlice::new(&header), io::IoSlice::new(body)], control, flags, None),
+            1..HEADER_LEN => send(number, &header[sent..], flags),
+            _ => send(number, &body[sent - HEADER_LEN..], flags),
+        });
+        match (part, deadline) {
+            (Ok(len), _) => sent += len,
+            (Err(error), Some(deadline)) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_to_send(socket, deadline)?
+            }
+            (Err(error), _) => return Err(error),
+        }
     }
     Ok(())
+}
+
+/// Until something more is taken.
+fn wait_to_send(socket: BorrowedFd<'_>, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    // Rounded up: a poll that returns early would spin.
+    let timeout = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+    retry(|| poll(&mut [PollFd::new(socket, PollFlags::POLLOUT)], timeout)).map(drop)
 }
 
 /// Receive one frame, whole; `None` if the other end closed before it began.
@@ -212,5 +260,39 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
             Err(Errno::EINTR) => {}
             other => return other.map_err(io::Error::from),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_frame_that_nobody_takes_is_given_up_in_time() {
+        let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+        let body = vec![7; 5000];
+        send_frame_within(&ours, Kind::Ended, &body, &[], Duration::ZERO).unwrap();
+        assert_eq!(receive_frame(&theirs).unwrap().unwrap().body, body);
+        ours.set_nonblocking(true).unwrap();
+        let mut filled = 0;
+        while let Ok(len) = ours.write(&[0; 4096]) {
+            filled += len;
+        }
+        ours.set_nonblocking(false).unwrap();
+        for wait in [Duration::ZERO, Duration::from_millis(30)] {
+            let started = Instant::now();
+            let error = send_frame_within(&ours, Kind::Ended, &body, &[], wait).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(started.elapsed() >= wait);
+        }
+        // What is taken in time arrives whole.
+        let reader = std::thread::spawn(move || {
+            theirs.read_exact(&mut vec![0; filled]).unwrap();
+            receive_frame(&theirs).unwrap().unwrap().body
+        });
+        send_frame_within(&ours, Kind::Ended, &body, &[], Duration::from_secs(60)).unwrap();
+        assert_eq!(reader.join().unwrap(), body);
     }
 }

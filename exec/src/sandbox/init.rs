@@ -5,7 +5,7 @@
 //! that a run that is reported is over. If the daemon goes it ends, and the kernel takes the rest down with it.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -32,6 +32,8 @@ const CONTROL_FD: i32 = 3;
 const GATE_FD: i32 = 4;
 /// How long a launcher may take to send its descriptors.
 const STREAMS_WAIT: Duration = Duration::from_secs(10);
+/// Stack of the process that becomes the program, until it does.
+const STACK_BYTES: usize = 1 << 20;
 /// That the program was started is told after this time, or with its end: of most programs nobody is woken for it.
 const STARTED_DELAY: Duration = Duration::from_millis(3);
 
@@ -99,8 +101,8 @@ fn fail(control: &OwnedFd, failure: &Failure) -> ! {
 /// The program's process, and what is watched of it.
 struct Program {
     pid: i32,
-    /// Says why exec failed, or ends when it succeeded.
-    status: Option<File>,
+    /// When it was started, to be told; none when it was, or if it was killed before.
+    untold_ns: Option<u64>,
     launcher: Option<OwnedFd>,
     terminal: Option<Terminal>,
     signals: SignalFd,
@@ -144,32 +146,25 @@ fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Res
     let signals = SignalFd::with_flags(&blocked, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(io::Error::from)
         .map_err(failed())?;
-    let (status, say) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(io::Error::from).map_err(failed())?;
     let started = Instant::now();
-    match sys::fork().map_err(failed())? {
-        sys::Side::Child => {
-            drop(launcher);
-            let (say, mut told) = (File::from(say), false);
-            let mut starts = || {
-                told = true;
-                let _ = (&say).write_all(&sys::monotonic_ns().to_le_bytes());
-            };
-            let failure = launch(&run, With { streams, credential, terminal: end }, ready, &mut starts);
-            if !told {
-                let _ = (&say).write_all(&[0; size_of::<u64>()]);
-            }
-            let _ = (&say).write_all(&failure.encode());
-            sys::exit_now(125);
+    let with = With { streams, credential, terminal: end };
+    let inherited = [with.descriptors(), ready.descriptors()].concat();
+    let (mut parts, mut started_ns, mut failure) = (Some((with, ready)), None, None);
+    let mut stack = vec![0; STACK_BYTES];
+    let pid = sys::vfork(&mut stack, &mut || {
+        if let Some((with, ready)) = parts.take() {
+            failure = Some(launch(&run, with, ready, &mut || started_ns = Some(sys::monotonic_ns())));
         }
-        sys::Side::Parent { pid, .. } => Ok(Program {
-            pid: pid.as_raw(),
-            status: Some(status.into()),
-            launcher: Some(launcher),
-            terminal,
-            signals,
-            started,
-            run,
-        }),
+        sys::exit_now(125)
+    });
+    if parts.take().is_none() {
+        // Their owners were in the process that was started.
+        inherited.into_iter().for_each(sys::close);
+    }
+    let pid = pid.map_err(failed())?;
+    match failure {
+        Some(failure) => Err(failure),
+        None => Ok(Program { pid, untold_ns: started_ns, launcher: Some(launcher), terminal, signals, started, run }),
     }
 }
 
@@ -230,8 +225,8 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
                 deadline = None;
             }
         }
-        if events.status {
-            program.hear_status(control);
+        if program.quiet().is_none() {
+            program.tell_started(control);
         }
         if events.launcher && !program.hear_launcher() {
             program.launcher = None;
@@ -257,7 +252,7 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
     if let Some(terminal) = program.terminal.take() {
         terminal.finish();
     }
-    program.hear_status(control);
+    program.tell_started(control);
     let finished = finished(status, by, wall);
     let _ = send_frame(control, Kind::Finished, &finished.encode(), &[]);
     sys::exit_now(0)
@@ -298,7 +293,6 @@ fn finished(status: i32, by: EndedBy, wall: Duration) -> Finished {
 struct Events {
     control: bool,
     launcher: bool,
-    status: bool,
     time_over: bool,
     /// Of the terminal's descriptors.
     terminal: Vec<(i32, PollFlags)>,
@@ -308,20 +302,12 @@ impl Program {
     fn wait(&self, control: &OwnedFd, deadline: Option<Instant>) -> Events {
         let mut files =
             vec![PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        let quiet = STARTED_DELAY.checked_sub(self.started.elapsed()).filter(|_| self.status.is_some());
-        let status = self
-            .status
-            .as_ref()
-            .filter(|_| quiet.is_none())
-            .map(|status| PollFd::new(status.as_fd(), PollFlags::POLLIN));
-        let status_at = files.len();
-        files.extend(status);
         let launcher_at = files.len();
         files.extend(self.launcher.as_ref().map(|launcher| PollFd::new(launcher.as_fd(), PollFlags::POLLIN)));
         let terminal_at = files.len();
         files.extend(self.terminal.iter().flat_map(Terminal::polled));
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let left = left.into_iter().chain(quiet).min();
+        let left = left.into_iter().chain(self.quiet()).min();
         // Rounded up: a poll that returns early would spin.
         let timeout = left.map_or(PollTimeout::NONE, |left| {
             PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
@@ -338,31 +324,20 @@ impl Program {
         Events {
             terminal,
             control: set(0),
-            status: self.status.is_some() && quiet.is_none() && set(status_at),
             launcher: self.launcher.is_some() && set(launcher_at),
             time_over: deadline.is_some_and(|deadline| Instant::now() >= deadline),
         }
     }
 
-    /// The status pipe said why exec failed, or ended because it succeeded.
-    fn hear_status(&mut self, control: &OwnedFd) {
-        let Some(mut status) = self.status.take() else { return };
-        let mut said = Vec::new();
-        if status.read_to_end(&mut said).is_err() {
-            return;
+    /// How long nobody is to be woken for that it was started.
+    fn quiet(&self) -> Option<Duration> {
+        self.untold_ns.and_then(|_| STARTED_DELAY.checked_sub(self.started.elapsed()))
+    }
+
+    fn tell_started(&mut self, control: &OwnedFd) {
+        if let Some(at) = self.untold_ns.take() {
+            let _ = send_frame(control, Kind::Started, &at.to_le_bytes(), &[]);
         }
-        // When exec was called, and then why it failed.
-        let time = said.split_off(said.len().min(size_of::<u64>()));
-        let (time, said) = (said, time);
-        if said.is_empty() {
-            // Killed before it came to that, there is no time.
-            if !time.is_empty() {
-                let _ = send_frame(control, Kind::Started, &time, &[]);
-            }
-            return;
-        }
-        let unreadable = |_| Failure { code: 125, step: "the program's process failed".into(), errno: 0 };
-        fail(control, &Failure::decode(&said).unwrap_or_else(unreadable));
     }
 
     /// False if the launcher is gone.

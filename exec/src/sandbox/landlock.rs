@@ -5,7 +5,7 @@
 //! kernel lacks is reported by the doctor.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use crate::sys;
 
@@ -55,6 +55,11 @@ impl Rules {
         // Abstract sockets and signals.
         let scoped = if abi >= 6 { 3 } else { 0 };
         Ok(Some(Self { set: sys::landlock_ruleset(abi, handled, scoped)?, handled }))
+    }
+
+    /// The descriptor it is.
+    pub fn descriptor(&self) -> RawFd {
+        self.set.as_raw_fd()
     }
 
     /// Allow `access` on a directory and what is below it.

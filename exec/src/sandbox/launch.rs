@@ -1,13 +1,14 @@
 //! From a sandbox that waits to the program in it: done in the process that becomes the program.
 //!
-//! It is a process of its own and not the init because it looks up paths in the volume, which may hang; the init goes
-//! on counting time and taking orders. Order: views while there are still rights to mount, then everything is given up,
+//! It shares the init's memory until exec: to copy it, and to take the copy apart again, would cost more than all the
+//! rest. The init stands still as long; should a path of the volume hang, the daemon counts time and ends the sandbox
+//! from outside. Order: views while there are still rights to mount, then everything is given up,
 //! the filter last, then exec.
 
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -33,6 +34,12 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
+    /// The descriptors it holds.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let rules = self.rules.as_ref().map(Rules::descriptor);
+        [self.cover.as_raw_fd()].into_iter().chain(rules).collect()
+    }
+
     /// In the sandbox's own root.
     pub fn new(cover: OwnedFd, writable_root: bool) -> Result<Self, Failure> {
         let failed = || Failure::step("Landlock rules");
@@ -81,6 +88,14 @@ pub(crate) fn launch(run: &Run, with: With, ready: Ready, starts: &mut dyn FnMut
     }
 }
 
+impl With {
+    /// The descriptors it holds.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let all = self.streams.iter().flatten().chain(&self.credential).chain(&self.terminal);
+        all.map(AsRawFd::as_raw_fd).collect()
+    }
+}
+
 type Command = (CString, Vec<CString>, Vec<CString>);
 
 fn prepare(run: &Run, with: With, ready: Ready) -> Result<Command, Failure> {
@@ -102,7 +117,6 @@ fn prepare(run: &Run, with: With, ready: Ready) -> Result<Command, Failure> {
     if let Some(rules) = ready.rules {
         rules.enforce().map_err(failed("Landlock"))?;
     }
-    // The status pipe closes with exec, which is how the init learns of it.
     sys::close_from(keep, true).map_err(failed("closing descriptors"))?;
     let strings = |strings: &[std::ffi::OsString]| {
         strings.iter().map(|string| CString::new(string.as_bytes())).collect::<Result<Vec<_>, _>>()

@@ -133,7 +133,7 @@ impl Running {
                         let text = if oom {
                             "the run's memory is too small even to start it"
                         } else {
-                            "the sandbox ended before the program started"
+                            "the sandbox ended before the program started, or right after"
                         };
                         return Err(Error::Sandbox { code: 125, text: text.into() });
                     }

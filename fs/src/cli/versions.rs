@@ -3,10 +3,12 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lexopt::{Arg, Parser};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
 use serde_json::Value;
 
 use super::args;
@@ -267,15 +269,11 @@ pub(super) fn run_write(mut parser: Parser) -> Result<ExitCode, Failure> {
     }
     let [path] = args::exactly(names, "PATH")?;
     let Place { live, inside } = place(&path)?;
-    // Whether this user may write it, and nobody runs it, is the kernel's to say.
+    // Whether this user may write it is the kernel's to say. Whether somebody runs it is asked again when it is written.
     File::options().write(true).open(&path).map_err(|error| Failure::io(path.display(), &error))?;
-    let beside = Beside::of(&path, &inside)?;
-    let mut file = File::options().write(true).create_new(true).open(&beside.path);
-    let copied = match &mut file {
-        Ok(file) => io::copy(&mut io::stdin().lock(), file),
-        Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
-    };
-    copied.map_err(|error| Failure::io(format!("the new content, beside it in {}", beside.path.display()), &error))?;
+    let (beside, mut file) = Beside::of(&path, &inside)?;
+    io::copy(&mut io::stdin().lock(), &mut file)
+        .map_err(|error| Failure::io(format!("the new content, beside it in {}", beside.path.display()), &error))?;
     let request = VersionsRequest::Write { path: inside, from: beside.inside.clone(), if_version };
     let done = live.ask_long(&ask(request), |_| {})?;
     beside.taken.set(true);
@@ -283,7 +281,13 @@ pub(super) fn run_write(mut parser: Parser) -> Result<ExitCode, Failure> {
     Ok(ExitCode::Success)
 }
 
-/// A file beside another that holds its new content until that is taken. Removed when dropped before.
+/// Names that are tried for a file beside another.
+const BESIDE_MAX: usize = 16;
+/// What ends a command from outside, and leaves it the time to clear up.
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// A file beside another, nobody else's to read, that holds its new content until that is taken. Removed when dropped
+/// before, and by signals that end the command.
 struct Beside {
     path: PathBuf,
     inside: PathBuf,
@@ -291,22 +295,53 @@ struct Beside {
 }
 
 impl Beside {
-    fn of(path: &Path, inside: &Path) -> Result<Self, Failure> {
+    fn of(path: &Path, inside: &Path) -> Result<(Self, File), Failure> {
         let name = path.file_name().ok_or_else(|| Failure::usage(format!("{}: name a file", path.display())))?;
         // Names of 255 bytes are the longest.
         let kept: Vec<u8> = name.as_bytes().iter().copied().take(200).collect();
-        let mut own = b".".to_vec();
-        own.extend(kept);
-        own.extend(format!(".new-{}", std::process::id()).into_bytes());
-        let own = std::ffi::OsString::from_vec(own);
-        Ok(Self { path: path.with_file_name(&own), inside: inside.with_file_name(&own), taken: false.into() })
+        let ending: SigSet = ENDING.into_iter().collect();
+        let unblocked = ending.thread_swap_mask(SigmaskHow::SIG_BLOCK).unwrap_or_else(|_| SigSet::empty());
+        let mut tried = 0;
+        loop {
+            let own = [b".", &kept[..], format!(".new-{}-{tried}", std::process::id()).as_bytes()].concat();
+            let own = std::ffi::OsString::from_vec(own);
+            let beside = path.with_file_name(&own);
+            match File::options().write(true).create_new(true).mode(0o600).open(&beside) {
+                Ok(file) => {
+                    let made = Self { inside: inside.with_file_name(&own), path: beside, taken: false.into() };
+                    made.goes_with(ending, unblocked)?;
+                    return Ok((made, file));
+                }
+                // Left by a command that was killed, or of another host.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tried < BESIDE_MAX => tried += 1,
+                Err(error) => {
+                    let what = format!("the new content, beside it in {}", beside.display());
+                    return Err(Failure::io(what, &error));
+                }
+            }
+        }
+    }
+
+    /// A thread of its own waits for the signals, which are blocked, and lets them do what they do when the file is gone.
+    fn goes_with(&self, ending: SigSet, unblocked: SigSet) -> Result<(), Failure> {
+        let path = self.path.clone();
+        let waits = move || {
+            let Ok(signal) = ending.wait() else { return };
+            let _ = std::fs::remove_file(path);
+            let _ = unblocked.thread_set_mask();
+            let _ = raise(signal);
+            // It was ignored from the start.
+            std::process::exit(128 + signal as i32)
+        };
+        let thread = std::thread::Builder::new().name("brine-signals".into()).spawn(waits);
+        thread.map(drop).map_err(|error| Failure::io("a thread for signals", &error))
     }
 }
 
 impl Drop for Beside {
     fn drop(&mut self) {
         if !self.taken.get() {
-            // It may never have been made.
+            // The daemon may have taken it and failed after that.
             let _ = std::fs::remove_file(&self.path);
         }
     }

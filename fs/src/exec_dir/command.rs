@@ -88,7 +88,8 @@ fn publish(host: &RunHost, run: &str, asker: Asker) -> Result<Value, Failure> {
         false => Identity { uid: row.uid, gid: row.gid, groups: Vec::new() },
     };
     let refused = |why| Failure::new(ExitCode::Refused, format!("run {}: {why}", row.id));
-    host.stagings().publish_kept(row, &who).map_err(refused)?;
+    let scout = Scout { vfs: host.vfs(), mountpoint: host.mountpoint(), who: &who, within: None };
+    host.stagings().publish_kept(row, &scout).map_err(refused)?;
     row.outputs = OUTPUTS_PUBLISHED.into();
     host.runs().put(row);
     let paths: Vec<&str> = row.staged.iter().map(|staged| &*staged.path).collect();

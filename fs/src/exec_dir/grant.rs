@@ -9,7 +9,7 @@ use brine_exec::{Identity, View, ViewAccess};
 use brine_store::ids::{Ino, ROOT_INO, Version};
 use brine_store::volume::{Attr, FileKind};
 
-use super::permission::{EXECUTE, READ, may};
+use super::permission::{EXECUTE, READ, permits};
 use super::policy::FunctionPolicy;
 use crate::control_dir::is_reserved;
 use crate::vfs::Vfs;
@@ -77,7 +77,10 @@ impl Scout<'_> {
         let mut at = self.vfs.attr(ROOT_INO).ok()?;
         for part in inside.components() {
             let Component::Normal(name) = part else { return None };
-            if at.kind != FileKind::Directory || !may(self.who, &at, EXECUTE) || is_reserved(at.ino, name.as_bytes()) {
+            if at.kind != FileKind::Directory
+                || !permits(self.vfs, self.who, at.ino, EXECUTE)
+                || is_reserved(at.ino, name.as_bytes())
+            {
                 return None;
             }
             let found = self.vfs.volume().lookup(at.ino, name.as_bytes()).ok()?;
@@ -142,7 +145,7 @@ impl Scout<'_> {
         }
         let Some(attr) = self.find(&inside) else { return };
         let reachable = self.within.is_none_or(|granted| granted.iter().any(|path| inside.starts_with(path)));
-        let readable = reachable && attr.kind == FileKind::File && may(self.who, &attr, READ);
+        let readable = reachable && attr.kind == FileKind::File && permits(self.vfs, self.who, attr.ino, READ);
         if policy.args && readable && grants.inputs.len() < ARGUMENTS_MAX + policy.read.len() + policy.write.len() {
             grants.views.push(self.view(&inside, &attr, ViewAccess::Read));
             grants.inputs.push(Input { path: inside, ino: attr.ino, version: attr.version });

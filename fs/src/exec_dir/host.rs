@@ -26,7 +26,7 @@ use super::code::{CodeNodes, CodePin};
 use super::environment;
 use super::grant::{CREDENTIAL, Input, Scout};
 use super::open::{OpenFiles, Opened};
-use super::permission::{EXECUTE, READ, may};
+use super::permission::{EXECUTE, READ, permits};
 use super::pin::Pin;
 use super::policies::Place;
 use super::policy::FunctionPolicy;
@@ -167,7 +167,7 @@ impl RunHost {
         if !attr.in_exec || attr.kind != FileKind::File {
             return Err(Error::Refused("not a file in exec/".into()));
         }
-        if !may(who, &attr, EXECUTE) {
+        if !permits(&self.vfs, who, ino, EXECUTE) {
             return Err(Error::Refused("permission denied".into()));
         }
         Ok((pin, attr))
@@ -244,7 +244,7 @@ impl RunHost {
         let granted = grants.views.iter().map(|view| view.source.clone()).collect();
         let scope = grants.views.clone();
         let staging = match policy.stage {
-            true => Some(self.stagings.begin(id, &identity, &mut grants.views).map_err(Error::Refused)?),
+            true => Some(self.stagings.begin(id, &scout, &identity, &mut grants.views).map_err(Error::Refused)?),
             false => None,
         };
         let mut plan = Plan::new(identity, program).with_limits(policy.limits());
@@ -310,7 +310,7 @@ impl Host for RunHost {
         let who = &caller.identity;
         let invoker = parent.map(|parent| self.parent(parent)).transpose()?;
         // On a volume whose database fails nothing can be kept, and little else done.
-        let state = self.vfs.volume().pin_present().ok();
+        let state = self.vfs.pin_present();
         let (pin, attr) = self.identify(&request, function, who)?;
         let function = self.locate(pin, attr, &request, who)?;
         if invoker.as_ref().is_some_and(|invoker| !invoker.call.contains(&function.path)) {
@@ -368,7 +368,8 @@ impl Host for RunHost {
         let inside = scout.inside(Path::new("/"), path).filter(|_| path.is_absolute());
         let inside = inside.filter(|inside| below.iter().any(|granted| inside.starts_with(granted)));
         let found = inside.and_then(|inside| scout.find(&inside).map(|attr| (inside, attr)));
-        let readable = found.filter(|(_, attr)| attr.kind == FileKind::File && may(&caller.identity, attr, READ));
+        let readable = found
+            .filter(|(_, attr)| attr.kind == FileKind::File && permits(&self.vfs, &caller.identity, attr.ino, READ));
         // What may not be opened does not exist.
         let (inside, attr) = readable.ok_or_else(|| Error::NotFound(path.to_owned()))?;
         let file = opened.open(&self.mountpoint, &attr).map_err(Error::Refused)?;
@@ -390,8 +391,9 @@ impl Host for RunHost {
     fn started(&self, _id: RunId) {}
 
     fn ended(&self, outcome: &mut Outcome) {
-        let staging = self.active.lock().get_mut(&outcome.id).and_then(|active| active.staging.take());
-        let outputs = staging.map(|staging| publish(staging, outcome));
+        // Held until the record says what became of it: no sweep takes it before.
+        let mut staging = self.active.lock().get_mut(&outcome.id).and_then(|active| active.staging.take());
+        let outputs = staging.as_mut().map(|staging| publish(staging, outcome));
         self.close(outcome.id, None, |row, withheld, now_ns| {
             row.outputs = outputs.unwrap_or_default().into();
             if outcome.cause != ExitCause::Exited(0) && outcome.line.is_none() && !withheld.is_empty() {
@@ -405,7 +407,7 @@ impl Host for RunHost {
 }
 
 /// Staged outputs of a run that ended: what became of them. A run whose outputs nobody can see has failed.
-fn publish(staging: Staging, outcome: &mut Outcome) -> &'static str {
+fn publish(staging: &mut Staging, outcome: &mut Outcome) -> &'static str {
     if outcome.cause != ExitCause::Exited(0) {
         return OUTPUTS_DROPPED;
     }

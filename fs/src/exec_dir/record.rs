@@ -185,6 +185,12 @@ impl RunRow {
         key
     }
 
+    /// Whether it has outputs that are kept to be published.
+    pub fn keeps_outputs(&self, now_ns: i64) -> bool {
+        let young = |ended: i64| now_ns.saturating_sub(ended) < super::staging::KEPT_NS;
+        self.outputs == OUTPUTS_KEPT && self.ended_ns.is_some_and(young)
+    }
+
     /// Note what it was granted.
     pub fn grant(&mut self, views: &[View], inputs: &[Input]) {
         let shown = |path: &std::path::Path| format!("/{}", path.display());

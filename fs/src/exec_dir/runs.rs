@@ -106,15 +106,16 @@ impl Runs {
     /// Forget what the rule does not keep. Runs that go on are kept: they are the newest.
     pub fn sweep(&self, now_ns: i64) {
         let Some(vfs) = self.vfs.upgrade() else { return };
-        let oldest = now_ns.saturating_sub(KEPT_NS).max(0).to_be_bytes();
-        let mut keys = self.keys.lock();
-        let surplus = keys.len().saturating_sub(KEPT_MAX);
-        let old = keys.iter().take_while(|key| key[..] < oldest[..]).count();
-        let many = if surplus > FORGET_BATCH { surplus } else { 0 };
-        let gone: Vec<Vec<u8>> = keys.iter().take(old.max(many)).cloned().collect();
-        if gone.is_empty() || vfs.volume().is_read_only().is_some() {
+        let mut gone = too_many(&self.keys.lock(), now_ns);
+        if vfs.volume().is_read_only().is_some() {
             return;
         }
+        // Their outputs can still be published: that was promised.
+        gone.retain(|key| may_go(self.row(key).as_ref(), now_ns));
+        if gone.is_empty() {
+            return;
+        }
+        let mut keys = self.keys.lock();
         gone.iter().for_each(|key| {
             keys.remove(key);
         });
@@ -142,6 +143,20 @@ impl Runs {
         (attr.uid, attr.gid) = (row.uid, row.gid);
         attr
     }
+}
+
+/// The keys of rows that the rule does not keep.
+fn too_many(keys: &BTreeSet<Vec<u8>>, now_ns: i64) -> Vec<Vec<u8>> {
+    let oldest = now_ns.saturating_sub(KEPT_NS).max(0).to_be_bytes();
+    let surplus = keys.len().saturating_sub(KEPT_MAX);
+    let old = keys.iter().take_while(|key| key[..] < oldest[..]).count();
+    let many = if surplus > FORGET_BATCH { surplus } else { 0 };
+    keys.iter().take(old.max(many)).cloned().collect()
+}
+
+/// Whether a row may be forgotten: not while outputs of its run can be published, as was promised.
+fn may_go(row: Option<&RunRow>, now_ns: i64) -> bool {
+    row.is_none_or(|row| !row.keeps_outputs(now_ns))
 }
 
 fn name_of(key: &[u8]) -> &[u8] {
@@ -227,4 +242,38 @@ impl Branch for Runs {
 
 fn age_of(key: &[u8]) -> u64 {
     key.first_chunk::<8>().map_or(0, |age| u64::from_be_bytes(*age)) >> 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec_dir::record::{OUTPUTS_DROPPED, OUTPUTS_KEPT};
+    use brine_exec::RunId;
+
+    const DAY_NS: i64 = 24 * 3600 * 1_000_000_000;
+
+    #[test]
+    fn runs_whose_outputs_can_be_published_are_not_forgotten() {
+        let now_ns = 100 * DAY_NS;
+        let run = |outputs: &str, ended_ns| {
+            let mut row = RunRow::new(RunId([1; 16]), 1, 1, now_ns - 40 * DAY_NS);
+            (row.outputs, row.ended_ns) = (outputs.into(), ended_ns);
+            row
+        };
+        assert!(!may_go(Some(&run(OUTPUTS_KEPT, Some(now_ns - DAY_NS + 1))), now_ns));
+        assert!(may_go(Some(&run(OUTPUTS_KEPT, Some(now_ns - DAY_NS))), now_ns));
+        assert!(may_go(Some(&run(OUTPUTS_DROPPED, Some(now_ns))), now_ns));
+        assert!(may_go(None, now_ns));
+    }
+
+    #[test]
+    fn the_oldest_of_too_many_are_forgotten_together() {
+        let now_ns = 100 * DAY_NS;
+        let key = |n: usize| RunRow::new(RunId([1; 16]), 1, 1, now_ns - DAY_NS + n as i64).key();
+        let mut keys: BTreeSet<Vec<u8>> = (0..KEPT_MAX + FORGET_BATCH).map(key).collect();
+        assert!(too_many(&keys, now_ns).is_empty());
+        keys.insert(key(KEPT_MAX + FORGET_BATCH));
+        let gone = too_many(&keys, now_ns);
+        assert_eq!((gone.len(), &gone[0]), (FORGET_BATCH + 1, &key(0)));
+    }
 }

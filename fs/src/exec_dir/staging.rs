@@ -1,22 +1,26 @@
 //! Staged outputs of runs (X13): what a run writes into granted directories goes to a staging directory of the volume, and
 //! gets its names in one step when the program has ended with 0; if something it replaces was changed meanwhile, none.
 //!
-//! A staging directory has the run's name, in a directory of the volume that is in no listing. The sandbox finds it below
-//! `.brine/stage/`, by a random name that is not listed either.
+//! A staging directory has the run's name, in a directory of the volume that is in no listing. In it each granted path has a
+//! directory, its part, which the sandbox finds below `.brine/stage/` by a random name that is not listed either. That of a
+//! file's part can be learnt (/proc/PID/mountinfo), so that it leads to the staged file only, for its caller only. What
+//! else somebody may do to a part changes nothing but what their own rights do: inodes are noted, and everything is
+//! published with the rights of the run's identity.
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::sync::{Arc, Weak};
 
 use brine_exec::{Identity, RunId, View, ViewAccess};
 use brine_store::Error;
-use brine_store::ids::Ino;
-use brine_store::volume::{Attr, Base, FileKind, Published, Staged};
+use brine_store::ids::{Ino, Version};
+use brine_store::volume::{Attr, Base, FileKind, Published, Staged, StagedWhat};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::permission::{EXECUTE, WRITE, may};
-use super::record::{OUTPUTS_KEPT, RunRow};
+use super::grant::Scout;
+use super::permission::{EXECUTE, WRITE, permits, who};
+use super::record::RunRow;
 use super::runs::Runs;
 use crate::control_dir::{Branch, Family, Opening, plain_attr};
 use crate::errno::{Errno, Outcome};
@@ -26,6 +30,8 @@ use crate::vfs::{Caller, Outdated, Vfs};
 pub const KEPT_NS: i64 = 24 * 3600 * 1_000_000_000;
 /// What the directory may be done with: searched by name.
 const DIRECTORY_PERM: u16 = 0o711;
+/// The name of a staged file in the directory of its part.
+const COPY: &str = "file";
 
 /// One staged grant, as kept in the run's record.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,13 +45,29 @@ pub struct StagedRow {
     pub file: Option<String>,
     /// Its name in the staging directory.
     pub part: String,
+    /// The inode of that.
+    pub part_ino: u64,
+    /// The inode of what was staged: the upper layer, or the copy of the file.
+    pub staged: u64,
+    /// The copy's version before the run.
+    pub version: u64,
+    /// The file's inode.
+    pub of: u64,
+}
+
+/// What is in use.
+#[derive(Default)]
+struct InUse {
+    /// Runs whose staging directories are not to be swept.
+    runs: HashSet<String>,
+    /// The directories of parts, by the names they have below `.brine/stage/`.
+    names: HashMap<String, Ino>,
 }
 
 /// All staging directories that are in use.
 pub struct Stagings {
     vfs: Weak<Vfs>,
-    /// Those of runs that go on, by the name they have below `.brine/stage/`: the run, and the directory.
-    names: Mutex<HashMap<String, (String, Ino)>>,
+    in_use: Mutex<InUse>,
     since_ns: i64,
 }
 
@@ -54,7 +76,8 @@ pub struct Staging {
     stagings: Arc<Stagings>,
     base: Base,
     run: String,
-    name: String,
+    who: Identity,
+    names: Vec<String>,
     rows: Vec<StagedRow>,
     keep: bool,
 }
@@ -62,71 +85,107 @@ pub struct Staging {
 impl Stagings {
     /// None yet.
     pub fn new(vfs: &Arc<Vfs>, since_ns: i64) -> Arc<Self> {
-        Arc::new(Self { vfs: Arc::downgrade(vfs), names: Mutex::default(), since_ns })
+        Arc::new(Self { vfs: Arc::downgrade(vfs), in_use: Mutex::default(), since_ns })
     }
 
     fn vfs(&self) -> Result<Arc<Vfs>, String> {
         self.vfs.upgrade().ok_or_else(|| "the volume is being unmounted".into())
     }
 
-    /// Stage what the views of a run may write to: the views then lead into a new staging directory.
+    /// Stage what the views of a run may write to: the views then lead into new staging directories. `scout` sees the volume
+    /// as the caller does, who granted them; `who` is the identity the run has.
     ///
     /// # Errors
     /// Why it cannot be staged.
-    pub fn begin(self: &Arc<Self>, run: RunId, who: &Identity, views: &mut [View]) -> Result<Staging, String> {
+    pub fn begin(
+        self: &Arc<Self>,
+        run: RunId,
+        scout: &Scout<'_>,
+        who: &Identity,
+        views: &mut [View],
+    ) -> Result<Staging, String> {
         let vfs = self.vfs()?;
         let said = |error: Error| format!("staging its outputs: {error}");
         let base = vfs.staging_base().map_err(said)?;
-        let (run, name) = (run.to_string(), RunId::random().to_string());
+        let run = run.to_string();
         // From here on a sweep leaves it alone, and whatever fails takes it away again.
-        self.names.lock().insert(name.clone(), (run.clone(), Ino(0)));
-        let mut staging = Staging { stagings: Arc::clone(self), base, run, name, rows: Vec::new(), keep: false };
-        let directory = vfs.make_staging(&staging.run, who.uid, who.gid).map_err(said)?.ino;
-        self.names.lock().insert(staging.name.clone(), (staging.run.clone(), directory));
-        let top = Path::new(".brine/stage").join(&staging.name);
+        self.in_use.lock().runs.insert(run.clone());
+        let (stagings, who) = (Arc::clone(self), who.clone());
+        let mut staging = Staging { stagings, base, run, who, names: Vec::new(), rows: Vec::new(), keep: false };
+        let directory = vfs.make_staging(&staging.run).map_err(said)?.ino;
         for view in views.iter_mut().filter(|view| view.access == ViewAccess::Write) {
             let shown = view.source.display().to_string();
+            let gone = || format!("{shown} was replaced or moved while the run was being prepared; run it again");
             let part = staging.rows.len().to_string();
-            let attr = view.ino.and_then(|ino| vfs.attr(Ino(ino)).ok()).ok_or_else(|| format!("{shown} is gone"))?;
+            let attr = view.ino.and_then(|ino| vfs.attr(Ino(ino)).ok()).ok_or_else(gone)?;
             if attr.in_exec {
                 return Err(format!("{shown} lies in exec/, where outputs cannot be staged"));
             }
-            let mut row = StagedRow { path: format!("/{shown}"), part: part.clone(), ..StagedRow::default() };
+            let part_ino = vfs.make_part(directory, &part, staging.who.uid).map_err(said)?;
+            let mut row = StagedRow { path: format!("/{shown}"), part, part_ino: part_ino.0, ..StagedRow::default() };
+            let name = RunId::random().to_string();
+            let top = Path::new(".brine/stage").join(&name);
             if attr.kind == FileKind::Directory {
-                vfs.make_layer(directory, &part, attr.ino).map_err(said)?;
+                row.staged = vfs.make_layer(part_ino, attr.ino, (staging.who.uid, staging.who.gid)).map_err(said)?.0;
                 row.directory = attr.ino.0;
-                view.access = ViewAccess::Stage(top.join(&part));
+                view.access = ViewAccess::Stage(top);
             } else {
-                let parent = view.source.parent().unwrap_or(Path::new(""));
-                row.directory = find(&vfs, parent).ok_or_else(|| format!("{shown} is gone"))?.ino.0;
                 let file = view.source.file_name().and_then(|name| name.to_str());
-                row.file =
-                    Some(file.ok_or_else(|| format!("{shown}: a name that is no text cannot be staged"))?.into());
-                vfs.stage_file(directory, &part, staging.base.generation(), attr.ino).map_err(|error| match error {
+                let file = file.ok_or_else(|| {
+                    format!("{shown}: a file whose name is no text cannot be staged; grant its directory")
+                })?;
+                // As of after the base: what is renamed from now on is a conflict.
+                let parent = scout.find(view.source.parent().unwrap_or(Path::new(""))).ok_or_else(gone)?;
+                let there = vfs.volume().lookup(parent.ino, file.as_bytes());
+                if !there.is_ok_and(|there| there.ino == attr.ino) {
+                    return Err(gone());
+                }
+                let may_replace = parent.perm & 0o1000 == 0 || [0, parent.uid, attr.uid].contains(&staging.who.uid);
+                if !permits(&vfs, &staging.who, parent.ino, WRITE | EXECUTE) || !may_replace {
+                    let uid = staging.who.uid;
+                    return Err(format!(
+                        "{shown}: user {uid} may not replace files in its directory, which publishing a staged file does"
+                    ));
+                }
+                let copy = vfs.stage_file(part_ino, COPY, staging.base.generation(), attr.ino).map_err(|error| match error {
                     Error::NotFound => {
                         format!("{shown}: a single file is staged from history, which this volume has none of; grant its directory")
                     }
                     error => said(error),
                 })?;
-                view.source = top.join(&part);
-                view.ino = None;
+                (row.directory, row.of, row.file) = (parent.ino.0, attr.ino.0, Some(file.into()));
+                (row.staged, row.version) = (copy.ino.0, copy.version.0);
+                view.source = top.join(COPY);
+                view.ino = Some(copy.ino.0);
             }
+            self.in_use.lock().names.insert(name.clone(), part_ino);
+            staging.names.push(name);
             staging.rows.push(row);
         }
         Ok(staging)
     }
 
-    /// Publish outputs that were kept, whatever was changed meanwhile, on behalf of `who`.
+    /// Publish outputs that were kept, whatever was changed meanwhile, on behalf of `scout`'s user.
     ///
     /// # Errors
     /// Why not.
-    pub fn publish_kept(&self, row: &RunRow, who: &Identity) -> Result<(), String> {
+    pub fn publish_kept(&self, row: &RunRow, scout: &Scout<'_>) -> Result<(), String> {
         let vfs = self.vfs()?;
-        let allowed = |attr: &Attr| may(who, attr, WRITE | EXECUTE);
-        let parts = parts(&vfs, &row.id, &row.staged).map_err(|error| error.to_string())?;
-        match vfs.publish(None, &parts, &allowed).map_err(|error| error.to_string())? {
+        for staged in &row.staged {
+            let path = Path::new(staged.path.trim_start_matches('/'));
+            let place = if staged.file.is_some() { path.parent().unwrap_or(Path::new("")) } else { path };
+            if scout.find(place).is_none_or(|attr| attr.ino.0 != staged.directory) {
+                let (place, uid) = (place.display(), scout.who.uid);
+                return Err(format!(
+                    "the granted directory /{place} is not there any more, or user {uid} cannot reach it: move it back, or run \
+                     the function again"
+                ));
+            }
+        }
+        let staged: Vec<Staged> = row.staged.iter().map(staged).collect();
+        match vfs.publish(None, &staged, who(scout.who)).map_err(|error| error.to_string())? {
             Published::Done(_) => {}
-            Published::Conflict(_) => return Err("a granted directory is not there any more".into()),
+            Published::Conflict(paths) => return Err(format!("not published: {}", listed(&paths))),
         }
         self.discard(&row.id);
         Ok(())
@@ -147,12 +206,10 @@ impl Stagings {
         }
         for entry in vfs.volume().stagings().unwrap_or_default() {
             let run = String::from_utf8_lossy(&entry.name).into_owned();
-            if self.names.lock().values().any(|(active, _)| *active == run) {
+            if self.in_use.lock().runs.contains(&run) {
                 continue;
             }
-            let kept = runs.named(&run).into_iter().next().is_some_and(|row| {
-                row.outputs == OUTPUTS_KEPT && row.ended_ns.is_some_and(|ended| now_ns.saturating_sub(ended) < KEPT_NS)
-            });
+            let kept = runs.named(&run).into_iter().next().is_some_and(|row| row.keeps_outputs(now_ns));
             if !kept {
                 self.discard(&run);
             }
@@ -160,26 +217,22 @@ impl Stagings {
     }
 }
 
-fn find(vfs: &Vfs, inside: &Path) -> Option<Attr> {
-    let mut at = vfs.attr(brine_store::ids::ROOT_INO).ok()?;
-    for part in inside.components() {
-        at = vfs.volume().lookup(at.ino, part.as_os_str().as_encoded_bytes()).ok()?;
-    }
-    Some(at)
+fn staged(row: &StagedRow) -> Staged {
+    let (ino, directory) = (Ino(row.staged), Ino(row.directory));
+    let what = match &row.file {
+        None => StagedWhat::Tree { upper: ino, target: directory },
+        Some(file) => StagedWhat::File {
+            copy: (COPY.into(), ino, Version(row.version)),
+            to: (directory, file.clone().into_bytes()),
+            of: Ino(row.of),
+        },
+    };
+    Staged { path: row.path.clone().into_bytes(), part: Ino(row.part_ino), what }
 }
 
-fn parts(vfs: &Vfs, run: &str, rows: &[StagedRow]) -> brine_store::Result<Vec<Staged>> {
-    let staged = |path: &str| vfs.volume().find_staged(run.as_bytes(), path);
-    let part = |row: &StagedRow| {
-        Ok(match &row.file {
-            None => Staged::Tree { upper: staged(&format!("{}/upper", row.part))?.ino, target: Ino(row.directory) },
-            Some(file) => Staged::File {
-                from: (staged("")?.ino, row.part.clone().into_bytes()),
-                to: (Ino(row.directory), file.clone().into_bytes()),
-            },
-        })
-    };
-    rows.iter().map(part).collect()
+fn listed(paths: &[Vec<u8>]) -> String {
+    let paths: Vec<_> = paths.iter().map(|path| String::from_utf8_lossy(path)).collect();
+    paths.join(", ")
 }
 
 impl Staging {
@@ -188,11 +241,12 @@ impl Staging {
         &self.rows
     }
 
-    /// Publish everything in one step, if what it replaces is as it was when the run began.
+    /// Publish everything in one step, if what it replaces is as it was when the run began. Until this is dropped no sweep
+    /// takes what is kept, so that its record can be written before.
     ///
     /// # Errors
     /// Why nothing was published, for the caller of the run; the outputs are kept. True: because something was changed.
-    pub fn publish(mut self) -> Result<(), (bool, String)> {
+    pub fn publish(&mut self) -> Result<(), (bool, String)> {
         let outcome = self.try_publish();
         self.keep = outcome.is_err();
         outcome
@@ -202,15 +256,12 @@ impl Staging {
         let kept = format!("its outputs are kept for a day: `brine exec publish {}`", &self.run[..12]);
         let failed = |why: String| (false, format!("its outputs could not be published: {why}; {kept}"));
         let vfs = self.stagings.vfs().map_err(&failed)?;
-        let parts = parts(&vfs, &self.run, &self.rows).map_err(|error| failed(error.to_string()))?;
-        match vfs.publish(Some(&self.base), &parts, &|_| true).map_err(|error| failed(error.to_string()))? {
+        let staged: Vec<Staged> = self.rows.iter().map(staged).collect();
+        match vfs.publish(Some(&self.base), &staged, who(&self.who)).map_err(|error| failed(error.to_string()))? {
             Published::Done(_) => Ok(()),
             Published::Conflict(paths) => {
-                let paths: Vec<PathBuf> =
-                    paths.iter().map(|path| PathBuf::from(String::from_utf8_lossy(path).into_owned())).collect();
-                let paths: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
                 let what = "somebody else changed what it would replace";
-                Err((true, format!("not published: {what} ({}); {kept}", paths.join(", "))))
+                Err((true, format!("not published: {what} ({}); {kept}", listed(&paths))))
             }
         }
     }
@@ -221,9 +272,14 @@ impl Drop for Staging {
         if !self.keep {
             self.stagings.discard(&self.run);
         }
-        self.stagings.names.lock().remove(&self.name);
+        let mut in_use = self.stagings.in_use.lock();
+        in_use.runs.remove(&self.run);
+        self.names.iter().for_each(|name| {
+            in_use.names.remove(name);
+        });
+        drop(in_use);
         if let Some(vfs) = self.stagings.vfs.upgrade() {
-            vfs.tell_kernel(Outdated::Name(Family::Stage.top(), self.name.as_bytes()));
+            self.names.iter().for_each(|name| vfs.tell_kernel(Outdated::Name(Family::Stage.top(), name.as_bytes())));
         }
     }
 }
@@ -246,7 +302,7 @@ impl Branch for Stagings {
             return Err(Errno(libc::ENOTDIR));
         }
         let name = std::str::from_utf8(name).map_err(|_| Errno::NOT_FOUND)?;
-        let (_, ino) = self.names.lock().get(name).cloned().ok_or(Errno::NOT_FOUND)?;
+        let ino = self.in_use.lock().names.get(name).copied().ok_or(Errno::NOT_FOUND)?;
         let vfs = self.vfs.upgrade().ok_or(Errno::IO)?;
         vfs.volume().attr(ino).map_err(|_| Errno::NOT_FOUND)
     }

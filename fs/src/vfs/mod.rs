@@ -29,13 +29,14 @@ mod write;
 mod xattr;
 
 use std::io;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::Ino;
-use brine_store::volume::{Attr, Flusher, Volume};
+use brine_store::volume::{Attr, Flusher, GenerationPin, Volume};
 use brine_store::{Error, Result as StoreResult};
 
 pub use attr::{AttrChange, Stamp};
@@ -117,6 +118,10 @@ pub struct VfsCounts {
     pub dirty_bytes: usize,
 }
 
+/// How long who would be told EDQUOT waits at first, and at most, for what was removed just before.
+const LEAVING_PAUSE: Duration = Duration::from_millis(10);
+const LEAVING_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A mounted volume's operations.
 pub struct Vfs {
     volume: Arc<Volume>,
@@ -131,6 +136,8 @@ pub struct Vfs {
     io: Pool,
     /// One thread, for writes that wait for room: first come, first served.
     writers: Pool,
+    /// Removed files whose space is about to be given back, once they are sealed no more.
+    leaving: AtomicUsize,
     committer: Committer,
     /// Commits that failed after the writes they held were answered.
     commit_errors: ErrorMark,
@@ -168,6 +175,7 @@ impl Vfs {
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,
+            leaving: AtomicUsize::new(0),
             committer: Committer::default(),
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
@@ -183,6 +191,11 @@ impl Vfs {
     /// The volume under it.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
+    }
+
+    /// Keep what is there now readable while the result is held, what is buffered with it. `None`: the database fails.
+    pub fn pin_present(&self) -> Option<GenerationPin> {
+        self.volume.pin_present(&*self.buffer).ok()
     }
 
     /// How it behaves.
@@ -287,9 +300,23 @@ impl Vfs {
         let Some(gone) = gone else { return };
         if gone.file.as_ref().is_some_and(|file| file.is_sealing()) {
             let vfs = Arc::clone(self);
-            self.io.run(move || vfs.give_back(&gone));
+            self.leaving.fetch_add(1, Ordering::AcqRel);
+            self.io.run(move || {
+                vfs.give_back(&gone);
+                vfs.leaving.fetch_sub(1, Ordering::AcqRel);
+            });
         } else {
             self.give_back(&gone);
+        }
+    }
+
+    /// Wait, for a moment, until what was removed just before counts in no quota any more: the kernel tells of it behind
+    /// its removal, and what is being sealed goes when that is done. For who is told EDQUOT else.
+    pub fn await_given_back(&self) {
+        let since = Instant::now();
+        thread::sleep(LEAVING_PAUSE);
+        while self.leaving.load(Ordering::Acquire) > 0 && since.elapsed() < LEAVING_PATIENCE {
+            thread::sleep(LEAVING_PAUSE);
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use brine_store::Result as StoreResult;
 use brine_store::ids::{Generation, Ino};
-use brine_store::volume::{Attr, Base, Destination, Published, Staged};
+use brine_store::volume::{Attr, Base, Destination, Discard, Published, Staged, Who};
 
 use super::Vfs;
 
@@ -21,62 +21,66 @@ impl Vfs {
     ///
     /// # Errors
     /// Its.
-    pub fn make_staging(&self, name: &str, uid: u32, gid: u32) -> StoreResult<Attr> {
+    pub fn make_staging(&self, name: &str) -> StoreResult<Attr> {
         let _gate = self.buffer.change();
-        self.volume.make_staging(name.as_bytes(), uid, gid)
+        self.volume.make_staging(name.as_bytes())
+    }
+
+    /// See [`brine_store::volume::Volume::make_part`].
+    ///
+    /// # Errors
+    /// Its.
+    pub fn make_part(&self, staging: Ino, name: &str, uid: u32) -> StoreResult<Ino> {
+        let _gate = self.buffer.change();
+        self.volume.make_part(staging, name.as_bytes(), uid)
     }
 
     /// See [`brine_store::volume::Volume::make_layer`].
     ///
     /// # Errors
     /// Its.
-    pub fn make_layer(&self, staging: Ino, name: &str, target: Ino) -> StoreResult<Ino> {
+    pub fn make_layer(&self, part: Ino, target: Ino, owner: (u32, u32)) -> StoreResult<Ino> {
         let _gate = self.buffer.change();
-        self.volume.make_layer(staging, name.as_bytes(), target)
+        self.volume.make_layer(part, target, owner)
     }
 
-    /// A copy of a file as it was in a generation, in a staging directory; blocks are shared.
+    /// A copy of a file as it was in a generation, in the directory of a part; blocks are shared.
     ///
     /// # Errors
     /// [`brine_store::Error::NotFound`] on a volume without history.
-    pub fn stage_file(
-        self: &Arc<Self>,
-        staging: Ino,
-        name: &str,
-        generation: Generation,
-        file: Ino,
-    ) -> StoreResult<()> {
-        let to = Destination { parent: staging, name: name.as_bytes(), replace: false, version: None };
-        self.restore(generation, file, to).map(|_| ())
+    pub fn stage_file(self: &Arc<Self>, part: Ino, name: &str, generation: Generation, file: Ino) -> StoreResult<Attr> {
+        let to = Destination { parent: part, name: name.as_bytes(), replace: false, version: None };
+        self.restore(generation, file, to)?;
+        self.volume.lookup(part, name.as_bytes())
     }
 
     /// See [`brine_store::volume::Volume::publish`]. Waits for disks.
     ///
     /// # Errors
     /// Its.
-    pub fn publish(
-        self: &Arc<Self>,
-        base: Option<&Base>,
-        staged: &[Staged],
-        allowed: &dyn Fn(&Attr) -> bool,
-    ) -> StoreResult<Published> {
-        let published = self.volume.publish(&*self.buffer, base, staged, allowed)?;
+    pub fn publish(self: &Arc<Self>, base: Option<&Base>, staged: &[Staged], who: Who<'_>) -> StoreResult<Published> {
+        let published = self.volume.publish(&*self.buffer, base, staged, who)?;
         if let Published::Done(done) = &published {
             self.brought_back(done);
         }
         Ok(published)
     }
 
-    /// See [`brine_store::volume::Volume::discard_staging`].
+    /// Remove the staging directory of this name and everything in it, in steps of bounded size.
     ///
     /// # Errors
-    /// Its.
+    /// Those of [`brine_store::volume::Volume::discard_some`]; some of it may be gone then.
     pub fn discard_staging(self: &Arc<Self>, name: &str) -> StoreResult<()> {
-        let gone = {
-            let _gate = self.buffer.change();
-            self.volume.discard_staging(name.as_bytes())?
-        };
-        self.brought_back(&gone);
-        Ok(())
+        let mut discard = Discard::new(name.as_bytes());
+        loop {
+            let (gone, more) = {
+                let _gate = self.buffer.change();
+                self.volume.discard_some(&mut discard)?
+            };
+            self.brought_back(&gone);
+            if !more {
+                return Ok(());
+            }
+        }
     }
 }

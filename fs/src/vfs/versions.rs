@@ -83,7 +83,8 @@ impl Vfs {
         version: Option<Version>,
         from: (Ino, &[u8]),
     ) -> StoreResult<Attr> {
-        let (attr, done) = self.volume.take_content(&*self.buffer, target, version, from)?;
+        let busy = |ino| self.exec.pins.holds(ino);
+        let (attr, done) = self.volume.take_content(&*self.buffer, target, version, from, &busy)?;
         self.suspend_policies(&done);
         self.brought_back(&done);
         Ok(attr)

@@ -43,12 +43,17 @@ impl Member {
     /// # Errors
     /// Why it does not tell: the directory's own error; `NotFound`: it cannot be written; `TimedOut`.
     pub fn told_space(self: &Arc<Self>) -> io::Result<Space> {
-        if !self.is_healthy() && !self.room.known.lock().is_fresh() {
+        if !self.is_healthy() && !self.room.known.lock().is_fresh(&self.limits) {
             return Err(io::ErrorKind::NotFound.into());
         }
         self.ask_room();
-        let deadline = Instant::now() + SPACE_PATIENCE;
+        let deadline = Instant::now() + self.least(SPACE_PATIENCE);
         self.await_room(deadline, deadline)
+    }
+
+    /// Some patience, or more where nobody is ever to be late.
+    fn least(&self, patience: Duration) -> Duration {
+        patience.max(self.limits.hedge_after_min)
     }
 
     /// Have a thread ask the directory for its room, if what is known of it is too old and nobody asks already: a
@@ -57,7 +62,7 @@ impl Member {
         let Some(backing) = self.backing().filter(|_| self.is_healthy()) else { return };
         {
             let mut room = self.room.known.lock();
-            if room.asked || room.is_fresh() {
+            if room.asked || room.is_fresh(&self.limits) {
                 return;
             }
             room.asked = true;
@@ -225,7 +230,8 @@ impl BackingSet {
         healthy.iter().for_each(Member::ask_room);
         let begun = Instant::now();
         let answer = |member: Arc<Member>| {
-            let room = member.await_room(begun + SPACE_PATIENCE, begun + patience);
+            let enough = begun + member.least(SPACE_PATIENCE);
+            let room = member.await_room(enough, enough.max(begun + patience));
             if room.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
                 member.mark_sick();
             }
@@ -238,6 +244,8 @@ impl BackingSet {
     /// their own threads, healthy ones first, more when some are late: one that hangs costs at most `patience`. Those
     /// that fail are left out.
     pub fn list_on_each(&self, dir: &'static str, need: usize, patience: Duration) -> Vec<(MemberId, Vec<String>)> {
+        let least = |time: Duration| self.members().iter().map(|member| member.least(time)).max().unwrap_or(time);
+        let (patience, late) = (least(patience), least(LIST_LATE));
         let deadline = Instant::now() + patience;
         let (sender, receiver) = unbounded();
         let mut asked: Vec<_> =
@@ -259,7 +267,7 @@ impl BackingSet {
         asked.by_ref().take(need).for_each(&ask);
         let mut answers = Vec::new();
         while answers.len() < need {
-            match receiver.recv_deadline(deadline.min(Instant::now() + LIST_LATE)) {
+            match receiver.recv_deadline(deadline.min(Instant::now() + late)) {
                 Ok((member, Some(names))) => answers.push((member, names)),
                 // Failed or late: the others are asked, too.
                 Ok((_, None)) | Err(_) if asked.len() > 0 => asked.by_ref().for_each(&ask),
@@ -269,6 +277,36 @@ impl BackingSet {
             }
         }
         answers
+    }
+
+    /// The first `len` bytes of a segment's file in each healthy member, asked on their own threads: one that hangs costs
+    /// at most `patience`. Members that do not answer are left out; who has no such file, or no more than a part of what
+    /// is wanted, answers with what there is.
+    pub fn heads_on_each(&self, segment: SegmentId, len: usize, patience: Duration) -> Vec<(MemberId, Vec<u8>)> {
+        let patience = self.members().iter().map(|member| member.least(patience)).max().unwrap_or(patience);
+        let deadline = Instant::now() + patience;
+        let (sender, receiver) = unbounded();
+        for member in self.healthy() {
+            let Some(backing) = member.backing() else { continue };
+            let (target, sender) = (member.clone(), sender.clone());
+            // A job that is refused drops its sender.
+            let _ = member.submit_commit(move || {
+                let running = target.begin(CallKind::Probe);
+                let mut bytes = vec![0; len];
+                let read = backing.read_at(segment, 0, &mut bytes);
+                drop((running, backing));
+                let id = target.id;
+                drop(target);
+                match read {
+                    Ok(read) => bytes.truncate(read),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => bytes.clear(),
+                    Err(_) => return,
+                }
+                let _ = sender.send((id, bytes));
+            });
+        }
+        drop(sender);
+        std::iter::from_fn(|| receiver.recv_deadline(deadline).ok()).collect()
     }
 
     /// Count members as missing whose path no longer leads to a superblock. May take as long as the slowest directory.

@@ -21,7 +21,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise, renameat};
 use nix::sys::stat::fstat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::{Backing, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space, split_name, sys};
 use crate::ids::SegmentId;
@@ -47,6 +47,8 @@ pub struct DirBacking {
     small_files: Mutex<()>,
     /// What the lock is held through; closing it lets go.
     locked: Mutex<Option<File>>,
+    /// By segment, several to a lock: shared by writes, so that no file is cut to its length while it grows.
+    lengths: [RwLock<()>; 16],
     /// Cleared when the filesystem turns out not to know RWF_NOWAIT.
     reads_nowait: AtomicBool,
 }
@@ -73,6 +75,7 @@ impl DirBacking {
             dir,
             device,
             cache: Mutex::default(),
+            lengths: Default::default(),
             fan_out: Mutex::new([false; 256]),
             small_files: Mutex::default(),
             locked: Mutex::default(),
@@ -92,6 +95,10 @@ impl DirBacking {
                 _ => Err(err),
             })?;
         Ok(self.keep_open(id, SegmentFile { file, writable, dirty: AtomicBool::new(false) }))
+    }
+
+    fn length(&self, id: SegmentId) -> &RwLock<()> {
+        &self.lengths[id.0 as usize % self.lengths.len()]
     }
 
     fn keep_open(&self, id: SegmentId, file: SegmentFile) -> Arc<SegmentFile> {
@@ -226,6 +233,8 @@ impl Backing for DirBacking {
 
     fn write_at(&self, id: SegmentId, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
         let segment = self.segment(id, true)?;
+        // Before its room is asked for: a segment that is finished has none, and nobody writes zeros ahead there.
+        let _grows = self.length(id).read();
         let room = {
             let cache = self.cache.lock();
             if cache.has_failed(id) {
@@ -309,8 +318,9 @@ impl Backing for DirBacking {
     }
 
     fn finish_segment(&self, id: SegmentId) -> io::Result<()> {
-        let room = self.cache.lock().take_room(id);
         let segment = self.segment(id, true)?;
+        let _stays = self.length(id).write();
+        let room = self.cache.lock().take_room(id);
         let written = room.and_then(|room| room.lock().written());
         // Truncating to the present length, too, frees the blocks beyond it.
         segment.file.set_len(written.map_or_else(|| segment.file.metadata().map(|meta| meta.len()), Ok)?)

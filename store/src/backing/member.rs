@@ -48,6 +48,8 @@ pub struct Limits {
     pub sick_after: Duration,
     /// A read is given up after this, and without hedging a shard is replaced only then.
     pub read_patience: Duration,
+    /// How old figures of room may be.
+    pub room_age_max: Duration,
     /// Reads that may be queued, beyond those that run, and as many writes and syncs.
     pub queue_max: usize,
     /// Threads: calls that may run at once.
@@ -61,6 +63,7 @@ impl Default for Limits {
             hedge_after_max: Duration::from_secs(2),
             sick_after: Duration::from_secs(2),
             read_patience: Duration::from_secs(30),
+            room_age_max: Duration::from_millis(500),
             queue_max: 64,
             threads_max: 4,
         }
@@ -104,12 +107,9 @@ pub(super) struct KnownRoom {
     pub(super) asked: bool,
 }
 
-/// How old a member's figures of room may be.
-pub(super) const SPACE_AGE_MAX: Duration = Duration::from_millis(500);
-
 impl KnownRoom {
-    pub(super) fn is_fresh(&self) -> bool {
-        self.last.as_ref().is_some_and(|(taken, _)| taken.elapsed() < SPACE_AGE_MAX)
+    pub(super) fn is_fresh(&self, limits: &Limits) -> bool {
+        self.last.as_ref().is_some_and(|(taken, _)| taken.elapsed() < limits.room_age_max)
     }
 }
 
@@ -165,6 +165,11 @@ impl Member {
             pool: Pool::new(name, limits.threads_max),
             state: Mutex::new(state),
         }
+    }
+
+    /// Its times and bounds.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     /// Where the directory is or should be.

@@ -52,6 +52,43 @@ pub trait Directories: Send + Sync {
 
     /// The one path of a directory that may be named in several ways; the path itself if it leads nowhere.
     fn canonical(&self, path: &Path) -> PathBuf;
+
+    /// How patient to be with them, and whether anything is done behind.
+    fn pace(&self) -> Pace {
+        Pace::default()
+    }
+}
+
+/// What of a volume's doings depends on the clock of the machine. Proofs that compare outcomes have nothing do.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Times and bounds of its members.
+    pub limits: Limits,
+    /// Threads look after the directories, heal, fold and free behind. Without them a volume does what it is asked to only.
+    pub background: bool,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { limits: Limits::default(), background: true }
+    }
+}
+
+impl Pace {
+    /// Nobody is ever late, figures of room never old, and nothing is done behind: the same calls have the same outcome,
+    /// however slow the machine is. Directories must not hang.
+    pub fn steady() -> Self {
+        const LONG: std::time::Duration = std::time::Duration::from_secs(3600);
+        let limits = Limits {
+            hedge_after_min: LONG,
+            hedge_after_max: LONG,
+            sick_after: LONG,
+            read_patience: LONG,
+            room_age_max: LONG,
+            ..Limits::default()
+        };
+        Self { limits, background: false }
+    }
 }
 
 /// Directories of this machine.

@@ -238,7 +238,7 @@ impl Blocks {
     }
 
     /// Read every shard of the stripe, keep those that verify, and try what they give until the block opens.
-    fn read_carefully(&self, w: &Wanted, info: &SegmentInfo, ino: Option<Ino>) -> Result<Arc<Chunk>> {
+    fn read_carefully(&self, w: &Wanted, info: &Arc<SegmentInfo>, ino: Option<Ino>) -> Result<Arc<Chunk>> {
         let survey = self.stripes.survey(place_of(&w.row), info);
         let k = info.geometry.data();
         let event = |what: String, recoverable| DamageEvent { ino, block: w.row.id, what, recoverable };
@@ -249,6 +249,11 @@ impl Blocks {
                 self.damage.degraded(event(what, true), survey.wrong(), w.row.segment, w.row.offset);
             }
             return Ok(chunk);
+        }
+        // A directory that the row does not know may have a shard.
+        let placed = self.with_files(w.row.segment, info.clone());
+        if placed.slots != info.slots {
+            return self.read_carefully(w, &placed, ino);
         }
         self.damage.lost(event(describe(&survey.bad, info, self), false));
         Err(Error::BlockLost {

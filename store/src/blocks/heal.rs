@@ -1,10 +1,10 @@
 //! Healing: the missing and wrong shards of a stripe are rebuilt from the good ones and written back where they
 //! belong. "Healed" is said only after the shards were read and counted again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Blocks;
 use crate::backing::{Member, Wait};
@@ -41,6 +41,35 @@ fn forget_failures(member: &Arc<Member>, segment: SegmentId) -> Option<bool> {
     }
 }
 
+/// What is needed of a segment, known to who knows rows and checkpoints.
+pub trait Need {
+    /// Offsets of the stripes of a segment that rows and kept checkpoints name.
+    ///
+    /// # Errors
+    /// [`Error::Database`], or why a checkpoint cannot tell.
+    fn stripes(&self, segment: SegmentId) -> Result<Vec<u64>>;
+
+    /// Commit records of later generations are needed; `None`: all are.
+    fn log_from(&self) -> Option<Generation>;
+
+    /// The generation of which a commit record in the segment may be, at most; `None`: of any.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    fn log_until(&self, segment: SegmentId) -> Result<Option<Generation>>;
+}
+
+/// As of when a segment could not be caught up: until something changes it is not read again for a while.
+pub(super) struct Stuck {
+    slots: u64,
+    readable: Vec<MemberId>,
+    at: Instant,
+}
+
+/// When a segment that could not be caught up is looked at again though the same directories are there: its blocks may be
+/// dead, and checkpoints past its records.
+const STUCK_AGAIN: Duration = Duration::from_secs(30);
+
 /// What identifies the volume in headers written anew.
 #[derive(Clone, Copy, Debug)]
 pub struct Identity {
@@ -59,8 +88,17 @@ impl Blocks {
         repair: Option<Identity>,
         unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
     ) -> Result<StripeHealth> {
-        let info = self.segment_info(place.segment)?;
-        let survey = self.stripes.survey(place, &info);
+        self.heal_in(place, &*self.placement(place.segment)?, repair, unsynced)
+    }
+
+    fn heal_in(
+        &self,
+        place: StripePlace,
+        info: &SegmentInfo,
+        repair: Option<Identity>,
+        unsynced: &mut BTreeSet<(MemberId, SegmentId)>,
+    ) -> Result<StripeHealth> {
+        let survey = self.stripes.survey(place, info);
         let mut health = StripeHealth {
             shards: survey.good.len() + survey.bad.len(),
             bad: survey.bad.len(),
@@ -95,7 +133,7 @@ impl Blocks {
         self.damage.bad(health.wrong, place.segment, place.offset);
         let mut written = 0;
         for slot in targets {
-            if self.rewrite(place, &info, &group, &model.header, (slot, identity), unsynced)? {
+            if self.rewrite(place, info, &group, &model.header, (slot, identity), unsynced)? {
                 health.repaired += 1;
                 written |= 1 << slot;
             }
@@ -106,13 +144,26 @@ impl Blocks {
     }
 
     /// Bring directories up to date that missed syncs and can be written again. What they have is read anew from the
-    /// device: memory may pretend that a write was kept which failed (R9).
-    pub fn catch_up(&self, identity: Identity) -> Result<()> {
+    /// device: memory may pretend that a write was kept which failed (R9). A directory is not caught up while what it
+    /// lacks cannot be rebuilt, because others are away, unless nobody needs that any more.
+    pub fn catch_up(&self, identity: Identity, need: &dyn Need) -> Result<()> {
         for (segment, slots) in self.segments.lacking_segments() {
-            let Ok(info) = self.segment_info(segment) else {
-                // It was given back meanwhile.
-                self.segments.caught_up(segment, slots);
+            // What is still to be synced may be missed again.
+            if self.segments.in_use(segment) || self.is_stuck(segment, slots) {
                 continue;
+            }
+            let info = match self.find_segment(segment) {
+                Ok(Some(info)) => self.with_files(segment, info),
+                Ok(None) if self.would_see_a_file() => {
+                    // It was given back meanwhile.
+                    self.segments.caught_up(segment, slots);
+                    continue;
+                }
+                Ok(None) => continue,
+                Err(error) => {
+                    log::warn!("segment {segment} is not complete in all directories: {error}");
+                    continue;
+                }
             };
             let members = info.slots.iter().enumerate().filter(|(slot, _)| slots >> slot & 1 == 1);
             let writable = members.filter_map(|(slot, id)| {
@@ -123,23 +174,87 @@ impl Blocks {
             if back.is_empty() {
                 continue;
             }
+            // Before anything is read: who goes meanwhile is missed by the next round.
+            let readable = self.readable();
             let files = back.iter().filter(|(.., has_file)| *has_file);
             let mut unsynced: BTreeSet<_> = files.map(|(_, member, _)| (member.id, segment)).collect();
-            let (mut lost, mut left) = (0, 0);
-            for (place, _) in self.stripes.records(segment, 0, &info) {
-                let health = self.heal_stripe(place, Some(identity), &mut unsynced)?;
-                lost += u64::from(health.lost);
+            let (mut seen, mut lost, mut left) = (HashSet::new(), Vec::new(), 0);
+            for (place, header) in self.stripes.records(segment, 0, &info) {
+                let health = self.heal_in(place, &info, Some(identity), &mut unsynced)?;
                 left |= health.left;
+                if health.lost {
+                    lost.push(header);
+                } else {
+                    seen.insert(place.offset);
+                }
             }
             self.sync_healed(&mut unsynced)?;
+            let lacks = self.lacks_needed(segment, &info, &seen, &lost, need).unwrap_or_else(|error| {
+                log::warn!("segment {segment}: not known whether its lost stripes are needed: {error}");
+                true
+            });
+            if lacks {
+                left |= slots;
+                self.stuck.lock().insert(segment, Stuck { slots, readable, at: Instant::now() });
+            } else {
+                self.stuck.lock().remove(&segment);
+            }
             let caught_up = back.iter().fold(0, |mask, (slot, ..)| mask | 1 << slot) & !left;
             self.segments.caught_up(segment, caught_up);
             log::info!(
-                "segment {segment}: {} directories caught up, {lost} stripes without enough shards",
-                caught_up.count_ones()
+                "segment {segment}: {} directories caught up, {} stripes without enough shards",
+                caught_up.count_ones(),
+                lost.len()
             );
         }
         Ok(())
+    }
+
+    /// Look again at segments that could not be caught up.
+    pub fn forget_stuck(&self) {
+        self.stuck.lock().clear();
+    }
+
+    fn is_stuck(&self, segment: SegmentId, slots: u64) -> bool {
+        let stuck = self.stuck.lock();
+        stuck.get(&segment).is_some_and(|stuck| {
+            stuck.slots == slots && stuck.at.elapsed() < STUCK_AGAIN && stuck.readable == self.readable()
+        })
+    }
+
+    fn readable(&self) -> Vec<MemberId> {
+        self.set.members().iter().filter(|member| member.can_read()).map(|member| member.id).collect()
+    }
+
+    /// True if so many directories can be read that one of them would have a file of any segment: those that hold
+    /// something lie on k at least.
+    fn would_see_a_file(&self) -> bool {
+        self.set.members().len() - self.readable().len() < self.geometry.data()
+    }
+
+    /// Whether something is needed of a segment that could not be rebuilt: of some records too few shards are there
+    /// (`lost`), and those of directories that are away may not even have been seen.
+    fn lacks_needed(
+        &self,
+        segment: SegmentId,
+        info: &SegmentInfo,
+        seen: &HashSet<u64>,
+        lost: &[RecordHeader],
+        need: &dyn Need,
+    ) -> Result<bool> {
+        let is_away = |id: &MemberId| !self.set.get(id).is_some_and(|member| member.can_read());
+        let away = info.slots.iter().flatten().any(is_away);
+        if lost.is_empty() && !away {
+            return Ok(false);
+        }
+        let is_needed = |generation| need.log_from().is_none_or(|from| generation > from);
+        if lost.iter().any(|header| header.commit.is_some_and(|commit| is_needed(commit.generation))) {
+            return Ok(true);
+        }
+        if away && need.log_until(segment)?.is_none_or(is_needed) {
+            return Ok(true);
+        }
+        Ok(need.stripes(segment)?.iter().any(|offset| !seen.contains(offset)))
     }
 
     /// Sync what healing wrote.

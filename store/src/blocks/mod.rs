@@ -23,7 +23,7 @@ use parking_lot::{Condvar, Mutex, RwLock};
 pub use cache::{Cache, CacheFigures};
 pub use damage::{Damage, DamageEvent, DamageFigures};
 pub(crate) use get::place_of;
-pub use heal::{Identity, StripeHealth};
+pub use heal::{Identity, Need, StripeHealth};
 pub use log::AppendedCommit;
 pub use pins::{Pin, Pins};
 pub(crate) use put::close_segment;
@@ -93,6 +93,8 @@ pub struct Blocks {
     geometry: Geometry,
     stripes: Stripes,
     infos: RwLock<HashMap<SegmentId, Arc<SegmentInfo>>>,
+    /// Segments that could not be caught up, and as of when.
+    stuck: Mutex<HashMap<SegmentId, heal::Stuck>>,
     /// Rows of segments opened by what is no operation of the metadata: commit records and images.
     unrecorded: Mutex<Vec<SegmentRow>>,
     claimed: Mutex<HashSet<BlockId>>,
@@ -148,6 +150,7 @@ impl Blocks {
             geometry: config.geometry,
             stripes,
             infos: RwLock::default(),
+            stuck: Mutex::default(),
             unrecorded: Mutex::default(),
             claimed: Mutex::default(),
             unclaimed: Condvar::new(),
@@ -190,31 +193,55 @@ impl Blocks {
         &self.figures
     }
 
-    /// What a reader must know of `segment`; its row is read once.
+    /// What a reader must know of `segment`; its row is read once. A slot that the row says is vacant may be taken:
+    /// [`Self::placement`] knows.
     pub fn segment_info(&self, segment: SegmentId) -> Result<Arc<SegmentInfo>> {
+        self.find_segment(segment)?.ok_or_else(|| {
+            Error::format(
+                format!("segment {segment}"),
+                "neither the metadata nor a file of it tells what it is; run `brine check` on the volume",
+            )
+        })
+    }
+
+    /// [`Self::segment_info`]; `None` if there is neither a row nor a file that can be read.
+    fn find_segment(&self, segment: SegmentId) -> Result<Option<Arc<SegmentInfo>>> {
         if let Some(info) = self.infos.read().get(&segment) {
-            return Ok(info.clone());
+            return Ok(Some(info.clone()));
         }
-        let mut info = match self.meta.with(|txn| txn.segment(segment))? {
+        let info = match self.meta.with(|txn| txn.segment(segment))? {
             Some(row) => info_of(row)?,
             // Opened for a record or a checkpoint by a writer that was cut off. Its own files tell.
-            None => self.stripes.segment_info(segment).ok_or_else(|| {
-                Error::format(
-                    format!("segment {segment}"),
-                    "neither the metadata nor a file of it tells what it is; run `brine check` on the volume",
-                )
-            })?,
+            None => match self.stripes.segment_info(segment) {
+                Some(info) => info,
+                None => return Ok(None),
+            },
         };
-        if info.slots.contains(&None) {
-            // Perhaps given to a directory since, by a generation that a crash took back. Its own file tells.
-            let told =
-                self.stripes.segment_infos(segment).into_iter().find(|told| told.incarnation == info.incarnation);
-            let told = told.into_iter().flat_map(|told| told.slots);
-            info.slots.iter_mut().zip(told).for_each(|(slot, other)| *slot = slot.or(other));
-        }
         let info = Arc::new(info);
         self.infos.write().insert(segment, info.clone());
-        Ok(info)
+        Ok(Some(info))
+    }
+
+    /// [`Self::segment_info`], with the slots that were given to a directory by a generation that a crash took back: the
+    /// files of healthy directories tell of them. For who heals or counts, and for readers only where a block is lost
+    /// otherwise: it asks the directories.
+    pub fn placement(&self, segment: SegmentId) -> Result<Arc<SegmentInfo>> {
+        Ok(self.with_files(segment, self.segment_info(segment)?))
+    }
+
+    fn with_files(&self, segment: SegmentId, info: Arc<SegmentInfo>) -> Arc<SegmentInfo> {
+        if !info.slots.contains(&None) {
+            return info;
+        }
+        let (told, all) = self.stripes.placement(segment, info.incarnation);
+        let mut merged = SegmentInfo::clone(&info);
+        merged.slots.iter_mut().zip(told).for_each(|(slot, other)| *slot = slot.or(other));
+        let merged = Arc::new(merged);
+        // A row that was replaced meanwhile knows better, and what not all of them told is asked again.
+        if all && let Some(known) = self.infos.write().get_mut(&segment).filter(|known| Arc::ptr_eq(known, &info)) {
+            *known = merged.clone();
+        }
+        merged
     }
 
     /// Forget what was known of a segment whose row changed.

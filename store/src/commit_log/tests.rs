@@ -15,7 +15,7 @@ use crate::meta::rows::{FileKind, NewNode};
 use crate::seal::{Codec, Salt, Sealer, SecretKey, VolumeKeys};
 use crate::segment::{Segments, Writer};
 use crate::shard::{RecordHeader, RecordKind};
-use crate::stripes::StripePlace;
+use crate::stripes::{SegmentInfo, StripePlace};
 
 const VOLUME: VolumeId = VolumeId([3; 16]);
 
@@ -26,6 +26,40 @@ impl AckOverrides for Noted {
     fn put(&self, overrides: Vec<AckOverride>, _lacking: &[(SegmentId, u64)]) -> Result<()> {
         self.0.lock().extend(overrides);
         Ok(())
+    }
+}
+
+/// All records are needed; no row names anything.
+struct All;
+
+/// No record is needed, only the stripes at these offsets.
+struct Stripes(Vec<u64>);
+
+impl crate::blocks::Need for Stripes {
+    fn stripes(&self, _segment: SegmentId) -> Result<Vec<u64>> {
+        Ok(self.0.clone())
+    }
+
+    fn log_from(&self) -> Option<Generation> {
+        Some(Generation(9))
+    }
+
+    fn log_until(&self, _segment: SegmentId) -> Result<Option<Generation>> {
+        Ok(Some(Generation(9)))
+    }
+}
+
+impl crate::blocks::Need for All {
+    fn stripes(&self, _segment: SegmentId) -> Result<Vec<u64>> {
+        Ok(Vec::new())
+    }
+
+    fn log_from(&self) -> Option<Generation> {
+        None
+    }
+
+    fn log_until(&self, _segment: SegmentId) -> Result<Option<Generation>> {
+        Ok(None)
     }
 }
 
@@ -118,6 +152,16 @@ impl Fixture {
         let records = stripes.records(segment, 0, &info);
         records.into_iter().filter(|(_, header)| header.commit.is_some()).collect()
     }
+
+    /// Commit the first record, which is written in whole copies: its place, and the slots that hold it.
+    fn record_in_copies(&self) -> (StripePlace, Arc<SegmentInfo>, Vec<usize>) {
+        self.create("a");
+        self.commit().unwrap();
+        let (place, header) = self.records(SegmentId(1)).remove(0);
+        assert_eq!(header.kind, RecordKind::CommitCopy);
+        let holders = (0..6).filter(|slot| header.commit.unwrap().copies >> slot & 1 == 1).collect();
+        (place, self.blocks.segment_info(SegmentId(1)).unwrap(), holders)
+    }
 }
 
 #[test]
@@ -150,12 +194,7 @@ fn a_small_commit_is_written_in_copies_and_syncs_only_their_files() {
 #[test]
 fn a_record_in_copies_is_read_while_one_is_left_and_healed() {
     let fixture = Fixture::new("copies-left", (4, 2));
-    fixture.create("a");
-    fixture.commit().unwrap();
-    let (place, header) = fixture.records(SegmentId(1)).remove(0);
-    assert_eq!(header.kind, RecordKind::CommitCopy);
-    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
-    let holders: Vec<usize> = (0..6).filter(|slot| header.commit.unwrap().copies >> slot & 1 == 1).collect();
+    let (place, info, holders) = fixture.record_in_copies();
     let whole = fixture.blocks.stripes().message(place, &info).unwrap().1;
     for slot in &holders[..2] {
         let member = info.slots[*slot].unwrap();
@@ -316,13 +355,13 @@ fn a_directory_that_hangs_in_a_sync_is_left_behind_and_caught_up_later() {
     assert_eq!(fixture.noted.0.lock().len(), 1, "answered with fewer than the ack set");
     assert_eq!(fixture.blocks.segments().lacking(SegmentId(1)).count_ones(), 1);
     let identity = crate::blocks::Identity { volume: VOLUME, term: Term(1) };
-    fixture.blocks.catch_up(identity).unwrap();
+    fixture.blocks.catch_up(identity, &All).unwrap();
     assert_eq!(fixture.blocks.segments().lacking(SegmentId(1)).count_ones(), 1, "it does not answer yet");
     gate.open();
     fixture.faulty[2].clear();
     let member = fixture.blocks.segments().set().get(&MemberId([3; 16])).unwrap().clone();
     wait_until("the directory answers again", || member.is_healthy());
-    fixture.blocks.catch_up(identity).unwrap();
+    fixture.blocks.catch_up(identity, &All).unwrap();
     assert!(fixture.blocks.segments().lacking_segments().is_empty());
 }
 
@@ -340,9 +379,112 @@ fn what_a_failed_sync_dropped_is_written_again_when_the_directory_is_back() {
     };
     assert!(bad(&fixture) > 0);
     assert!(fixture.blocks.segments().set().restore(&MemberId([5; 16]), None));
-    fixture.blocks.catch_up(crate::blocks::Identity { volume: VOLUME, term: Term(1) }).unwrap();
+    fixture.blocks.catch_up(crate::blocks::Identity { volume: VOLUME, term: Term(1) }, &All).unwrap();
     assert_eq!(bad(&fixture), 0);
     assert!(fixture.blocks.segments().lacking_segments().is_empty());
+}
+
+impl Fixture {
+    fn member(&self, number: usize) -> &Arc<Member> {
+        self.blocks.segments().set().get(&MemberId([number as u8 + 1; 16])).unwrap()
+    }
+
+    fn back(&self, number: usize) {
+        assert!(self.member(number).restore(Some(self.faulty[number].clone())));
+    }
+
+    fn catch_up(&self, need: &dyn crate::blocks::Need) -> Vec<(SegmentId, u64)> {
+        self.blocks.forget_stuck();
+        self.blocks.catch_up(crate::blocks::Identity { volume: VOLUME, term: Term(1) }, need).unwrap();
+        self.blocks.segments().lacking_segments()
+    }
+
+    /// A stripe and a record that the fifth directory missed, while the first two are away.
+    fn behind_with_two_away(name: &str) -> Self {
+        let fixture = Self::new(name, (4, 2));
+        fixture.store(1);
+        fixture.create("a");
+        fixture.faulty[4].add(Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO }).times(1));
+        fixture.commit().unwrap();
+        [0, 1].iter().for_each(|number| fixture.member(*number).mark_missing("away"));
+        fixture.back(4);
+        fixture
+    }
+}
+
+#[test]
+fn nothing_is_caught_up_while_too_few_shards_are_there_to_rebuild_it_from() {
+    let fixture = Fixture::behind_with_two_away("behind-lost");
+    let info = fixture.blocks.segment_info(SegmentId(1)).unwrap();
+    let noted = fixture.blocks.segments().lacking_segments();
+    assert_eq!((noted.len(), noted[0].1.count_ones()), (1, 1));
+    assert_eq!(fixture.catch_up(&All), noted);
+    let at = fixture.records(SegmentId(1))[0].0.offset - 4096;
+    assert_eq!(fixture.catch_up(&Stripes(vec![at])), noted, "a row names a stripe of which three shards are there");
+    [0, 1].iter().for_each(|number| fixture.back(*number));
+    // As a directory is there again it is tried at once.
+    fixture.blocks.catch_up(crate::blocks::Identity { volume: VOLUME, term: Term(1) }, &All).unwrap();
+    assert!(fixture.blocks.segments().lacking_segments().is_empty());
+    let records = fixture.blocks.stripes().records(SegmentId(1), 0, &info);
+    let bad = records.iter().map(|(place, _)| fixture.blocks.stripes().survey(*place, &info).bad.len());
+    assert_eq!((records.len(), bad.sum::<usize>()), (2, 0));
+}
+
+#[test]
+fn stripes_that_nothing_needs_do_not_keep_a_directory_behind() {
+    let fixture = Fixture::behind_with_two_away("behind-dead");
+    assert_eq!(fixture.catch_up(&Stripes(Vec::new())), []);
+}
+
+#[test]
+fn a_record_whose_other_copies_are_away_is_not_taken_for_none() {
+    let fixture = Fixture::new("behind-unseen", (4, 2));
+    let (place, info, holders) = fixture.record_in_copies();
+    let number = |slot: usize| usize::from(info.slots[slot].unwrap().0[0]) - 1;
+    fixture.faulty[number(holders[0])]
+        .write_at(SegmentId(1), place.offset, &[std::io::IoSlice::new(&[0; 600])])
+        .unwrap();
+    fixture.blocks.segments().abandon(SegmentId(1));
+    fixture.blocks.segments().note_lacking(SegmentId(1), 1 << holders[0]);
+    holders[1..].iter().for_each(|slot| fixture.member(number(*slot)).mark_missing("away"));
+    assert!(fixture.blocks.stripes().records(SegmentId(1), 0, &info).is_empty());
+    assert_eq!(fixture.catch_up(&All).len(), 1);
+    holders[1..].iter().for_each(|slot| fixture.back(number(*slot)));
+    assert_eq!(fixture.catch_up(&All), []);
+    assert_eq!(fixture.blocks.stripes().survey(place, &info).good.len(), 3);
+}
+
+#[test]
+fn a_segment_is_taken_for_given_back_only_if_a_file_of_it_would_be_seen() {
+    let fixture = Fixture::new("behind-gone", (4, 2));
+    fixture.blocks.segments().note_lacking(SegmentId(77), 1);
+    (0..4).for_each(|number| fixture.member(number).mark_missing("away"));
+    assert_eq!(fixture.catch_up(&All).len(), 1);
+    fixture.back(0);
+    assert_eq!(fixture.catch_up(&All), []);
+}
+
+#[test]
+fn who_holds_vacant_slots_is_asked_of_no_directory_by_readers_and_of_none_for_ever() {
+    let fixture = Fixture::new("vacant-hang", (4, 2));
+    fixture.member(0).mark_missing("away");
+    fixture.store(1);
+    fixture.create("a");
+    fixture.commit().unwrap();
+    fixture.meta.with(|txn| fixture.blocks.settle_segments(txn)).unwrap();
+    fixture.back(0);
+    let vacant = |info: &crate::stripes::SegmentInfo| info.slots.iter().filter(|slot| slot.is_none()).count();
+    let gate = crate::backing::Gate::new();
+    fixture.faulty[3].add(Rule::new(Call::ReadAt, Fault::Hang(gate.clone())));
+    let reads = || fixture.faulty.iter().map(|faulty| faulty.count(Call::ReadAt)).sum::<u64>();
+    fixture.blocks.forget_segment(SegmentId(1));
+    let before = reads();
+    assert_eq!(vacant(&fixture.blocks.segment_info(SegmentId(1)).unwrap()), 1);
+    assert_eq!(reads(), before, "a reader goes by the row");
+    // The directory that hangs is not waited for; without it the answer is not taken for the last.
+    assert_eq!(vacant(&fixture.blocks.placement(SegmentId(1)).unwrap()), 1);
+    assert_eq!(reads(), before + 6);
+    gate.open();
 }
 
 #[test]

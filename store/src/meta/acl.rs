@@ -2,7 +2,8 @@
 //!
 //! Stored as the extended attributes the kernel knows them by, in its layout (linux/posix_acl_xattr.h: a version, then
 //! 8-byte entries, all little-endian). The kernel checks permissions by them; this module keeps the mode and the list
-//! in step, as acl(5) and fs/posix_acl.c have it. Pure, but for the transaction's methods at the end.
+//! in step, as acl(5) and fs/posix_acl.c have it, and says what they permit where the daemon acts for somebody. Pure,
+//! but for the transaction's methods at the end.
 
 use super::rows::*;
 use super::txn::Txn;
@@ -136,6 +137,61 @@ impl Acl {
     }
 }
 
+/// On whose behalf the daemon looks something up.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: &'a [u32],
+}
+
+impl Who<'_> {
+    /// Whether they are in a group.
+    pub fn is_in(&self, group: u32) -> bool {
+        self.gid == group || self.groups.contains(&group)
+    }
+}
+
+/// What of an inode permissions depend on, beside its list.
+#[derive(Clone, Copy)]
+struct Owned {
+    kind: FileKind,
+    perm: u16,
+    uid: u32,
+    gid: u32,
+}
+
+/// Whether `who` has all of `wanted` (bits of one digit of a mode) on an inode, by acl(5)'s access check; without a list
+/// the mode's bits stand for one. Root reads, writes and searches everything, and executes what anybody may. Where the mask
+/// is empty Linux does not look at the list at all and gives those it names what others have; here they have nothing.
+fn permits(row: Owned, acl: Option<&Acl>, who: Who<'_>, wanted: u16) -> bool {
+    if who.uid == 0 {
+        return wanted & 1 == 0 || row.kind == FileKind::Directory || row.perm & 0o111 != 0;
+    }
+    let has = |perm: u16| perm & wanted == wanted;
+    if who.uid == row.uid {
+        return has(row.perm >> 6);
+    }
+    let Some(acl) = acl else { return has(row.perm >> if who.is_in(row.gid) { 3 } else { 0 }) };
+    let masked = |entry: &Entry| has(entry.perm & acl.perm(MASK).unwrap_or(7));
+    if let Some(user) = acl.0.iter().find(|entry| entry.tag == USER && entry.id == who.uid) {
+        return masked(user);
+    }
+    let mut groups = acl.0.iter().filter(|entry| match entry.tag {
+        GROUP_OBJ => who.is_in(row.gid),
+        GROUP => who.is_in(entry.id),
+        _ => false,
+    });
+    match groups.next() {
+        // One entry has to have it all.
+        Some(first) => masked(first) || groups.any(masked),
+        None => has(row.perm),
+    }
+}
+
 /// What of a directory's lists a new inode gets: permission bits and attributes.
 pub(super) struct Inherited {
     pub perm: u16,
@@ -163,6 +219,17 @@ impl Txn<'_> {
             attributes.push((ACL_DEFAULT, default.encode()));
         }
         Ok(Inherited { perm, attributes })
+    }
+
+    /// Let one user search a directory that is otherwise its owner's alone.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn let_search(&mut self, ino: Ino, uid: u32) -> Result<()> {
+        let entry = |tag, perm, id| Entry { tag, perm, id };
+        let (owner, group, others) = (entry(USER_OBJ, 7, NOBODY), entry(GROUP_OBJ, 0, NOBODY), entry(OTHER, 0, NOBODY));
+        let list = Acl(vec![owner, entry(USER, 1, uid), group, entry(MASK, 1, NOBODY), others]);
+        self.set_acl(ino, ACL_ACCESS, &list.encode(), true)
     }
 
     /// Set an access control list ([`ACL_ACCESS`] or [`ACL_DEFAULT`]); a list without entries removes it. The access
@@ -205,18 +272,32 @@ impl Txn<'_> {
         }
     }
 
+    /// Whether `who` has all of `wanted` (bits of one digit of a mode) on an inode, by its mode and access list.
+    ///
+    /// # Errors
+    /// [`Error::Stale`].
+    pub fn permits(&mut self, ino: Ino, who: Who<'_>, wanted: u16) -> Result<bool> {
+        let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
+        let owned = Owned { kind: row.kind, perm: row.perm, uid: row.uid, gid: row.gid };
+        let acl = if row.flags & INODE_HAS_XATTRS != 0 { self.access_list(ino)? } else { None };
+        Ok(permits(owned, acl.as_ref(), who, wanted))
+    }
+
+    fn access_list(&mut self, ino: Ino) -> Result<Option<Acl>> {
+        match self.get_xattr(ino, ACL_ACCESS) {
+            Ok(bytes) => Acl::decode(&bytes),
+            Err(Error::NoSuchXattr) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The permission bits become `perm`: the access list follows. To be called before the row changes.
     pub(super) fn acl_follows_mode(&mut self, ino: Ino, perm: u16) -> Result<()> {
         let row = self.core.inode(ino)?.ok_or(Error::Stale(ino))?;
         if row.flags & INODE_HAS_XATTRS == 0 || row.perm & 0o777 == perm & 0o777 {
             return Ok(());
         }
-        let acl = match self.get_xattr(ino, ACL_ACCESS) {
-            Ok(bytes) => Acl::decode(&bytes)?,
-            Err(Error::NoSuchXattr) => None,
-            Err(error) => return Err(error),
-        };
-        match acl {
+        match self.access_list(ino)? {
             Some(acl) => self.put_xattr(ino, ACL_ACCESS, &acl.with_mode(perm).encode()),
             None => Ok(()),
         }
@@ -271,6 +352,52 @@ mod tests {
         ] {
             assert!(Acl::decode(&acl(&wrong).encode()).is_err(), "{wrong:?}");
         }
+    }
+
+    /// What `who` (user, group, supplementary groups) may of a file of user 10 and group 20: a digit.
+    fn digit(kind: FileKind, perm: u16, list: Option<&Acl>, who: (u32, u32, &[u32])) -> u16 {
+        let row = Owned { kind, perm, uid: 10, gid: 20 };
+        let who = Who { uid: who.0, gid: who.1, groups: who.2 };
+        (0..3).map(|bit| 1 << bit).filter(|bit| permits(row, list, who, *bit)).sum()
+    }
+
+    #[test]
+    fn the_first_class_of_a_mode_that_fits_decides() {
+        let of = |perm, who| digit(FileKind::File, perm, None, who);
+        assert_eq!(of(0o500, (10, 1, &[])), 5);
+        assert_eq!(of(0o077, (10, 20, &[])), 0, "the owner's digit, though the group's would do");
+        assert_eq!(of(0o010, (11, 20, &[])), 1);
+        assert_eq!(of(0o740, (11, 1, &[3, 20])), 4);
+        assert_eq!(of(0o770, (11, 1, &[3])), 0);
+        assert_eq!(of(0o704, (11, 1, &[])), 4);
+        assert_eq!((of(0o000, (0, 0, &[])), of(0o010, (0, 0, &[]))), (6, 7));
+        assert_eq!(digit(FileKind::Directory, 0, None, (0, 0, &[])), 7);
+    }
+
+    #[test]
+    fn the_entries_of_a_list_decide_in_order() {
+        let list = acl(&[
+            (USER_OBJ, 4, NOBODY),
+            (USER, 0, 30),
+            (USER, 7, 31),
+            (GROUP_OBJ, 0, NOBODY),
+            (GROUP, 4, 40),
+            (GROUP, 2, 41),
+            (MASK, 6, NOBODY),
+            (OTHER, 5, NOBODY),
+        ]);
+        let of = |who| digit(FileKind::File, list.mode(), Some(&list), who);
+        assert_eq!(of((10, 40, &[])), 4, "the owner");
+        assert_eq!(of((30, 40, &[41])), 0, "a name that has nothing, whatever its groups have");
+        assert_eq!(of((31, 1, &[])), 6, "the mask");
+        assert_eq!(of((32, 20, &[])), 0, "the mode's group bits are the mask's, not the group's");
+        assert_eq!(of((32, 20, &[40])), 4, "any of the groups");
+        assert_eq!(of((32, 1, &[40, 41])), 6, "each bit asked for alone");
+        assert_eq!(of((32, 1, &[])), 5, "the mask has no say about others");
+        assert_eq!(of((0, 0, &[])), 7);
+        let row = Owned { kind: FileKind::File, perm: list.mode(), uid: 10, gid: 20 };
+        let both = Who { uid: 32, gid: 1, groups: &[40, 41] };
+        assert!(!permits(row, Some(&list), both, 6), "no entry alone has both bits");
     }
 
     #[test]

@@ -238,7 +238,8 @@ impl Txn<'_> {
             left -= found.len();
             for candidate in found {
                 let Candidate { key, since, until, block } = candidate;
-                if needed.has(&self.core.conn, &key, since, until).at(&self.core.path)? {
+                let core = &mut *self.core;
+                if needed.has(&core.conn, &mut core.numbered_apart, &key, since, until).at(&core.path)? {
                     at.skipped += 1;
                     continue;
                 }

@@ -3,7 +3,8 @@
 //! `generations`, and whoever reads it stays within the directory ([`PastReader::lies_within`]).
 //!
 //! Where an inode was is found by the parents that the rows name. A file that ever had several names may have been
-//! anywhere and counts as within every directory.
+//! anywhere and counts as within every directory. Whose an extent is, its data id says: it is the file's number, but for
+//! files made by early versions, which numbered data apart; what they do not find an owner of is kept.
 
 use std::collections::HashMap;
 
@@ -77,7 +78,8 @@ fn is_within(conn: &Connection, ino: Ino, generation: Generation, dir: Ino) -> r
         }
         // What the state does not have any more was not within any directory it is kept for.
         let Some(row) = past::inode_at(conn, at, generation)? else { return Ok(false) };
-        if row.flags & INODE_HAD_LINKS != 0 {
+        // Early versions did not note that there had been several.
+        if row.flags & INODE_HAD_LINKS != 0 || (row.kind != FileKind::Directory && row.nlink > 1) {
             return Ok(true);
         }
         if row.parent == at {
@@ -104,10 +106,11 @@ impl Needed {
         Ok(Self { states, lines: lines?, known: HashMap::new() })
     }
 
-    /// Whether a row that was true from `since` until `until` is needed.
+    /// Whether a row that was true from `since` until `until` is needed. `apart`: see [`numbered_apart`].
     pub fn has(
         &mut self,
         conn: &Connection,
+        apart: &mut Option<bool>,
         key: &PastKey,
         since: Generation,
         until: Generation,
@@ -120,11 +123,13 @@ impl Needed {
             let (ino, may_lead) = match key {
                 PastKey::Inode(ino, ..) | PastKey::Xattr(ino, ..) => (*ino, true),
                 PastKey::Dentry(parent, ..) => (*parent, true),
-                PastKey::Extent(data, ..) | PastKey::Patch(data, ..) => match owner(conn, *data, state.generation)? {
-                    Owner::Is(ino) => (ino, false),
-                    Owner::Gone => continue,
-                    Owner::Unknown => return Ok(true),
-                },
+                PastKey::Extent(data, ..) | PastKey::Patch(data, ..) => {
+                    match owner(conn, apart, *data, state.generation)? {
+                        Owner::Is(ino) => (ino, false),
+                        Owner::Gone => continue,
+                        Owner::Unknown => return Ok(true),
+                    }
+                }
             };
             if may_lead && self.lines[at].contains(&ino) {
                 return Ok(true);
@@ -153,14 +158,44 @@ enum Owner {
     Unknown,
 }
 
-fn owner(conn: &Connection, data: DataId, generation: Generation) -> rusqlite::Result<Owner> {
+fn owner(conn: &Connection, apart: &mut Option<bool>, data: DataId, generation: Generation) -> rusqlite::Result<Owner> {
     // A file's data id is its inode number.
     let ino = Ino(data.0);
     Ok(match past::inode_at(conn, ino, generation)? {
+        // It may be that of a file with another number.
+        None if numbered_apart(conn, apart)? => Owner::Unknown,
         None => Owner::Gone,
         Some(row) if row.data == data => Owner::Is(ino),
         Some(_) => Owner::Unknown,
     })
+}
+
+/// Whether there are or were files whose data id is not their number. All rows are looked at once; no such files are made
+/// any more.
+fn numbered_apart(conn: &Connection, known: &mut Option<bool>) -> rusqlite::Result<bool> {
+    if let Some(known) = known {
+        return Ok(*known);
+    }
+    let sql = "SELECT EXISTS (SELECT 1 FROM inodes WHERE data <> 0 AND data <> ino) \
+               OR EXISTS (SELECT 1 FROM inodes_past WHERE data <> 0 AND data <> ino)";
+    let found = conn.query_row(sql, [], |row| row.get(0))?;
+    *known = Some(found);
+    Ok(found)
+}
+
+#[cfg(test)]
+impl Txn<'_> {
+    /// As early versions made files.
+    pub fn number_apart(&mut self, ino: Ino, data: DataId) {
+        self.core.inode(ino).unwrap();
+        self.core.inodes.change(ino).unwrap().data = data;
+    }
+
+    /// As early versions left files with several names.
+    pub fn forget_links(&mut self, ino: Ino) {
+        self.core.inode(ino).unwrap();
+        self.core.inodes.change(ino).unwrap().flags &= !INODE_HAD_LINKS;
+    }
 }
 
 impl Txn<'_> {

@@ -45,6 +45,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, ErrorCode};
 use zeroize::Zeroizing;
 
+pub use acl::Who;
 pub use counters::Counters;
 pub use history::Gap;
 pub use kept_below::KeptBelow;

@@ -65,6 +65,8 @@ pub(super) struct Core {
     pub nlink_max: u32,
     /// Extents deleted in the foreground; more are cut off and retired behind.
     pub cut_at_once: usize,
+    /// Whether there are files whose data id is not their number, once somebody asked.
+    pub numbered_apart: Option<bool>,
     operation: Option<Operation>,
 }
 
@@ -116,6 +118,7 @@ impl Core {
             refs: Vec::new(),
             local_dirty: false,
             conflicts: 0,
+            numbered_apart: None,
             recording: true,
             nlink_max: 1 << 31,
             cut_at_once: extent::CUT_AT_ONCE,
@@ -143,6 +146,7 @@ impl Core {
 
     /// Cuts, settings and counters as the tables have them.
     pub fn reload(&mut self) -> Result<()> {
+        self.numbered_apart = None;
         self.cuts = extent::load_cuts(&self.conn).at(&self.path)?;
         self.patched = patch::load(&self.conn).at(&self.path)?;
         self.history = shelf::get(&self.conn, Shelf::Settings, HISTORY_KEY).at(&self.path)?.as_deref() == Some(&[1]);

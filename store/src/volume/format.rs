@@ -68,6 +68,12 @@ pub struct Formatted {
 
 /// Make a volume over empty directories.
 pub fn format(options: &FormatOptions) -> Result<Formatted> {
+    format_with(options, &OsEntropy)
+}
+
+/// [`format`], with every random number from `entropy`: for proofs that make the same volume twice. Nobody's data is safe
+/// in a volume whose keys can be guessed.
+pub fn format_with(options: &FormatOptions, entropy: &dyn Entropy) -> Result<Formatted> {
     let geometry = choose_geometry(options)?;
     check_options(options)?;
     let mut warnings = Vec::new();
@@ -76,7 +82,6 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
         warnings.push("no parity: the loss of any directory loses data".into());
     }
 
-    let entropy = OsEntropy;
     let mut volume = VolumeId::default();
     entropy.fill(&mut volume.0);
     let state_dir = options.state_dir.clone().unwrap_or_else(|| default_state_dir(volume));
@@ -94,12 +99,12 @@ pub fn format(options: &FormatOptions) -> Result<Formatted> {
     }
     super::open::claim_state_dir(&state_dir, volume)?;
 
-    let volume_key = SecretKey::random(&entropy);
-    let convergence = SecretKey::random(&entropy);
-    let slot = KeySlot::create(0, &options.secret, &volume_key, volume, &entropy, options.kdf)
+    let volume_key = SecretKey::random(entropy);
+    let convergence = SecretKey::random(entropy);
+    let slot = KeySlot::create(0, &options.secret, &volume_key, volume, entropy, options.kdf)
         .map_err(|error| Error::Unlock(error.to_string()))?;
-    let (recovery_slot, recovery_key) = KeySlot::create_recovery(1, &volume_key, volume, &entropy);
-    let wrapped_convergence = WrappedConvergence::wrap(&convergence, &volume_key, volume, &entropy);
+    let (recovery_slot, recovery_key) = KeySlot::create_recovery(1, &volume_key, volume, entropy);
+    let wrapped_convergence = WrappedConvergence::wrap(&convergence, &volume_key, volume, entropy);
     let keys = VolumeKeys::new(volume, volume_key, convergence);
 
     let members: Vec<MemberEntry> = directories

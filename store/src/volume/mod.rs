@@ -48,14 +48,14 @@ pub use crate::meta::rows::{
     NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
-pub use crate::meta::{NameSpan, PastReader};
+pub use crate::meta::{NameSpan, PastReader, Who};
 pub use crate::seal::Codec;
 pub use crate::superblock::DomainPolicy;
 pub use data::FileChunks;
 pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
-pub use format::{FormatOptions, Formatted, format};
+pub use format::{FormatOptions, Formatted, format, format_with};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
@@ -64,7 +64,7 @@ pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
-pub use staging::{Base, Published, Staged};
+pub use staging::{Base, Discard, Published, Staged, StagedWhat};
 pub use status::{StatFs, VolumeStatus};
 
 use crate::backing::BackingSet;
@@ -354,6 +354,14 @@ impl Volume {
         self.change(|txn| txn.set_acl(ino, name, list, clear_set_gid))
     }
 
+    /// Whether `who` has all of `wanted` (bits of one digit of a mode) on an inode, by its mode and access list.
+    ///
+    /// # Errors
+    /// [`Error::Stale`], and of the database.
+    pub fn permits(&self, ino: Ino, who: Who<'_>, wanted: u16) -> Result<bool> {
+        self.meta.with(|txn| txn.permits(ino, who, wanted))
+    }
+
     /// The last reference to an unlinked inode is gone: forget it and retire its extents behind.
     pub fn release_orphan(&self, ino: Ino) -> Result<()> {
         self.change(|txn| txn.release_orphan(ino))
@@ -475,7 +483,8 @@ impl AckOverrides for Volume {
         let is_noted = |(segment, slots): &(SegmentId, u64)| {
             superblock.behind.iter().any(|(other, known)| other == segment && slots & !known == 0)
         };
-        if overrides.is_empty() && lacking.iter().all(is_noted) {
+        // What there is no room for cannot be noted by writing again.
+        if overrides.is_empty() && lacking.iter().take(BEHIND_MAX).all(is_noted) {
             return Ok(());
         }
         superblock.behind = noted(lacking.to_vec());

@@ -155,6 +155,8 @@ pub(super) fn members(
             newest.generation
         )));
     }
+    let limits = directories.pace().limits;
+    let member = |id, path, backing, health| Member::with_limits(id, path, backing, health, limits);
     let list = newest
         .members
         .iter()
@@ -171,7 +173,7 @@ pub(super) fn members(
                         "{} are copies of one directory; neither is used until one is named with -o use_member=PATH",
                         paths.join(" and ")
                     ));
-                    return Member::new(entry.id, claims[0].0.clone(), None, Health::Duplicate);
+                    return member(entry.id, claims[0].0.clone(), None, Health::Duplicate);
                 }
             }
             match claims.first() {
@@ -183,7 +185,7 @@ pub(super) fn members(
                             superblock.generation
                         ));
                     }
-                    Member::new(entry.id, path.clone(), Some(backing.clone()), Health::Healthy)
+                    member(entry.id, path.clone(), Some(backing.clone()), Health::Healthy)
                 }
                 None => {
                     let reason = damaged
@@ -194,7 +196,7 @@ pub(super) fn members(
                         })
                         .unwrap_or_else(|| "not found".into());
                     warnings.push(format!("directory {} is missing: {reason}", path_of_bytes(&entry.path).display()));
-                    Member::new(entry.id, path_of_bytes(&entry.path), None, Health::Missing { reason })
+                    member(entry.id, path_of_bytes(&entry.path), None, Health::Missing { reason })
                 }
             }
         })
@@ -228,6 +230,7 @@ impl Volume {
     ) -> Result<Arc<Self>> {
         let Members { set, superblock, mut warnings } = members(discovery, &keys, &options, directories)?;
         let geometry = superblock.geometry;
+        let background = directories.pace().background;
         let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
         make_state_dir(&state_dir, superblock.volume)?;
         let state_dir = std::fs::canonicalize(&state_dir)
@@ -363,14 +366,16 @@ impl Volume {
             _lock: lock,
         });
         if !read_only {
-            volume.begin(again, options.accept_rollback)?;
+            volume.begin(again, options.accept_rollback, background)?;
         }
-        *volume.watcher.lock() = Some(super::watch::Watcher::start(volume.set.clone())?);
+        if background {
+            *volume.watcher.lock() = Some(super::watch::Watcher::start(volume.set.clone())?);
+        }
         Ok(volume)
     }
 
     /// First acts of a writer: what a crash left open is closed for good, orphans go, the superblocks tell who writes.
-    fn begin(self: &Arc<Self>, again: Vec<Again>, rolled_back: bool) -> Result<()> {
+    fn begin(self: &Arc<Self>, again: Vec<Again>, rolled_back: bool, background: bool) -> Result<()> {
         self.sync_what_was_left()?;
         self.adopt_segments()?;
         self.write_again(again)?;
@@ -404,7 +409,9 @@ impl Volume {
         if rolled_back {
             self.note_rollback(generation)?;
         }
-        *self.housekeeper.lock() = Some(Housekeeper::start(self)?);
+        if background {
+            *self.housekeeper.lock() = Some(Housekeeper::start(self)?);
+        }
         Ok(())
     }
 }
@@ -605,7 +612,8 @@ pub(super) fn write_to_members(
         .collect::<Result<Vec<_>>>()?;
     let members: Vec<_> = files.iter().map(|(member, _)| *member).collect();
     let enough = |done: &[bool]| done.iter().any(|done| *done);
-    let wait = Wait { patience: WRITE_PATIENCE, enough: &enough, limit: SYNC_PATIENCE };
+    let usual = set.members().iter().map(|member| member.patience()).max().unwrap_or_default();
+    let wait = Wait { patience: usual.max(WRITE_PATIENCE), enough: &enough, limit: usual.max(SYNC_PATIENCE) };
     let mut written = 0;
     for (member, result) in members.iter().zip(set.write_files(files, name, &wait)) {
         match result {

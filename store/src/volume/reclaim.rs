@@ -36,6 +36,8 @@ const NOTE_KEY: &[u8] = b"gc";
 pub struct GenerationPin {
     volume: Arc<Volume>,
     generation: Generation,
+    /// The one before it is kept, too.
+    before: Option<Generation>,
 }
 
 impl GenerationPin {
@@ -48,10 +50,12 @@ impl GenerationPin {
 impl Drop for GenerationPin {
     fn drop(&mut self) {
         let mut pinned = self.volume.pinned.lock();
-        if let Some(count) = pinned.get_mut(&self.generation) {
-            *count -= 1;
-            if *count == 0 {
-                pinned.remove(&self.generation);
+        for generation in self.before.into_iter().chain([self.generation]) {
+            if let Some(count) = pinned.get_mut(&generation) {
+                *count -= 1;
+                if *count == 0 {
+                    pinned.remove(&generation);
+                }
             }
         }
     }
@@ -190,15 +194,24 @@ impl Volume {
     }
 
     /// Keep what is there now readable while the result is held, once it is a former state: of the generation that is
-    /// open if anything changed in it.
+    /// open if anything changed in it, or `flusher` holds what will be put into it.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn pin_present(self: &Arc<Self>) -> Result<GenerationPin> {
-        // Noted while no generation can close, and retention has no row of it yet.
+    pub fn pin_present(self: &Arc<Self>, flusher: &dyn Flusher) -> Result<GenerationPin> {
+        // Noted while no generation can close, and retention has no row of it yet. What is buffered when it is asked may
+        // be put before the metadata are.
         let _held = self.gate();
-        let generation = self.meta.with(|txn| Ok(txn.settled_in()))?;
-        Ok(self.noted(generation))
+        let buffered = flusher.has_dirty();
+        let (settled, open) = self.meta.with(|txn| Ok((txn.settled_in(), txn.generation())))?;
+        if !buffered || settled == open {
+            return Ok(self.noted(settled));
+        }
+        // What is buffered may be of what is never looked at, so what is settled now is kept as well.
+        *self.pinned.lock().entry(settled).or_default() += 1;
+        let mut pin = self.noted(open);
+        pin.before = Some(settled);
+        Ok(pin)
     }
 
     /// The same of what is kept of a generation for a directory, if `ino` was in that.
@@ -212,7 +225,7 @@ impl Volume {
 
     fn noted(self: &Arc<Self>, generation: Generation) -> GenerationPin {
         *self.pinned.lock().entry(generation).or_default() += 1;
-        GenerationPin { volume: self.clone(), generation }
+        GenerationPin { volume: self.clone(), generation, before: None }
     }
 
     pub(crate) fn pinned_generations(&self) -> Vec<Generation> {

@@ -144,13 +144,14 @@ impl Volume {
     ///
     /// # Errors
     /// [`Error::Conflict`]; [`Error::InvalidArgument`] if either is no regular file; [`Error::NotFound`] if `from` has
-    /// another name meanwhile. Nothing was done then.
+    /// another name meanwhile; [`Error::Refused`] if the target is busy. Nothing was done then.
     pub fn take_content(
         &self,
         flusher: &dyn Flusher,
         target: Ino,
         version: Option<Version>,
         from: (Ino, &[u8]),
+        busy: Busy<'_>,
     ) -> Result<(Attr, Restored)> {
         self.closing(flusher, |txn| {
             if let Some(version) = version {
@@ -166,7 +167,8 @@ impl Volume {
             txn.quotas_late();
             // What is open now is as readable as what is committed.
             let open = txn.generation();
-            let mut work = Restorer::new(txn, open, &|_| false);
+            let mut work = Restorer::new(txn, open, busy);
+            work.refuse_busy(target, b"")?;
             work.content(target, &new)?;
             let mut out = work.out;
             out.changed.push(target);
@@ -476,15 +478,20 @@ impl<'t, 'm> Restorer<'t, 'm> {
     fn revert(&mut self, now: Ino, past: &InodeRow, path: &[u8]) -> Result<()> {
         self.out.actions.push((path.to_vec(), Done::Changed));
         if past.kind == FileKind::File {
-            if (self.busy)(now) {
-                let shown = String::from_utf8_lossy(path);
-                let name = if shown.is_empty() { "the file".into() } else { shown };
-                return Err(Error::Refused(format!("{name} is being run; wait for that to end (`brine exec ps`)")));
-            }
+            self.refuse_busy(now, path)?;
             self.content(now, past)?;
         }
         self.xattrs(now, past)?;
         self.attributes(now, past)
+    }
+
+    fn refuse_busy(&self, now: Ino, path: &[u8]) -> Result<()> {
+        if !(self.busy)(now) {
+            return Ok(());
+        }
+        let shown = String::from_utf8_lossy(path);
+        let name = if shown.is_empty() { "the file".into() } else { shown };
+        Err(Error::Refused(format!("{name} is being run; wait for that to end (`brine exec ps`)")))
     }
 
     /// Content of a regular file: blocks that differ are put, and are those of then.

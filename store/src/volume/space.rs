@@ -150,7 +150,8 @@ impl Space {
     }
 
     fn refresh(&self, sample: &mut Sample) {
-        if sample.taken.is_some_and(|taken| taken.elapsed() < SAMPLE_AGE_MAX) {
+        let age_max = self.set.members().first().map_or(SAMPLE_AGE_MAX, |member| member.limits().room_age_max);
+        if sample.taken.is_some_and(|taken| taken.elapsed() < age_max) {
             return;
         }
         // Members on one filesystem share its free space: each gets an equal part.

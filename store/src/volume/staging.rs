@@ -3,18 +3,23 @@
 //!
 //! What is staged for a directory is an overlay's upper layer: what was made or changed, whiteouts for what was
 //! removed. Publishing is one operation, all of it or nothing, and conditional: whatever it replaces or removes must be
-//! as it was when the run began (its [`Base`]), and what it makes must still not be there. Nothing is known here of
-//! runs; a staged tree has the name its owner gave it.
+//! as it was when the run began (its [`Base`]), and what it makes must still not be there; and whoever it is done for must
+//! be one who could have done it by hand ([`Who`]). Nothing is known here of runs; a staged tree has the name its owner
+//! gave it.
+//!
+//! How deep directories are is somebody else's choice: nothing here calls itself for those below.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::{Restored, View, Volume};
 use crate::commit::Flusher;
 use crate::error::{Error, Result};
-use crate::ids::{Generation, Ino, ROOT_INO};
-use crate::meta::Txn;
-use crate::meta::rows::{Attr, DirEntry, FileKind, InodeRow, NewNode, RenameFlags, STAGED_NAME, SetAttr};
+use crate::ids::{Generation, Ino, ROOT_INO, Version};
+use crate::meta::rows::{
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, FileKind, InodeRow, NewNode, RenameFlags, STAGED_NAME, SetAttr, Unlinked,
+};
+use crate::meta::{Txn, Who};
 
 /// What overlayfs keeps in attributes of its upper layer, mounted by an ordinary user.
 const OVERLAY: &[u8] = b"user.overlay.";
@@ -34,22 +39,46 @@ impl Base {
     }
 }
 
-/// One thing that was staged, and where it belongs.
+/// Name of the upper layer in the directory of a part.
+const UPPER: &[u8] = b"upper";
+/// Write permission, a bit of a mode.
+const WRITE: u16 = 2;
+/// Search permission, a bit of a mode.
+const SEARCH: u16 = 1;
+
+/// May do everything.
+const ROOT: Who<'static> = Who { uid: 0, gid: 0, groups: &[] };
+
+/// One thing that was staged, and where it belongs. Everything is what it was by its inode: that others gave its name to
+/// something else is found out.
 #[derive(Clone, Debug)]
-pub enum Staged {
+pub struct Staged {
+    /// The granted path, for messages.
+    pub path: Vec<u8>,
+    /// The directory that it was staged in.
+    pub part: Ino,
+    /// What was.
+    pub what: StagedWhat,
+}
+
+/// What was staged.
+#[derive(Clone, Debug)]
+pub enum StagedWhat {
     /// Changes of a directory and of what is below it.
     Tree {
-        /// The upper layer.
+        /// The upper layer: `upper` in the part's directory.
         upper: Ino,
         /// The directory.
         target: Ino,
     },
     /// A new content of a file.
     File {
-        /// The directory that holds the staged copy, and its name there.
-        from: (Ino, Vec<u8>),
+        /// Name and inode of the staged copy, and the version it was made with: it is published if it has another now.
+        copy: (Vec<u8>, Ino, Version),
         /// The directory that holds the file, and its name there.
         to: (Ino, Vec<u8>),
+        /// The file.
+        of: Ino,
     },
 }
 
@@ -58,12 +87,36 @@ pub enum Staged {
 pub enum Published {
     /// Everything has its name.
     Done(Restored),
-    /// Nothing was published: these paths, from where the staged trees begin, were changed meanwhile.
+    /// Nothing was published: these paths, each beginning with a granted one, were changed meanwhile.
     Conflict(Vec<Vec<u8>>),
 }
 
 /// Paths of conflicts that are told.
 const CONFLICTS_MAX: usize = 8;
+/// Bytes of a path that are told.
+const PATH_MAX: usize = 4096;
+/// Names that one step of a [`Discard`] removes.
+const DISCARD_STEP: usize = 1024;
+/// Names of a directory that are looked at together.
+const PAGE: usize = 256;
+
+/// A staging directory that is being removed, in steps: what it holds may be as much as a volume does.
+#[derive(Debug)]
+pub struct Discard {
+    name: Vec<u8>,
+    removal: Option<Removal>,
+}
+
+impl Discard {
+    /// Of the staging directory of this name.
+    pub fn new(name: &[u8]) -> Self {
+        Self { name: name.into(), removal: None }
+    }
+}
+
+/// A name that is removed with everything below it: what is above is removed after what is below, which stands behind it.
+#[derive(Debug)]
+struct Removal(Vec<(Ino, Vec<u8>, Ino, FileKind)>);
 
 impl Volume {
     /// The present state, to stage from: what was accepted is committed if anything is open.
@@ -78,33 +131,45 @@ impl Volume {
         Ok(Base { generation, _view: view })
     }
 
-    /// A directory for staged outputs, of this name and owner, with mode 700. The caller holds the gate.
+    /// A directory for staged outputs, of this name, that only root gets into. The caller holds the gate.
     ///
     /// # Errors
     /// [`Error::Exists`]; those of making names.
-    pub fn make_staging(&self, name: &[u8], uid: u32, gid: u32) -> Result<Attr> {
-        let node = |perm, uid, gid| NewNode { kind: FileKind::Directory, perm, uid, gid, rdev: 0, target: None };
+    pub fn make_staging(&self, name: &[u8]) -> Result<Attr> {
         self.change(|txn| {
             let top = match txn.lookup(ROOT_INO, STAGED_NAME) {
-                Err(Error::NotFound) => txn.create(ROOT_INO, STAGED_NAME, &node(0o711, 0, 0))?,
+                Err(Error::NotFound) => txn.create(ROOT_INO, STAGED_NAME, &directory(0o700, (0, 0)))?,
                 found => found?,
             };
-            txn.create(top.ino, name, &node(0o700, uid, gid))
+            txn.create(top.ino, name, &directory(0o700, (0, 0)))
         })
     }
 
-    /// In a staging directory, one that changes of `target` are gathered in: an upper layer with its attributes, and
-    /// a directory for overlayfs to work in. Returns the upper layer. The caller holds the gate.
+    /// In a staging directory, one for something that is staged: root's, and user `uid` may search it. They may not change
+    /// names in it, as all that is in it is removed without asking for their rights. The caller holds the gate.
     ///
     /// # Errors
     /// Those of making names.
-    pub fn make_layer(&self, staging: Ino, name: &[u8], target: Ino) -> Result<Ino> {
+    pub fn make_part(&self, staging: Ino, name: &[u8], uid: u32) -> Result<Ino> {
         self.change(|txn| {
-            let (owner, like) = (txn.inode(staging)?, txn.inode(target)?);
-            let node = |perm, uid, gid| NewNode { kind: FileKind::Directory, perm, uid, gid, rdev: 0, target: None };
-            let layer = txn.create(staging, name, &node(0o700, owner.uid, owner.gid))?;
-            txn.create(layer.ino, b"work", &node(0o700, owner.uid, owner.gid))?;
-            let upper = txn.create(layer.ino, b"upper", &node(like.perm, like.uid, like.gid))?;
+            let part = txn.create(staging, name, &directory(0o700, (0, 0)))?.ino;
+            if uid != 0 {
+                txn.let_search(part, uid)?;
+            }
+            Ok(part)
+        })
+    }
+
+    /// In the directory of a part, what changes of `target` are gathered in: an upper layer with its attributes, and
+    /// a directory of `owner`'s for overlayfs to work in. Returns the upper layer. The caller holds the gate.
+    ///
+    /// # Errors
+    /// Those of making names.
+    pub fn make_layer(&self, part: Ino, target: Ino, owner: (u32, u32)) -> Result<Ino> {
+        self.change(|txn| {
+            let like = txn.inode(target)?;
+            txn.create(part, b"work", &directory(0o700, owner))?;
+            let upper = txn.create(part, UPPER, &directory(like.perm, (like.uid, like.gid)))?;
             if upper.chunk_bits != like.chunk_bits {
                 txn.set_chunk_bits(upper.ino, like.chunk_bits)?;
             }
@@ -144,22 +209,22 @@ impl Volume {
     }
 
     /// Give everything that was staged its place, in one step with everybody else held off; or, if `base` is given and
-    /// something is not as it was then, nothing. `allowed` says in which directories names may be changed.
+    /// something is not as it was then, nothing. It is done on behalf of `who`.
     ///
     /// # Errors
-    /// What kept it from being done; nothing was done then.
+    /// What kept it from being done; nothing was done then. [`Error::Refused`] names what `who` may not do.
     pub fn publish(
         &self,
         flusher: &dyn Flusher,
         base: Option<&Base>,
         staged: &[Staged],
-        allowed: &dyn Fn(&Attr) -> bool,
+        who: Who<'_>,
     ) -> Result<Published> {
         let mut conflicts = Vec::new();
         let outcome = self.alone(flusher, false, |txn| {
             // What is replaced makes room for what is published.
             txn.quotas_late();
-            let mut work = Publisher::new(txn, base, allowed);
+            let mut work = Publisher::new(txn, base, who);
             for one in staged {
                 work.publish(one)?;
             }
@@ -172,31 +237,42 @@ impl Volume {
             Err(Error::NotFound)
         });
         match outcome {
-            Err(_) if !conflicts.is_empty() => {
-                conflicts.truncate(CONFLICTS_MAX);
-                Ok(Published::Conflict(conflicts))
-            }
+            Err(_) if !conflicts.is_empty() => Ok(Published::Conflict(conflicts)),
             outcome => outcome.map(Published::Done),
         }
     }
 
-    /// Remove the staging directory of this name and everything in it. The caller holds the gate.
+    /// Remove some of a staging directory; false: nothing is left of it. The caller holds the gate, for each step anew.
     ///
     /// # Errors
-    /// What keeps it from being removed; nothing was done then. That there is none is no error.
-    pub fn discard_staging(&self, name: &[u8]) -> Result<Restored> {
-        self.change(|txn| {
-            let mut work = Publisher::new(txn, None, &|_| true);
-            let top = match work.txn.lookup(ROOT_INO, STAGED_NAME) {
-                Err(Error::NotFound) => return Ok(work.out),
-                found => found?,
+    /// What keeps it from being removed; the step was not done then, and a new [`Discard`] begins with what is left. That
+    /// there is none is no error.
+    pub fn discard_some(&self, discard: &mut Discard) -> Result<(Restored, bool)> {
+        let mut more = false;
+        let done = self.change(|txn| {
+            let mut work = Publisher::new(txn, None, ROOT);
+            let removal = match &mut discard.removal {
+                Some(removal) => removal,
+                none => {
+                    let top = match work.txn.lookup(ROOT_INO, STAGED_NAME) {
+                        Err(Error::NotFound) => return Ok(work.out),
+                        found => found?,
+                    };
+                    let Some((ino, kind, _)) = work.txn.name_since(top.ino, &discard.name)? else {
+                        return Ok(work.out);
+                    };
+                    none.insert(Removal(vec![(top.ino, discard.name.clone(), ino, kind)]))
+                }
             };
-            if let Some((ino, kind, _)) = work.txn.name_since(top.ino, name)? {
-                work.remove(top.ino, name, ino, kind)?;
-            }
+            more = work.remove_some(removal, DISCARD_STEP, None)?;
             Ok(work.out)
-        })
+        })?;
+        Ok((done, more))
     }
+}
+
+fn directory(perm: u16, (uid, gid): (u32, u32)) -> NewNode<'static> {
+    NewNode { kind: FileKind::Directory, perm, uid, gid, rdev: 0, target: None }
 }
 
 struct Publisher<'t, 'm, 'b> {
@@ -207,71 +283,102 @@ struct Publisher<'t, 'm, 'b> {
     conflicts: Vec<Vec<u8>>,
     /// See [`Self::is_quiet`].
     quiet: HashMap<Ino, bool>,
-    allowed: &'b dyn Fn(&Attr) -> bool,
+    who: Who<'b>,
 }
 
 impl<'t, 'm, 'b> Publisher<'t, 'm, 'b> {
-    fn new(txn: &'t mut Txn<'m>, base: Option<&'b Base>, allowed: &'b dyn Fn(&Attr) -> bool) -> Self {
-        Self { txn, base, out: Restored::default(), conflicts: Vec::new(), quiet: HashMap::new(), allowed }
+    fn new(txn: &'t mut Txn<'m>, base: Option<&'b Base>, who: Who<'b>) -> Self {
+        Self { txn, base, out: Restored::default(), conflicts: Vec::new(), quiet: HashMap::new(), who }
     }
 }
 
-fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
-    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+/// `path` cut to its first `len` bytes, and a name.
+fn step_down(path: &mut Vec<u8>, len: usize, name: &[u8]) {
+    path.truncate(len);
+    if !name.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+}
+
+fn shown(path: &[u8]) -> String {
+    let cut = path.get(..PATH_MAX).map_or((path, ""), |path| (path, "..."));
+    format!("{}{}", String::from_utf8_lossy(cut.0), cut.1)
 }
 
 impl Publisher<'_, '_, '_> {
     fn publish(&mut self, staged: &Staged) -> Result<()> {
-        match staged {
-            Staged::Tree { upper, target } => {
+        let (name, ino) = match &staged.what {
+            StagedWhat::Tree { upper, .. } => (UPPER, *upper),
+            StagedWhat::File { copy, .. } => (&*copy.0, copy.1),
+        };
+        if !matches!(self.txn.name_since(staged.part, name)?, Some((there, ..)) if there == ino) {
+            return Err(Error::Refused(format!("what was staged for {} was taken away", shown(&staged.path))));
+        }
+        match &staged.what {
+            StagedWhat::Tree { upper, target } => {
                 match self.txn.inode(*target) {
                     Ok(row) if row.nlink > 0 && row.kind == FileKind::Directory => {}
+                    Ok(_) | Err(Error::Stale(_)) if self.base.is_some() => {
+                        self.conflict(&staged.path);
+                        return Ok(());
+                    }
                     Ok(_) | Err(Error::Stale(_)) => {
-                        self.conflicts.push(b".".to_vec());
-                        return if self.base.is_none() { Err(Error::NotFound) } else { Ok(()) };
+                        let path = shown(&staged.path);
+                        return Err(Error::Refused(format!("the granted directory {path} is not there any more")));
                     }
                     Err(error) => return Err(error),
                 }
-                self.merge(*upper, *target, b"")
+                self.merge(*upper, *target, &staged.path)
             }
-            Staged::File { from, to } => {
-                let Some((ino, _, _)) = self.txn.name_since(from.0, &from.1)? else { return Ok(()) };
-                let now = self.txn.name_since(to.0, &to.1)?;
-                if let (Some((now, FileKind::File, _)), new) = (now, self.txn.inode(ino)?) {
-                    let now = self.txn.inode(now)?;
-                    let plain = |row: &InodeRow| (row.size, row.mtime_ns, row.perm, row.uid, row.gid);
-                    if plain(&now) == plain(&new) {
-                        return Ok(());
-                    }
+            StagedWhat::File { copy, to, of } => {
+                if self.txn.inode(ino)?.version == copy.2 {
+                    // The run changed nothing of it.
+                    return Ok(());
                 }
                 self.is_quiet(to.0)?;
-                self.put((from.0, &from.1), (to.0, &to.1), &to.1)
+                let now = self.txn.name_since(to.0, &to.1)?.map(|(now, ..)| now);
+                if self.base.is_some() && now.is_some_and(|now| now != *of) {
+                    self.conflict(&staged.path);
+                }
+                self.put((staged.part, name), (to.0, &to.1), &staged.path)
             }
         }
     }
 
-    /// The changes in one directory of an upper layer.
-    fn merge(&mut self, upper: Ino, target: Ino, path: &[u8]) -> Result<()> {
-        self.is_quiet(target)?;
-        for entry in self.txn.read_dir(upper, 0, usize::MAX, false)? {
-            let path = below(path, &entry.name);
-            if self.is_whiteout(&entry)? {
-                if let Some((ino, kind)) = self.as_it_was(target, &entry.name, true, &path)? {
-                    self.remove(target, &entry.name, ino, kind)?;
-                }
-                continue;
+    /// The changes in a directory of an upper layer, and in those below it.
+    fn merge(&mut self, upper: Ino, target: Ino, granted: &[u8]) -> Result<()> {
+        let mut path = granted.to_vec();
+        let mut todo = vec![(upper, target, path.len(), Vec::new())];
+        while let Some((upper, target, len, name)) = todo.pop() {
+            step_down(&mut path, len, &name);
+            self.is_quiet(target)?;
+            let entries = self.txn.read_dir(upper, 0, usize::MAX, false)?;
+            if !entries.is_empty() {
+                self.may(target, SEARCH, &path)?;
             }
-            let now = self.txn.name_since(target, &entry.name)?;
-            let merged = matches!(now, Some((_, FileKind::Directory, _)))
-                && entry.kind == FileKind::Directory
-                && !self.is_opaque(entry.ino)?;
-            match now {
-                Some((ino, ..)) if merged => {
-                    self.same_name(target, &entry.name, &path)?;
-                    self.directory_attributes(entry.ino, ino, &path)?;
-                    self.merge(entry.ino, ino, &path)?;
+            let len = path.len();
+            for entry in entries {
+                step_down(&mut path, len, &entry.name);
+                if self.is_whiteout(&entry)? {
+                    if let Some((ino, kind)) = self.as_it_was(target, &entry.name, true, &path)? {
+                        self.remove(target, &entry.name, ino, kind, &path)?;
+                    }
+                    continue;
                 }
-                _ => self.put((upper, &entry.name), (target, &entry.name), &path)?,
+                let now = self.txn.name_since(target, &entry.name)?;
+                let merged = matches!(now, Some((_, FileKind::Directory, _)))
+                    && entry.kind == FileKind::Directory
+                    && !self.is_opaque(entry.ino)?;
+                match now {
+                    Some((ino, ..)) if merged => {
+                        self.same_name(target, &entry.name, &path)?;
+                        self.is_quiet(ino)?;
+                        self.directory_attributes(entry.ino, ino, &path)?;
+                        todo.push((entry.ino, ino, len, entry.name));
+                    }
+                    _ => self.put((upper, &entry.name), (target, &entry.name), &path)?,
+                }
             }
         }
         Ok(())
@@ -286,10 +393,10 @@ impl Publisher<'_, '_, '_> {
         if let Some((old, old_kind)) = replaced
             && (old_kind == FileKind::Directory || kind == FileKind::Directory)
         {
-            self.remove(to.0, to.1, old, old_kind)?;
+            self.remove(to.0, to.1, old, old_kind, path)?;
         }
         self.strip(ino, kind)?;
-        self.may_change(to.0)?;
+        self.may_change(to.0, replaced.map(|(ino, _)| ino), path)?;
         self.txn.adopt_quota(ino, to.0)?;
         let unlinked = self.txn.rename(from.0, from.1, to.0, to.1, RenameFlags::default())?;
         self.out.names.push((from.0, from.1.to_vec()));
@@ -333,7 +440,9 @@ impl Publisher<'_, '_, '_> {
     }
 
     fn conflict(&mut self, path: &[u8]) {
-        self.conflicts.push(path.to_vec());
+        if self.conflicts.len() < CONFLICTS_MAX {
+            self.conflicts.push(shown(path).into_bytes());
+        }
     }
 
     /// A name stands for what it stood for: the same inode, or nothing.
@@ -352,18 +461,22 @@ impl Publisher<'_, '_, '_> {
     }
 
     /// An inode that goes, and all below it, is what it was.
-    fn same_below(&mut self, ino: Ino, kind: FileKind, path: &[u8]) -> Result<()> {
+    fn same_below(&mut self, ino: Ino, kind: FileKind, top: &[u8]) -> Result<()> {
         let Some(base) = self.base.map(Base::generation) else { return Ok(()) };
-        let row = self.txn.inode(ino)?;
-        // A row may be written anew without a change: its version tells.
-        let same = row.since <= base
-            || self.history()? && self.txn.inode_at(ino, base)?.is_some_and(|then| then.version == row.version);
-        if !same {
-            self.conflict(path);
-        }
-        if kind == FileKind::Directory {
-            for entry in self.txn.read_dir(ino, 0, usize::MAX, false)? {
-                self.same_below(entry.ino, entry.kind, &below(path, &entry.name))?;
+        let mut path = top.to_vec();
+        let mut todo = vec![(ino, kind, path.len(), Vec::new())];
+        while let Some((ino, kind, len, name)) = todo.pop() {
+            step_down(&mut path, len, &name);
+            let row = self.txn.inode(ino)?;
+            // A row may be written anew without a change: its version tells.
+            let same = row.since <= base
+                || self.history()? && self.txn.inode_at(ino, base)?.is_some_and(|then| then.version == row.version);
+            if !same {
+                self.conflict(&path);
+            }
+            if kind == FileKind::Directory {
+                let entries = self.txn.read_dir(ino, 0, usize::MAX, false)?;
+                todo.extend(entries.into_iter().map(|entry| (entry.ino, entry.kind, path.len(), entry.name)));
             }
         }
         Ok(())
@@ -372,51 +485,101 @@ impl Publisher<'_, '_, '_> {
     /// Mode, owner and attributes that the run gave a directory that was there.
     fn directory_attributes(&mut self, upper: Ino, target: Ino, path: &[u8]) -> Result<()> {
         let (staged, now) = (self.txn.inode(upper)?, self.txn.inode(target)?);
+        let changed = match self.base.map(Base::generation) {
+            Some(base) if now.since > base => Some(base),
+            _ => None,
+        };
         let plain = |row: &InodeRow| (row.perm, row.uid, row.gid);
-        if plain(&staged) != plain(&now) {
-            if let Some(base) = self.base.map(Base::generation)
-                && now.since > base
-            {
-                match if self.history()? { self.txn.inode_at(target, base)? } else { None } {
-                    // It is somebody else who changed them.
-                    Some(then) if plain(&then) == plain(&staged) => return Ok(()),
-                    Some(then) if plain(&then) == plain(&now) => {}
-                    _ => self.conflict(path),
-                }
+        let mut staged_plain = Some(plain(&staged)).filter(|staged| *staged != plain(&now));
+        if let (Some(base), Some(staged)) = (changed, staged_plain) {
+            match if self.history()? { self.txn.inode_at(target, base)? } else { None } {
+                // It is somebody else who changed them.
+                Some(then) if plain(&then) == staged => staged_plain = None,
+                Some(then) if plain(&then) == plain(&now) => {}
+                _ => self.conflict(path),
             }
-            let (perm, uid, gid) = plain(&staged);
+        }
+        if let Some((perm, uid, gid)) = staged_plain {
+            let who = self.who.uid;
+            let group = gid == now.gid || self.who.is_in(gid);
+            if who != 0 && (who != now.uid || uid != now.uid || !group) {
+                return Err(self.refused(path, "its mode, owner or group may not be changed"));
+            }
             let change = SetAttr { perm: Some(perm), uid: Some(uid), gid: Some(gid), ..SetAttr::default() };
             self.txn.set_attr(target, &change)?;
             self.out.changed.push(target);
         }
-        for name in self.txn.list_xattrs(upper)? {
-            let value = self.txn.get_xattr(upper, &name)?;
-            let known = match self.txn.get_xattr(target, &name) {
-                Err(Error::NoSuchXattr) => None,
-                known => Some(known?),
+        let (staged, current) = (self.attributes(upper)?, self.attributes(target)?);
+        if staged == current {
+            return Ok(());
+        }
+        if let Some(base) = changed {
+            let mut then = match self.history()? {
+                true => Some(self.txn.xattrs_at(target, base)?),
+                false => None,
             };
-            if !name.starts_with(OVERLAY) && known.as_ref() != Some(&value) {
-                self.txn.set_xattr(target, &name, &value, false, false)?;
-                self.out.changed.push(target);
+            if let Some(then) = &mut then {
+                then.retain(|(name, _)| is_copied(name));
+                let same = |these: &Attributes| {
+                    these.len() == then.len()
+                        && then.iter().all(|(name, value)| these.get(&**name).is_some_and(|known| **known == **value))
+                };
+                if same(&staged) {
+                    return Ok(());
+                }
+                if !same(&current) {
+                    self.conflict(path);
+                }
+            } else {
+                self.conflict(path);
             }
         }
+        if ![0, now.uid].contains(&self.who.uid) {
+            return Err(self.refused(path, "its attributes may not be changed"));
+        }
+        for name in current.keys().filter(|name| !staged.contains_key(*name)) {
+            match self.txn.remove_xattr(target, name) {
+                // A list of who may do what goes with the mode.
+                Ok(()) | Err(Error::NoSuchXattr) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (name, value) in staged.iter().filter(|(name, value)| current.get(*name) != Some(value)) {
+            self.txn.set_xattr(target, name, value, false, false)?;
+        }
+        self.out.changed.push(target);
         Ok(())
+    }
+
+    /// The attributes that overlayfs copies with a directory, for any user.
+    fn attributes(&mut self, ino: Ino) -> Result<Attributes> {
+        let mut out = Attributes::new();
+        for name in self.txn.list_xattrs(ino)?.into_iter().filter(|name| is_copied(name)) {
+            let value = self.txn.get_xattr(ino, &name)?;
+            out.insert(name, value.to_vec());
+        }
+        Ok(out)
     }
 
     /// What overlayfs noted in an upper layer is no part of the output.
     fn strip(&mut self, ino: Ino, kind: FileKind) -> Result<()> {
-        for name in self.txn.list_xattrs(ino)? {
-            if name.starts_with(OVERLAY) {
-                self.txn.remove_xattr(ino, &name)?;
-                self.out.changed.push(ino);
+        let mut todo = vec![(ino, kind)];
+        while let Some((ino, kind)) = todo.pop() {
+            for name in self.txn.list_xattrs(ino)? {
+                if name.starts_with(OVERLAY) {
+                    self.txn.remove_xattr(ino, &name)?;
+                    self.out.changed.push(ino);
+                }
             }
-        }
-        if kind == FileKind::Directory {
+            if kind != FileKind::Directory {
+                continue;
+            }
             for entry in self.txn.read_dir(ino, 0, usize::MAX, false)? {
                 if self.is_whiteout(&entry)? {
-                    self.remove(ino, &entry.name, entry.ino, entry.kind)?;
+                    let unlinked = self.txn.unlink(ino, &entry.name)?;
+                    self.gone(ino, entry.name, unlinked);
                 } else {
-                    self.strip(entry.ino, entry.kind)?;
+                    todo.push((entry.ino, entry.kind));
                 }
             }
         }
@@ -440,33 +603,83 @@ impl Publisher<'_, '_, '_> {
         }
     }
 
-    fn may_change(&mut self, directory: Ino) -> Result<()> {
-        let attr = self.txn.attr(directory)?;
-        if (self.allowed)(&attr) {
+    fn refused(&self, path: &[u8], what: &str) -> Error {
+        Error::Refused(format!("{}: {what} by user {}", shown(path), self.who.uid))
+    }
+
+    /// All of `wanted`, bits of one digit of a mode; or it is theirs, and they could give it themselves.
+    fn may(&mut self, directory: Ino, wanted: u16, path: &[u8]) -> Result<()> {
+        if self.txn.inode(directory)?.uid == self.who.uid || self.txn.permits(directory, self.who, wanted)? {
             Ok(())
         } else {
-            Err(Error::NotPermitted("a directory may not be written to any more"))
+            Err(self.refused(path, "its directory may not be entered or written to"))
         }
     }
 
-    fn remove(&mut self, parent: Ino, name: &[u8], ino: Ino, kind: FileKind) -> Result<()> {
-        self.may_change(parent)?;
-        let unlinked = if kind == FileKind::Directory {
-            for entry in self.txn.read_dir(ino, 0, usize::MAX, false)? {
-                self.remove(ino, &entry.name, entry.ino, entry.kind)?;
-            }
-            self.txn.rmdir(parent, name)?
-        } else {
-            self.txn.unlink(parent, name)?
-        };
-        self.out.names.push((parent, name.to_vec()));
-        if unlinked.nlink == 0 {
-            self.out.unlinked.push(unlinked);
-        } else {
-            self.out.changed.push(ino);
+    /// Whether a name in a directory may come or, if it stands for something, go.
+    fn may_change(&mut self, directory: Ino, replaced: Option<Ino>, path: &[u8]) -> Result<()> {
+        self.may(directory, WRITE | SEARCH, path)?;
+        let row = self.txn.inode(directory)?;
+        if let Some(replaced) = replaced
+            && row.perm & 0o1000 != 0
+            && ![0, row.uid, self.txn.inode(replaced)?.uid].contains(&self.who.uid)
+        {
+            return Err(
+                self.refused(path, "it is another user's in a directory with the sticky bit, and may not be replaced")
+            );
         }
         Ok(())
     }
+
+    fn remove(&mut self, parent: Ino, name: &[u8], ino: Ino, kind: FileKind, path: &[u8]) -> Result<()> {
+        let mut removal = Removal(vec![(parent, name.to_vec(), ino, kind)]);
+        self.remove_some(&mut removal, usize::MAX, Some(path)).map(drop)
+    }
+
+    /// Up to `max` names, and whether there are more. With a path, which is for messages, rights are asked for.
+    fn remove_some(&mut self, removal: &mut Removal, max: usize, path: Option<&[u8]>) -> Result<bool> {
+        let mut removed = 0;
+        while let Some((parent, name, ino, kind)) = removal.0.last() {
+            if removed >= max {
+                return Ok(true);
+            }
+            let (parent, ino, kind) = (*parent, *ino, *kind);
+            if kind == FileKind::Directory {
+                let below = self.txn.read_dir(ino, 0, PAGE, false)?;
+                if !below.is_empty() {
+                    removal.0.extend(below.into_iter().map(|entry| (ino, entry.name, entry.ino, entry.kind)));
+                    continue;
+                }
+            }
+            if let Some(path) = path {
+                self.may_change(parent, Some(ino), path)?;
+            }
+            let unlinked = match kind {
+                FileKind::Directory => self.txn.rmdir(parent, name),
+                _ => self.txn.unlink(parent, name),
+            }?;
+            if let Some((_, name, ..)) = removal.0.pop() {
+                self.gone(parent, name, unlinked);
+            }
+            removed += 1;
+        }
+        Ok(false)
+    }
+
+    fn gone(&mut self, parent: Ino, name: Vec<u8>, unlinked: Unlinked) {
+        self.out.names.push((parent, name));
+        if unlinked.nlink == 0 {
+            self.out.unlinked.push(unlinked);
+        } else {
+            self.out.changed.push(unlinked.ino);
+        }
+    }
+}
+
+type Attributes = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn is_copied(name: &[u8]) -> bool {
+    name.starts_with(b"user.") && !name.starts_with(OVERLAY) || [ACL_ACCESS, ACL_DEFAULT].contains(&name)
 }
 
 fn is_origin(name: &[u8]) -> bool {

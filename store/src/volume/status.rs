@@ -342,7 +342,7 @@ impl Volume {
         let unknown: Vec<_> = unknown.collect();
         let (mut behind, mut most) = (Vec::new(), 0);
         for (id, since, slots) in rows.into_iter().map(|row| (row.id, Some(row.since), row.slots)).chain(unknown) {
-            let slots = if slots.contains(&None) { self.blocks.segment_info(id)?.slots.clone() } else { slots };
+            let slots = if slots.contains(&None) { self.blocks.placement(id)?.slots.clone() } else { slots };
             let mask = lacking.get(&id).copied().unwrap_or(0);
             let member = |slot: &Option<MemberId>| slot.as_ref().and_then(|id| self.set.get(id)).cloned();
             let is_lost = |(n, slot): &(usize, &Option<MemberId>)| {

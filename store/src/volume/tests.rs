@@ -13,6 +13,7 @@ mod directories;
 mod history;
 mod following;
 mod recovery;
+mod staging;
 mod takeover;
 
 pub(crate) struct Silent;

@@ -418,7 +418,7 @@ fn look(world: &World, states: &[State], acknowledged: usize) -> Result<(), Stri
         let disks: Vec<MemBacking> = world.disks.iter().map(MemBacking::fork).collect();
         disks.iter().for_each(|disk| disk.power_cut(&random));
         let files = if lost_state { BTreeMap::new() } else { world.files.clone() };
-        let after = World { disks, paths: world.paths.clone(), geometry: world.geometry, files };
+        let after = World { disks, paths: world.paths.clone(), geometry: world.geometry, files, steady: false };
         let scratch = Scratch::new();
         let state_dir = scratch.path().join("state");
         after.put_files(&state_dir);

@@ -250,7 +250,7 @@ impl Cursor {
         }
         disks.iter().for_each(|disk| disk.power_cut(random));
         let (paths, geometry) = (recording.base.paths.clone(), recording.base.geometry);
-        World { disks, paths, geometry, files: files.cut(random) }
+        World { disks, paths, geometry, files: files.cut(random), steady: false }
     }
 }
 

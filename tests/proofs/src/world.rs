@@ -8,10 +8,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use brine_fs::vfs::{Atime, Vfs, VfsOptions};
-use brine_store::backing::{Backing, DirBacking, Directories, Hedge, MemBacking};
+use brine_store::backing::{Backing, DirBacking, Directories, Hedge, MemBacking, Pace};
+use brine_store::clock::SeededEntropy;
 use brine_store::geometry::Geometry;
 use brine_store::volume::{
-    Codec, DomainPolicy, FormatOptions, KdfCost, NewSecret, OpenOptions, Unlock, Volume, format,
+    Codec, DomainPolicy, FormatOptions, KdfCost, NewSecret, OpenOptions, Unlock, Volume, format, format_with,
 };
 use brine_store::{Error, Result};
 use parking_lot::Mutex;
@@ -68,6 +69,8 @@ pub struct World {
     pub geometry: Geometry,
     /// The files of its state directory; none if that is lost.
     pub files: BTreeMap<String, Vec<u8>>,
+    /// The same each time it is made, and opened so that nothing depends on how fast the machine is.
+    pub steady: bool,
 }
 
 fn key_file() -> Zeroizing<Vec<u8>> {
@@ -102,12 +105,25 @@ impl World {
     /// # Panics
     /// If it cannot be made.
     pub fn format(data: usize, parity: usize) -> Self {
-        static MADE: OnceLock<Mutex<BTreeMap<(usize, usize), World>>> = OnceLock::new();
-        let mut made = MADE.get_or_init(Mutex::default).lock();
-        made.entry((data, parity)).or_insert_with(|| Self::make(data, parity)).fork()
+        Self::made(data, parity, false)
     }
 
-    fn make(data: usize, parity: usize) -> Self {
+    /// As [`World::format`], the same volume each time, and [steady](Pace::steady).
+    ///
+    /// # Panics
+    /// If it cannot be made.
+    pub fn format_steady(data: usize, parity: usize) -> Self {
+        Self::made(data, parity, true)
+    }
+
+    fn made(data: usize, parity: usize, steady: bool) -> Self {
+        type Made = BTreeMap<(usize, usize, bool), World>;
+        static MADE: OnceLock<Mutex<Made>> = OnceLock::new();
+        let mut made = MADE.get_or_init(Mutex::default).lock();
+        made.entry((data, parity, steady)).or_insert_with(|| Self::make(data, parity, steady)).fork()
+    }
+
+    fn make(data: usize, parity: usize, steady: bool) -> Self {
         let scratch = Scratch::new();
         let directories: Vec<PathBuf> = (0..data + parity).map(|n| scratch.path().join(format!("d{n}"))).collect();
         directories.iter().for_each(|path| std::fs::create_dir(path).expect("make a backing directory"));
@@ -125,12 +141,14 @@ impl World {
             label: "proof".into(),
             kdf: KdfCost::Fast,
         };
-        let made = format(&options).expect("format");
+        let made = if steady { format_with(&options, &SeededEntropy::new(1)) } else { format(&options) };
+        let made = made.expect("format");
         Self {
             disks: made.directories.iter().map(|path| load(path).expect("copy a directory")).collect(),
             paths: made.directories,
             geometry,
             files: Files::load(&made.state_dir).whole(),
+            steady,
         }
     }
 
@@ -141,6 +159,7 @@ impl World {
             paths: self.paths.clone(),
             geometry: self.geometry,
             files: self.files.clone(),
+            steady: self.steady,
         }
     }
 
@@ -160,14 +179,11 @@ impl World {
         state_dir: &Path,
         wrap: impl Fn(usize, MemBacking) -> Option<Arc<dyn Backing>>,
     ) -> Result<Arc<Volume>> {
-        let places = Places(
-            self.paths
-                .iter()
-                .enumerate()
-                .filter_map(|(n, path)| Some((path.clone(), wrap(n, self.disks[n].reopen())?)))
-                .collect(),
-        );
-        if places.0.is_empty() {
+        let there = self.paths.iter().enumerate();
+        let there = there.filter_map(|(n, path)| Some((path.clone(), wrap(n, self.disks[n].reopen())?))).collect();
+        let pace = if self.steady { Pace::steady() } else { Pace::default() };
+        let places = Places { there, pace };
+        if places.there.is_empty() {
             return Err(Error::NotAVolume("every directory is lost".into()));
         }
         let options = OpenOptions {
@@ -194,15 +210,22 @@ impl World {
 }
 
 /// Directories by path.
-struct Places(BTreeMap<PathBuf, Arc<dyn Backing>>);
+struct Places {
+    there: BTreeMap<PathBuf, Arc<dyn Backing>>,
+    pace: Pace,
+}
 
 impl Directories for Places {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn Backing>> {
-        self.0.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.there.get(path).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn canonical(&self, path: &Path) -> PathBuf {
         path.to_owned()
+    }
+
+    fn pace(&self) -> Pace {
+        self.pace
     }
 }
 

@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::environment::{sibling, temp_dir};
 use crate::random::content;
@@ -140,7 +141,7 @@ fn meet(what: &str, directory: &Path, count: u64, seed: u64, mut meanwhile: impl
         .collect();
     while workers.iter_mut().any(|worker| worker.0.try_wait().expect("wait").is_none()) {
         meanwhile();
-        std::thread::sleep(std::time::Duration::from_millis(2));
+        std::thread::sleep(Duration::from_millis(2));
     }
     for mut worker in workers {
         let mut text = String::new();
@@ -205,8 +206,11 @@ struct Sides {
 }
 
 impl Sides {
-    fn new(name: &str) -> Self {
-        let volume = Builder::new(name).directories(3).geometry(2, 1).option("allow_other").mount();
+    /// For `count` steps of each process: a hundred of them a second, if some are synced.
+    fn new(name: &str, count: u64) -> Self {
+        let lifetime = Duration::from_secs(120 + PROCESSES * count / 100);
+        let builder = Builder::new(name).directories(3).geometry(2, 1).option("allow_other").lifetime(lifetime);
+        let volume = builder.mount();
         Self { volume, disk: temp_dir(name), seed: seed(name) }
     }
 
@@ -226,7 +230,7 @@ impl Drop for Sides {
 
 /// O_APPEND from several processes: no record is lost, torn or out of its writer's order.
 pub fn appends(count: u64) -> String {
-    let mut sides = Sides::new("appends");
+    let mut sides = Sides::new("appends", count);
     for dir in sides.each("dir") {
         meet("append", &dir, count, sides.seed, || {});
         expect_records(&dir, count);
@@ -240,7 +244,7 @@ pub fn appends(count: u64) -> String {
 /// Names made, moved, linked and removed by several processes, while the directory is listed: names and link counts agree
 /// afterwards, and each listing has what nobody touches once.
 pub fn names_fought_for(count: u64) -> String {
-    let mut sides = Sides::new("fought");
+    let mut sides = Sides::new("fought", count);
     let mut listings = 0;
     for dir in sides.each("dir") {
         for half in ["one", "two"] {
@@ -269,7 +273,7 @@ pub fn names_fought_for(count: u64) -> String {
 
 /// Blocks written by several processes while others cut the file: each block is one writer's, or zeros.
 pub fn cuts(count: u64) -> String {
-    let mut sides = Sides::new("cuts");
+    let mut sides = Sides::new("cuts", count);
     let check = |dir: &Path| {
         let bytes = fs::read(dir.join("blocks")).expect("read");
         assert_eq!(bytes.len() as u64 % BLOCK, 0, "the file ends within a block");

@@ -178,6 +178,28 @@ fn the_tail_is_preallocated_and_given_back() {
 }
 
 #[test]
+fn finishing_beside_writes_cuts_nothing_off() {
+    const WRITES: u64 = 3000;
+    let (_temp, backing, path) = with_segment();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                backing.finish_segment(ID).unwrap();
+            }
+        });
+        // At first with zeros ahead, then into what is finished, as healing does.
+        (0..WRITES).for_each(|n| write(&backing, 8192 + n * 512, &[n as u8 | 1; 512]).unwrap());
+        done.store(true, Ordering::Relaxed);
+    });
+    let content = fs::read(&path).unwrap();
+    assert_eq!(content.len() as u64, 8192 + WRITES * 512);
+    for (n, piece) in content[8192..].chunks(512).enumerate() {
+        assert!(piece.iter().all(|byte| *byte == n as u8 | 1), "write {n}");
+    }
+}
+
+#[test]
 fn punching_frees_blocks_and_keeps_the_length() {
     let (_temp, backing, path) = with_segment();
     write(&backing, 0, &vec![9; 1 << 20]).unwrap();

@@ -7,6 +7,7 @@ use super::*;
 use crate::ids::{ChunkNo, DataId};
 use crate::meta::rows::CHUNK_END;
 use crate::retention::{Period, Rules, SnapshotRule};
+use crate::volume::Flusher;
 
 /// Rules that keep nothing.
 fn nothing() -> Rules {
@@ -81,9 +82,9 @@ fn what_is_there_when_pinned_stays_readable() {
     volume.set_retention_rules(&nothing()).unwrap();
     let attr = write(&volume, "a", &noise(1, 2 << 20));
     // Nothing of it is committed yet.
-    let pin = volume.pin_present().unwrap();
+    let pin = volume.pin_present(&NothingDirty).unwrap();
     assert_eq!(volume.commit(&NothingDirty).unwrap(), pin.generation());
-    let committed = volume.pin_present().unwrap();
+    let committed = volume.pin_present(&NothingDirty).unwrap();
     assert_eq!(committed.generation(), pin.generation());
     drop(committed);
     put(&volume, &attr, &noise(2, 2 << 20));
@@ -94,6 +95,41 @@ fn what_is_there_when_pinned_stays_readable() {
     }
     drop(pin);
     assert_eq!(collect(&volume).blocks_condemned, 16);
+    volume.close(&NothingDirty).unwrap();
+}
+
+/// Somebody's file is buffered.
+struct Buffered;
+
+impl Flusher for Buffered {
+    fn flush(&self, _exclusive: bool) -> Result<()> {
+        Ok(())
+    }
+
+    fn has_dirty(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn what_is_buffered_when_pinned_stays_readable() {
+    let scratch = Scratch::new("retention-buffered");
+    scratch.format(2, 1);
+    let volume = with_history(&scratch);
+    volume.set_retention_rules(&nothing()).unwrap();
+    let attr = write(&volume, "a", &noise(1, 2 << 20));
+    let before = volume.commit(&NothingDirty).unwrap();
+    let pin = volume.pin_present(&Buffered).unwrap();
+    // That is put, and replaced in the next generation.
+    put(&volume, &attr, &noise(2, 2 << 20));
+    assert_eq!(volume.commit(&NothingDirty).unwrap(), pin.generation());
+    put(&volume, &attr, &noise(3, 2 << 20));
+    volume.commit(&NothingDirty).unwrap();
+    collect(&volume);
+    assert_eq!(read_at(&volume, "a", pin.generation()).unwrap(), noise(2, 2 << 20));
+    assert_eq!(read_at(&volume, "a", before).unwrap(), noise(1, 2 << 20));
+    drop(pin);
+    assert_eq!(collect(&volume).blocks_condemned, 32);
     volume.close(&NothingDirty).unwrap();
 }
 

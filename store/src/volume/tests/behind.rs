@@ -153,3 +153,62 @@ fn healing_completes_segments_that_were_opened_while_directories_were_away() {
     assert_eq!(status_of(&scratch).tolerated_losses, 2, "what is complete again is forgotten by the superblocks, too");
     expect_all_without(&scratch, ["d0", "d2"], &[("file", &content), ("next", &content[..200_000])]);
 }
+
+#[test]
+fn no_more_segments_are_given_away_than_can_be_noted() {
+    let scratch = Scratch::new("behind-many");
+    scratch.format(6, 1);
+    std::fs::rename(scratch.0.join("d3"), scratch.0.join("away")).unwrap();
+    let volume = scratch.open();
+    write(&volume, "file", &noise(73, 300_000));
+    volume.commit(&NothingDirty).unwrap();
+    scratch.kill(volume);
+    std::fs::rename(scratch.0.join("away"), scratch.0.join("d3")).unwrap();
+    let volume = scratch.open();
+    // Only what this test asks for is done.
+    volume.housekeeper.lock().take().unwrap().stop();
+    let segments = volume.blocks().segments();
+    let before = segments.lacking_segments().len();
+    (before..BEHIND_MAX).for_each(|n| segments.note_lacking(SegmentId(1_000_000 + n as u64), 1));
+    assert_eq!(volume.fill_vacant_slots(SegmentId(0), usize::MAX).unwrap().0, 0);
+    // More cannot be noted: the superblocks are written once, not with every generation.
+    segments.note_lacking(SegmentId(2_000_000), 1);
+    AckOverrides::put(&*volume, Vec::new(), &segments.lacking_segments()).unwrap();
+    let sequence = volume.superblock.lock().sequence;
+    AckOverrides::put(&*volume, Vec::new(), &segments.lacking_segments()).unwrap();
+    assert_eq!(volume.superblock.lock().sequence, sequence);
+    scratch.kill(volume);
+}
+
+#[test]
+fn giving_a_slot_away_leaves_the_rest_of_the_row_as_it_is() {
+    use crate::meta::rows::{SegmentRow, SegmentState};
+    use crate::volume::replace::take_slots;
+    let scratch = Scratch::new("vacant-row");
+    scratch.format(6, 1);
+    std::fs::rename(scratch.0.join("d3"), scratch.0.join("away")).unwrap();
+    let volume = scratch.open();
+    write(&volume, "file", &noise(74, 300_000));
+    volume.commit(&NothingDirty).unwrap();
+    let row = |volume: &Volume, id: SegmentId| volume.meta.with(|txn| txn.segment(id)).unwrap();
+    let all = volume.meta.with(|txn| txn.segments()).unwrap();
+    let stale = all.into_iter().find(|row| row.slots.contains(&None)).unwrap();
+    let away = stale.slots.iter().position(Option::is_none).unwrap();
+    let mut given = stale.clone();
+    given.slots[away] = Some(MemberId([9; 16]));
+    // Closed and condemned by others since it was read.
+    let put = |row: &SegmentRow| volume.meta.with(|txn| txn.put_segment(row)).unwrap();
+    put(&SegmentRow { state: SegmentState::Closed, tail: 123_456, ..stale.clone() });
+    volume.meta.with(|txn| take_slots(txn, &given)).unwrap();
+    let now = row(&volume, stale.id).unwrap();
+    assert_eq!((now.state, now.tail, &now.slots), (SegmentState::Closed, 123_456, &given.slots));
+    let condemned = SegmentRow { state: SegmentState::Condemned, ..stale.clone() };
+    put(&condemned);
+    volume.meta.with(|txn| take_slots(txn, &given)).unwrap();
+    let now = row(&volume, stale.id).unwrap();
+    assert_eq!((now.state, &now.slots), (SegmentState::Condemned, &stale.slots));
+    let gone = SegmentRow { id: SegmentId(987_654), ..given };
+    volume.meta.with(|txn| take_slots(txn, &gone)).unwrap();
+    assert!(row(&volume, gone.id).is_none());
+    drop(volume);
+}

@@ -284,6 +284,50 @@ fn files_with_several_names_are_kept_wherever_they_were() {
 }
 
 #[test]
+fn files_of_early_versions_are_kept_too() {
+    let scratch = Scratch::new("directory-rules-early");
+    scratch.format_kept(4);
+    let volume = scratch.open();
+    let made = |parent: Ino, name: &str, kind: FileKind| {
+        volume.create(parent, name.as_bytes(), &NewNode { kind, ..new_file() }).unwrap().ino
+    };
+    let kept = made(ROOT_INO, "kept", FileKind::Directory);
+    let other = made(ROOT_INO, "other", FileKind::Directory);
+    volume.set_retention_rules(&nothing()).unwrap();
+    volume.set_directory_rules(kept, Some(&everything())).unwrap();
+    // Its data has a number of its own.
+    let apart = made(kept, "apart", FileKind::File);
+    // A name outside was the first, and nothing tells that it had another.
+    let linked = made(other, "linked", FileKind::File);
+    volume.link(linked, kept, b"linked").unwrap();
+    volume
+        .meta()
+        .with(|txn| {
+            txn.number_apart(apart, crate::ids::DataId(1_000_000));
+            txn.forget_links(linked);
+            Ok(())
+        })
+        .unwrap();
+    put_content(&volume, apart, 1);
+    put_content(&volume, linked, 2);
+    let then = volume.commit(&NothingDirty).unwrap();
+    put_content(&volume, apart, 3);
+    put_content(&volume, linked, 4);
+    volume.commit(&NothingDirty).unwrap();
+    made(other, "next", FileKind::File);
+    volume.commit(&NothingDirty).unwrap();
+    for _ in 0..2 {
+        volume.gc(&NothingDirty, GcOptions::default(), &|_, _, _| true).unwrap();
+    }
+    let view = volume.view_of(then, kept).unwrap();
+    for (name, number) in [("apart", 1), ("linked", 2)] {
+        let ino = view.find(format!("kept/{name}").as_bytes()).unwrap().ino;
+        assert!(view.read(ino, 0, 10_000).unwrap() == content(number), "{name}");
+    }
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
 fn rules_that_do_not_add_are_refused_whichever_is_set_last() {
     let scratch = Scratch::new("directory-rules-refused");
     scratch.format_kept(4);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use brine_tests::command::run_for;
 use brine_tests::environment::sibling;
-use brine_tests::scenario::{crash, kills};
+use brine_tests::scenario::{crash, kills, takeover};
 
 use crate::{Point, runs};
 
@@ -13,6 +13,7 @@ use crate::{Point, runs};
 pub fn points() -> Vec<Point> {
     vec![
         ("a daemon that dies is replaced", crash::supervised),
+        ("a stopped writer's place is taken", takeover::stopped_writer),
         ("every backing call fails in every way", || prove(&["faults"])),
         ("power cuts in memory, ten minutes", || prove(&["power-cuts", "600"])),
         ("power cuts under load", || crash::power_cuts(25)),

@@ -19,7 +19,7 @@ pub fn points() -> Vec<Point> {
         ("operations of every kind, killed in between", || twin::killed_in_between(150, 600)),
         ("appends by many processes", || concurrent::appends(5000)),
         ("names many processes fight for", || concurrent::names_fought_for(20_000)),
-        ("blocks written while the file is cut", || concurrent::cuts(20_000)),
+        ("blocks written while the file is cut", || concurrent::cuts(5_000)),
         ("rsync -aHAX twice", || applications::rsync(&mut mounted("rsync"))),
         ("tar with lists and attributes", || applications::tar(&mut mounted("tar"))),
         ("git clone, repack, fsck", || applications::git_clone(&mut mounted("git"), 6000)),
