@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use brine_store::Error;
 use brine_store::ids::{ChunkNo, Ino};
+use brine_store::seal::CHUNK_LEN_MAX;
 use brine_store::volume::{Attr, FileChange, GateGuard, INLINE_MAX, SetAttr, Volume};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -93,8 +94,7 @@ pub struct BufferedRead {
 
 /// What a write of `len` bytes reserves at most, bytes: whole chunks at both ends, and a part of each chunk's record.
 fn reserved_at_most(len: usize) -> u64 {
-    const CHUNK_MAX: u64 = 1 << 20;
-    len as u64 + len as u64 / 2 + 2 * CHUNK_MAX
+    len as u64 + len as u64 / 2 + 2 * CHUNK_LEN_MAX as u64
 }
 
 impl WriteBuffer {

@@ -436,7 +436,11 @@ impl Volume {
         drop(self.watcher.lock().take());
         outcome?;
         if !self.asked_read_only {
-            self.checkpoint_if_due()?;
+            match self.checkpoint_if_due() {
+                // The log has it all; only a rebuild of the database would take longer.
+                Err(Error::NoSpace) => log::warn!("there is no room for a checkpoint"),
+                outcome => outcome?,
+            }
             self.meta.with(|txn| self.log.note_durable(txn))?;
             self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;

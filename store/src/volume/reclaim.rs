@@ -286,6 +286,12 @@ impl Volume {
         self.space.raw().usable_total
     }
 
+    /// Plaintext that gc may move before anything is freed, bytes.
+    pub(crate) fn movable(&self) -> u64 {
+        self.space.freed();
+        self.space.raw().movable
+    }
+
     /// Change a row, so that the next commit closes a generation.
     pub(crate) fn note_collection(&self) -> Result<()> {
         let _held = self.gate();
