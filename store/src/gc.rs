@@ -319,7 +319,7 @@ impl Gc {
                 let committed = volume.meta().committed();
                 let changed = self.seen != Some(committed) || volume.meta().counters().dead_blocks > 0;
                 // Who waits for space is told that there is none once a collection found none.
-                if (changed || hungry) && (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
+                if (hungry || changed && now >= until) && (worth || now >= since + PAUSE_MAX) {
                     self.seen = Some(committed);
                     self.worked = Duration::ZERO;
                     self.phase = Phase::Auditing;
