@@ -248,7 +248,7 @@ impl WriteBuffer {
             if dirty.listed {
                 self.list.lock().remove(&node.ino);
             }
-            self.volume.release_quota(dirty.held);
+            self.release_quota(dirty);
             *state = None;
         } else if !dirty.listed {
             // Nothing to put, if what is missing in the store is being sealed.
@@ -290,7 +290,7 @@ impl WriteBuffer {
         let mut state = node.state.lock();
         let accepted = self.ensure(&mut state, node).and_then(|dirty| {
             let granted = dirty.buffer.reserve(offset, data.len() as u64, |bytes| self.volume.reserve(bytes))?;
-            self.hold_quota(dirty, offset..offset + data.len() as u64, 0)?;
+            self.promise_quota(dirty, offset..offset + data.len() as u64, 0)?;
             if drop_set_id {
                 self.drop_set_id(dirty, now_ns)?;
             }
@@ -357,7 +357,7 @@ impl WriteBuffer {
             }
             if size > dirty.buffer.size() {
                 // A chunk that ended with the file takes its whole length from now on.
-                self.hold_quota(dirty, size..size, 0)?;
+                self.promise_quota(dirty, size..size, 0)?;
             }
             self.cut(node, dirty, size, now_ns)
         });
@@ -378,7 +378,7 @@ impl WriteBuffer {
             }
             dirty.base = self.volume.set_file(dirty.base.ino, &to(size))?;
             node.put(dirty.base.version);
-            dirty.stored_inline = false;
+            (dirty.stored_inline, dirty.put_since) = (false, 0);
         }
         dirty.touch(now_ns);
         if drops_chunks {
@@ -391,7 +391,7 @@ impl WriteBuffer {
         }
         dirty.buffer.truncate(size, reservation);
         self.account(dirty);
-        Ok(())
+        if shrinks { self.promise_less(dirty) } else { Ok(()) }
     }
 
     /// Make `start..end` zero; with `keep_size` only as far as the file's size.
@@ -405,7 +405,7 @@ impl WriteBuffer {
         self.wait_sealed(node, &mut state, chunks);
         let outcome = self.ensure(&mut state, node).and_then(|dirty| {
             if !keep_size && end > dirty.buffer.size() {
-                self.hold_quota(dirty, end..end, 0)?;
+                self.promise_quota(dirty, end..end, 0)?;
             }
             dirty.touch(now_ns);
             if !keep_size && end > dirty.buffer.size() {
@@ -420,7 +420,8 @@ impl WriteBuffer {
             if whole.is_empty() || dirty.stored_inline {
                 return Ok(());
             }
-            self.volume.punch(node.ino, ChunkNo(whole.start), whole.end - whole.start)
+            self.volume.punch(node.ino, ChunkNo(whole.start), whole.end - whole.start)?;
+            self.promise_less(dirty)
         });
         self.settle(node, &mut state);
         outcome
@@ -435,7 +436,7 @@ impl WriteBuffer {
         let mut state = node.state.lock();
         let outcome = self.ensure(&mut state, node).and_then(|dirty| {
             if size > dirty.buffer.size() {
-                self.hold_quota(dirty, size..size, 0)?;
+                self.promise_quota(dirty, size..size, 0)?;
                 dirty.buffer.truncate(size, None);
                 dirty.touch(now_ns);
             }
@@ -536,7 +537,7 @@ impl WriteBuffer {
         if let Some(mut dirty) = state.take() {
             self.list.lock().remove(&node.ino);
             dirty.buffer.discard();
-            self.volume.release_quota(dirty.held);
+            self.release_quota(&dirty);
             self.account(&mut dirty);
         }
     }

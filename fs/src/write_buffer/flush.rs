@@ -10,7 +10,7 @@ use brine_store::volume::{FileChange, INLINE_MAX, Reservation};
 
 use super::file::Taken;
 use super::node::{Dirty, FileNode};
-use super::quota::grows;
+use super::quota::takes;
 use super::{WriteBuffer, stored};
 use crate::errno::Errno;
 use crate::workers::{MustFinish, for_each_parallel};
@@ -317,7 +317,7 @@ impl WriteBuffer {
         let put = (stored && !more).then(|| {
             let (size, mtime_ns, ctime_ns) = (dirty.buffer.size(), dirty.mtime_ns, dirty.ctime_ns);
             let change = FileChange { size, mtime_ns, ctime_ns, inline, clear_suid: false };
-            self.volume.set_file_held(node.ino, &change, dirty.held, |attr| grows(attr, size, rest))
+            self.volume.set_file_promised(node.ino, &change, |attr| takes(attr, size, rest))
         });
         let is_put = matches!(put, Some(Ok(_)));
         // Inline content is stored by the change itself.
@@ -330,10 +330,10 @@ impl WriteBuffer {
         }
         self.account(dirty);
         let refusal = match put {
-            Some(Ok((attr, held))) => {
+            Some(Ok((attr, promised))) => {
                 node.put(attr.version);
                 dirty.base = attr;
-                (dirty.held, dirty.put_since) = (held, 0);
+                (dirty.promised, dirty.put_since) = (promised, 0);
                 dirty.put = dirty.changes;
                 if !incomplete {
                     node.succeeded();
