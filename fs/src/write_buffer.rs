@@ -71,6 +71,9 @@ pub struct WriteBuffer {
     list: Mutex<BTreeMap<Ino, Arc<FileNode>>>,
     /// Whether a flush for want of room is under way.
     pressed: AtomicBool,
+    /// Groups of files that are being put, and how many ever were.
+    putting: Mutex<(usize, u64)>,
+    put: Condvar,
     /// Whether anything changed since the last commit began.
     changed: AtomicBool,
     sealers: Pool,
@@ -109,6 +112,8 @@ impl WriteBuffer {
             room_made: Condvar::new(),
             list: Mutex::new(BTreeMap::new()),
             pressed: AtomicBool::new(false),
+            putting: Mutex::new((0, 0)),
+            put: Condvar::new(),
             changed: AtomicBool::new(false),
             sealers: Pool::new("brine-seal", sealers)?,
             sharing: Mutex::new(()),

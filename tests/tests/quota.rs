@@ -127,6 +127,37 @@ fn what_another_writer_has_stored_counts_once() {
     volume.expect_clean();
 }
 
+/// Where a file is sparse, what a write will add to it is not known without looking: nobody is refused for that.
+#[test]
+fn what_another_writer_overwrites_takes_nothing_more() {
+    let volume = small("quota-over");
+    let dir = volume.path("dir");
+    fs::create_dir(&dir).expect("mkdir");
+    let sparse = File::create(dir.join("sparse")).expect("create");
+    sparse.set_len(64 * MIB).expect("a hole");
+    let other = File::create(dir.join("other")).expect("create");
+    let seed = seed("quota-over");
+    let overwrite = |round: u64| {
+        for mib in 0..8 {
+            sparse.write_all_at(&content(seed + round * 100 + mib, MIB as usize), mib * MIB).expect("overwrite");
+        }
+    };
+    overwrite(0);
+    volume.sync();
+    set(&volume, &dir, &["--bytes", &(20 * MIB + 4096).to_string()]);
+    for round in 1..8 {
+        overwrite(round);
+        for mib in 0..12 {
+            let data = content(seed + round * 100 + 50 + mib, MIB as usize);
+            other.write_all_at(&data, mib * MIB).unwrap_or_else(|error| panic!("round {round}, {mib} MiB: {error}"));
+        }
+        expect_dquot(other.write_at(&[1; 4096], 12 * MIB));
+        other.set_len(0).expect("cut");
+    }
+    assert_eq!(used(&volume, &dir), recount(&dir));
+    volume.expect_clean();
+}
+
 /// The kernel tells that a file is forgotten behind its removal, and what is being sealed goes later still.
 #[test]
 fn what_was_removed_just_before_is_in_nobodys_way() {

@@ -315,12 +315,16 @@ impl Vfs {
     }
 
     /// Wait, for a moment, until what was removed just before counts in no quota any more: the kernel tells of it behind
-    /// its removal, and what is being sealed goes when that is done. For who is told EDQUOT else.
+    /// its removal, and what is being sealed goes when that is done. And let writers be promised no more than they need.
+    /// For who is told EDQUOT else.
     pub fn await_given_back(&self) {
         let since = Instant::now();
         thread::sleep(LEAVING_PAUSE);
         while self.leaving.load(Ordering::Acquire) > 0 && since.elapsed() < LEAVING_PATIENCE {
             thread::sleep(LEAVING_PAUSE);
+        }
+        if let Err(error) = self.buffer.promise_exactly() {
+            (self.options.report)(&format!("looking up what buffered writes are to take: {error}"));
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use brine_store::Error;
 use brine_store::clock::{Clock, SystemClock};
@@ -163,6 +164,7 @@ impl WriteBuffer {
     /// `exclusive`: the caller excluded all writers; `Some(true)`: small writes may be stored as patches.
     fn put_group(&self, nodes: &[Arc<FileNode>], exclusive: Option<bool>) {
         let _finish = MustFinish;
+        self.putting.lock().0 += 1;
         let patch = exclusive.unwrap_or(false);
         // Each round completes as many chunks as it may, and writers add few meanwhile.
         let incomplete: usize = nodes.iter().map(Self::incomplete).sum();
@@ -176,6 +178,21 @@ impl WriteBuffer {
             plans.iter().for_each(|plan| self.put_patches(plan));
             for plan in plans {
                 self.conclude(plan);
+            }
+        }
+        let mut putting = self.putting.lock();
+        (putting.0, putting.1) = (putting.0 - 1, putting.1 + 1);
+        self.put.notify_all();
+    }
+
+    /// Wait until what is being put now has been, `patience` at most.
+    pub(super) fn await_put(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut putting = self.putting.lock();
+        let enough = putting.1 + putting.0 as u64;
+        while putting.0 > 0 && putting.1 < enough {
+            if self.put.wait_until(&mut putting, deadline).timed_out() {
+                return;
             }
         }
     }

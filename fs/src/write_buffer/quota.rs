@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use brine_store::Error;
 use brine_store::ids::ChunkNo;
@@ -15,6 +16,8 @@ use brine_store::volume::{Attr, INLINE_MAX};
 use super::WriteBuffer;
 use super::node::{Dirty, FileNode};
 
+/// Longest that a flush under way is waited for.
+const EXACT_PATIENCE: Duration = Duration::from_secs(1);
 /// Most chunks that are looked up one by one.
 const LOOK_UP_MAX: u64 = 64 << 10;
 
@@ -69,6 +72,27 @@ impl WriteBuffer {
         // Less than was promised always fits.
         let most = |attr: &Attr, _| takes(attr, size, more).min(promised);
         dirty.promised = Some(self.volume.promise_quota(dirty.base.ino, &[], most)?);
+        Ok(())
+    }
+
+    /// Let all files be promised exactly what they may come to take, not the bound that is cheap to know: for who is told
+    /// EDQUOT else. Waits, for a moment, for what is being flushed: that is looked up when it is stored.
+    pub fn promise_exactly(&self) -> Result<(), Error> {
+        self.await_put(EXACT_PATIENCE);
+        let nodes: Vec<Arc<FileNode>> = self.list.lock().values().cloned().collect();
+        for node in nodes {
+            let mut state = node.state.lock();
+            let Some(dirty) = state.as_mut() else { continue };
+            let Some(promised) = dirty.promised.filter(|_| dirty.buffer.chunks_held() as u64 <= LOOK_UP_MAX) else {
+                continue;
+            };
+            let size = dirty.buffer.size();
+            let chunks: BTreeSet<u64> = dirty.buffer.chunk_numbers().collect();
+            let chunks: Vec<ChunkNo> = chunks.into_iter().map(ChunkNo).collect();
+            // Less than was promised always fits.
+            let most = |attr: &Attr, missing| takes(attr, size, missing).min(promised);
+            dirty.promised = Some(self.volume.promise_quota(node.ino, &chunks, most)?);
+        }
         Ok(())
     }
 
