@@ -58,6 +58,7 @@ Options:
   hedge=adaptive|all|off  ask parity when a disk is late (default), from the start, or only on errors
   min_ack=N             acknowledge only what is durable in N directories, even if some are missing
   cache=SIZE            memory for decoded blocks (default 256M)
+  link_max=N            most names of a file and subdirectories of a directory (default 2^31)
   copies=R epoch=N domain=volume|owner compress=none|lz4
                         for new content, in place of what format was told
   use_member=PATH       of two copies of one directory, the true one

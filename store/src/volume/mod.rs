@@ -44,8 +44,8 @@ pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
 pub use crate::meta::quota::{Quota, QuotaLimits, QuotaRoom, QuotaState};
 pub use crate::meta::rows::{
-    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
-    NewNode, RenameFlags, SetAttr, Unlinked,
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, LINK_MAX,
+    NAME_MAX, NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
 pub use crate::meta::{NameSpan, PastReader, Who};
@@ -160,6 +160,12 @@ impl std::fmt::Debug for Volume {
 }
 
 impl Volume {
+    /// From now on an inode gets no more names than this, and a directory not more subdirectories; at most, and unless
+    /// told otherwise, [`LINK_MAX`].
+    pub fn limit_links(&self, max: u32) {
+        self.meta.limit_links(max);
+    }
+
     /// Identity of the volume.
     pub fn volume_id(&self) -> VolumeId {
         self.id
