@@ -12,6 +12,7 @@ mod fold;
 mod exec_rows;
 mod format;
 mod image;
+mod keys;
 mod open;
 mod past;
 mod prefetch;
@@ -41,7 +42,7 @@ use parking_lot::{Condvar, Mutex};
 pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
-pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
+pub use crate::keyslot::{KdfCost, NewSecret, SlotKind, Unlock};
 pub use crate::meta::quota::{Quota, QuotaLimits, QuotaRoom, QuotaState};
 pub use crate::meta::rows::{
     ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, LINK_MAX,
@@ -56,6 +57,7 @@ pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format, format_with};
+pub use keys::{AddedKey, NewKey};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
