@@ -34,8 +34,6 @@ use plan::Plan;
 const BATCH: usize = 1000;
 /// How long a reader or writer that began before may take to finish. Else gc waits for the next round.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Sealed bytes moved in one operation.
-const MOVE_BATCH: u64 = 2 << 20;
 /// Background: the least pause between two collections.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Background: however little there is to free, it is looked for after so long.

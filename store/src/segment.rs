@@ -79,6 +79,8 @@ struct Unsynced {
     stripes: bool,
     /// Slots of the records that were written as whole copies; equal ones once.
     copies: Vec<u64>,
+    /// Offset of the first of it, bytes.
+    from: u64,
 }
 
 impl Unsynced {
@@ -87,6 +89,15 @@ impl Unsynced {
         let stripes = if self.stripes { self.segment.occupied() } else { 0 };
         self.copies.iter().fold(stripes, |all, copies| all | copies)
     }
+}
+
+/// What a segment's slots lack.
+#[derive(Debug, Default)]
+struct Lacking {
+    /// In these slots a sync failed or was left out: what was appended there last may be missing.
+    slots: u64,
+    /// Offset of the first that missed a sync of this writer, bytes, until it is [taken](Segments::take_missed).
+    missed_from: Option<u64>,
 }
 
 type Due = BTreeMap<SegmentId, Unsynced>;
@@ -165,8 +176,8 @@ pub struct Segments {
     fixed: bool,
     /// Held while a segment is announced, which may wait for directories.
     state: Mutex<State>,
-    /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
-    lacking: Mutex<BTreeMap<SegmentId, u64>>,
+    /// Segments that are not complete in all their slots.
+    lacking: Mutex<BTreeMap<SegmentId, Lacking>>,
     /// Segments that were handed out; those that are let go of take nothing more and have nothing unsynced.
     handed_out: Mutex<Vec<(SegmentId, Weak<OpenSegment>)>>,
     /// A segment was opened with a vacant slot since this was last asked.
@@ -506,7 +517,7 @@ impl Segments {
     /// them. Starts write-back now and then.
     pub fn appended(&self, extent: &Extent, len: u64) {
         let segment = &extent.segment;
-        self.note_unsynced(segment, len, |unsynced| unsynced.stripes = true);
+        self.note_unsynced(extent, len, |unsynced| unsynced.stripes = true);
         if segment.unwritten.fetch_add(len, Ordering::Relaxed) + len < WRITEBACK_STEP {
             return;
         }
@@ -520,17 +531,20 @@ impl Segments {
 
     /// As [`Self::appended`], of a record that was written in whole copies into `slots`.
     pub fn appended_copies(&self, extent: &Extent, len: u64, slots: u64) {
-        self.note_unsynced(&extent.segment, len, |unsynced| {
+        self.note_unsynced(extent, len, |unsynced| {
             if !unsynced.copies.contains(&slots) {
                 unsynced.copies.push(slots);
             }
         });
     }
 
-    fn note_unsynced(&self, segment: &Arc<OpenSegment>, len: u64, note: impl FnOnce(&mut Unsynced)) {
+    fn note_unsynced(&self, extent: &Extent, len: u64, note: impl FnOnce(&mut Unsynced)) {
+        let Extent { segment, offset, .. } = extent;
         let mut state = self.state.lock();
-        let nothing = || Unsynced { segment: segment.clone(), stripes: false, copies: Vec::new() };
-        note(state.unsynced.entry(segment.id).or_insert_with(nothing));
+        let nothing = || Unsynced { segment: segment.clone(), stripes: false, copies: Vec::new(), from: *offset };
+        let unsynced = state.unsynced.entry(segment.id).or_insert_with(nothing);
+        unsynced.from = unsynced.from.min(*offset);
+        note(unsynced);
         self.unsynced_bytes.fetch_add(len, Ordering::Relaxed);
     }
 
@@ -551,18 +565,36 @@ impl Segments {
 
     /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
     pub fn lacking(&self, segment: SegmentId) -> u64 {
-        self.lacking.lock().get(&segment).copied().unwrap_or(0)
+        self.lacking.lock().get(&segment).map_or(0, |lacking| lacking.slots)
     }
 
     /// Segments with slots in which a sync failed or was left out, with those slots.
     pub fn lacking_segments(&self) -> Vec<(SegmentId, u64)> {
-        self.lacking.lock().iter().map(|(id, slots)| (*id, *slots)).collect()
+        self.lacking.lock().iter().map(|(id, lacking)| (*id, lacking.slots)).collect()
     }
 
     /// These slots of a segment lack something until [`Self::caught_up`] says otherwise.
     pub fn note_lacking(&self, segment: SegmentId, slots: u64) {
         if slots != 0 {
-            *self.lacking.lock().entry(segment).or_default() |= slots;
+            self.lacking.lock().entry(segment).or_default().slots |= slots;
+        }
+    }
+
+    /// Segments of which something missed a sync of this writer and was not taken since.
+    pub fn missed(&self) -> Vec<SegmentId> {
+        let lacking = self.lacking.lock();
+        lacking.iter().filter(|(_, lacking)| lacking.missed_from.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// From which offset on a segment missed a sync, bytes: told once.
+    pub fn take_missed(&self, segment: SegmentId) -> Option<u64> {
+        self.lacking.lock().get_mut(&segment)?.missed_from.take()
+    }
+
+    /// It is to be told again: nothing could be done about it.
+    pub fn give_back_missed(&self, segment: SegmentId, from: u64) {
+        if let Some(lacking) = self.lacking.lock().get_mut(&segment) {
+            lacking.missed_from = Some(lacking.missed_from.map_or(from, |other| other.min(from)));
         }
     }
 
@@ -570,8 +602,8 @@ impl Segments {
     pub fn caught_up(&self, segment: SegmentId, slots: u64) {
         let mut lacking = self.lacking.lock();
         if let Some(left) = lacking.get_mut(&segment) {
-            *left &= !slots;
-            if *left == 0 {
+            left.slots &= !slots;
+            if left.slots == 0 {
                 lacking.remove(&segment);
             }
         }
@@ -671,7 +703,9 @@ impl Segments {
         for (id, unsynced) in &due {
             let missed = unsynced.slots() & !good.get(id).copied().unwrap_or(0);
             if missed != 0 {
-                *lacking.entry(*id).or_default() |= missed;
+                let lacking = lacking.entry(*id).or_default();
+                lacking.slots |= missed;
+                lacking.missed_from = Some(lacking.missed_from.map_or(unsynced.from, |other| other.min(unsynced.from)));
             }
         }
         drop(lacking);
@@ -693,6 +727,7 @@ impl Segments {
                 Entry::Occupied(mut entry) => {
                     let newer = entry.get_mut();
                     newer.stripes |= old.stripes;
+                    newer.from = newer.from.min(old.from);
                     newer.copies.extend(old.copies);
                 }
             }
