@@ -9,7 +9,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brine_exec::{Identity, ViewAccess};
 use harness::{Place, view};
@@ -422,7 +422,11 @@ fn what_it_leaves_running_is_gone_when_the_run_is() {
     assert_eq!(outcome.cause, brine_exec::ExitCause::Exited(0));
     assert!(!harness::is_running(&format!("sleep {mark}")));
     let mut canary = Command::new("sleep").arg(&mark).spawn().unwrap();
-    assert!(harness::is_running(&format!("sleep {mark}")));
+    // A program that was only just started has no command line for a moment.
+    let begun = Instant::now();
+    while !harness::is_running(&format!("sleep {mark}")) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it would be seen");
+    }
     canary.kill().unwrap();
     canary.wait().unwrap();
 

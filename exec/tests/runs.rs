@@ -6,8 +6,12 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use brine_exec::{ExitCause, Identity, Root, Verdict, ViewAccess};
+use brine_exec::protocol::Streams;
+use brine_exec::protocol::frame::{Kind, send_frame};
+use brine_exec::sandboxes::Event;
+use brine_exec::{ExitCause, Identity, Root, RunId, Verdict, ViewAccess};
 use harness::{Place, view};
 
 const USER: u32 = 61_234;
@@ -22,6 +26,26 @@ fn a_script_runs_in_a_sandbox_of_its_own_and_its_code_comes_back() {
     let uid = nix::unistd::geteuid();
     assert_eq!(text, format!("I am /mnt/volume/exec/hello with one argument\n{uid}\n"), "{outcome:?}");
     assert_eq!((outcome.cause, outcome.verdict, outcome.line), (ExitCause::Exited(7), Verdict::Code(7), None));
+}
+
+#[test]
+fn that_a_program_runs_is_told_however_long_its_start_took() {
+    let place = Place::new();
+    let mut plan = place.script("sleeps", "#!/bin/sh\nsleep 3\n");
+    place.file("data", "x", 0o644);
+    // So much is to be shown that it is not done in the time for which nobody is woken.
+    plan.views.extend((0..200).map(|number| view("data", &format!("/mnt/data/{number}"), ViewAccess::Read)));
+    let begun = place.sandboxes.begin(RunId::random(), &plan, None, None, None).unwrap();
+    let launcher = begun.launcher.unwrap();
+    send_frame(&launcher, Kind::Streams, &Streams::default().encode(), &[]).unwrap();
+    let mut told = None;
+    let outcome = begun.running.wait(|event| {
+        if matches!(event, Event::Started) {
+            told = Some(Instant::now());
+        }
+    });
+    assert_eq!(outcome.unwrap().cause, ExitCause::Exited(0));
+    assert!(told.expect("it started").elapsed() > Duration::from_secs(2), "it was told only with the end");
 }
 
 #[test]

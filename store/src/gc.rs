@@ -34,6 +34,10 @@ use plan::Plan;
 const BATCH: usize = 1000;
 /// How long a reader or writer that began before may take to finish. Else gc waits for the next round.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Extents or blocks looked at in one slice of the audit: two milliseconds or so.
+const AUDIT_ROWS: usize = 1000;
+/// Background: time spent in the audit in one round of housekeeping.
+const AUDIT_ROUND: Duration = Duration::from_millis(500);
 /// Background: the least pause between two collections.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Background: however little there is to free, it is looked for after so long.
@@ -87,6 +91,8 @@ pub struct GcReport {
 enum Phase {
     /// Nothing to do before then.
     Resting { until: Instant, since: Instant },
+    /// References are being counted.
+    Auditing,
     /// Unreferenced blocks are being condemned.
     Condemning,
     /// Waiting until both checkpoints are past this generation.
@@ -163,18 +169,28 @@ impl Gc {
         self.stopped = Some(reason);
     }
 
-    /// Check by marking that every block has as many references as it says, once while the volume is open.
-    fn audit(&mut self, volume: &Volume, report: &mut GcReport) -> Result<()> {
-        if self.audited || self.stopped.is_some() {
-            return Ok(());
+    /// Check by marking that every block has as many references as it says, once while the volume is open; for about
+    /// `budget`. True when that is done. `hungry`: writers wait for it.
+    fn audit(&mut self, volume: &Volume, budget: Duration, hungry: bool, report: &mut GcReport) -> Result<bool> {
+        let began = Instant::now();
+        while !self.audited && self.stopped.is_none() {
+            let slice = Instant::now();
+            if let Some(findings) = volume.meta().audit(AUDIT_ROWS)? {
+                self.audited = true;
+                if let Some(first) = findings.first() {
+                    self.stop(format!("references do not add up ({first}); run `brine check`"), report);
+                }
+                break;
+            }
+            if began.elapsed() >= budget {
+                return Ok(false);
+            }
+            // Operations get their turn.
+            if !hungry {
+                std::thread::sleep(slice.elapsed());
+            }
         }
-        let findings = volume.meta().reader()?.verify_references()?;
-        self.audited = true;
-        if !findings.is_empty() {
-            let first = findings.join("; ");
-            self.stop(format!("references do not add up ({first}); run `brine check`"), report);
-        }
-        Ok(())
+        Ok(true)
     }
 
     /// Condemn up to `max` blocks that have been unreferenced since `since` or longer. Returns how many.
@@ -235,7 +251,7 @@ impl Gc {
         }
         commit()?;
         step("references", 0, 0);
-        self.audit(volume, &mut report)?;
+        self.audit(volume, Duration::MAX, false, &mut report)?;
         // What is rewritten in one pass is freed in the next, and so is the log of this one.
         for pass in 0..PASSES_MAX {
             if self.stopped.is_some() {
@@ -301,9 +317,13 @@ impl Gc {
                 let committed = volume.meta().committed();
                 let changed = self.seen != Some(committed) || volume.meta().counters().dead_blocks > 0;
                 if changed && (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
-                    self.audit(volume, &mut report)?;
                     self.seen = Some(committed);
-                    self.worked = now.elapsed();
+                    self.worked = Duration::ZERO;
+                    self.phase = Phase::Auditing;
+                }
+            }
+            Phase::Auditing => {
+                if self.audit(volume, AUDIT_ROUND, hungry, &mut report)? {
                     self.phase = Phase::Condemning;
                 }
             }

@@ -211,6 +211,10 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
         if let Some(status) = reap(program.pid) {
             break status;
         }
+        // Before anything is waited for: the start itself may have taken longer than nobody is to be woken.
+        if program.quiet().is_none() {
+            program.tell_started(control);
+        }
         let events = program.wait(control, deadline);
         if let Some(terminal) = &mut program.terminal {
             terminal.pump(&events.terminal);
@@ -224,9 +228,6 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
                 let _ = sys::kill(-1, libc::SIGKILL);
                 deadline = None;
             }
-        }
-        if program.quiet().is_none() {
-            program.tell_started(control);
         }
         if events.launcher && !program.hear_launcher() {
             program.launcher = None;

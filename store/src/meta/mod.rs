@@ -8,6 +8,7 @@
 //! Knows nothing of shards, keys of blocks (it is handed the function that names a block) or FUSE.
 
 mod acl;
+mod audit;
 mod block;
 mod cache;
 pub mod codec;
