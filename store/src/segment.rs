@@ -30,8 +30,8 @@ pub const MEMBER_FREE_MIN: u64 = 2 << 20;
 const WRITEBACK_STEP: u64 = 4 << 20;
 /// How long a directory may take before it is left behind, unless 20 times its usual time is longer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long silent directories are waited for when too few are left without them.
-const QUORUM_PATIENCE: Duration = Duration::from_secs(60);
+/// How long silent directories are waited for when too few are left without them, by who holds nothing that others need.
+pub const QUORUM_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks whether they answer again.
 const QUORUM_PAUSE: Duration = Duration::from_millis(50);
 
@@ -133,16 +133,6 @@ impl Drop for SyncInFlight<'_> {
     }
 }
 
-/// See [`Segments::in_haste`].
-#[derive(Debug)]
-pub struct Haste<'a>(&'a AtomicBool);
-
-impl Drop for Haste<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
 #[derive(Debug, Default)]
 struct State {
     open: Option<(Arc<OpenSegment>, u64)>,
@@ -182,8 +172,6 @@ pub struct Segments {
     handed_out: Mutex<Vec<(SegmentId, Weak<OpenSegment>)>>,
     /// A segment was opened with a vacant slot since this was last asked.
     vacated: AtomicBool,
-    /// Set while a commit appends: see [`Self::in_haste`].
-    hasty: AtomicBool,
     unsynced_bytes: AtomicU64,
     /// One sync at a time: who comes second must not be told "nothing to sync" while the first is still at it.
     syncing: Mutex<()>,
@@ -218,7 +206,6 @@ impl Segments {
             lacking: Mutex::default(),
             handed_out: Mutex::default(),
             vacated: AtomicBool::new(false),
-            hasty: AtomicBool::new(false),
             unsynced_bytes: AtomicU64::new(0),
             syncing: Mutex::new(()),
         }
@@ -238,8 +225,9 @@ impl Segments {
         self.min_slots.min(present.max(self.geometry.data()))
     }
 
-    /// A run of `len` bytes (a multiple of [`RECORD_ALIGN`]) at one offset in every file of a segment.
-    pub fn allocate(&self, len: u64, generation: Generation) -> Result<Extent> {
+    /// A run of `len` bytes (a multiple of [`RECORD_ALIGN`]) at one offset in every file of a segment. Silent directories
+    /// without which there are too few are waited for at most `limit`.
+    pub fn allocate(&self, len: u64, generation: Generation, limit: Duration) -> Result<Extent> {
         debug_assert_eq!(len % RECORD_ALIGN, 0);
         let mut state = self.state.lock();
         if let Some((segment, tail)) = &mut state.open
@@ -250,7 +238,7 @@ impl Segments {
             return Ok(extent);
         }
         Self::close_in(&mut state);
-        let segment = Arc::new(self.announce(&mut state, generation, len)?);
+        let segment = Arc::new(self.announce(&mut state, generation, len, limit)?);
         self.handed_out.lock().push((segment.id, Arc::downgrade(&segment)));
         let vacant = segment.slots.iter().filter(|slot| slot.is_none()).count();
         if vacant > 0 {
@@ -328,10 +316,16 @@ impl Segments {
     }
 
     /// R3: id, placement and incarnation are durable in the first block of the files before the first record.
-    fn announce(&self, state: &mut State, generation: Generation, first_len: u64) -> Result<OpenSegment> {
+    fn announce(
+        &self,
+        state: &mut State,
+        generation: Generation,
+        first_len: u64,
+        limit: Duration,
+    ) -> Result<OpenSegment> {
         // A member that fails here is left out of the next attempt, so this ends.
         for _ in 0..=self.set.members().len() {
-            self.await_quorum(|| self.set.healthy().count() >= self.min_ack());
+            self.await_quorum(limit, || self.others_suffice());
             let candidates = self.candidates();
             let healthy = candidates.iter().filter(|c| c.healthy).count();
             let needed = self.min_ack();
@@ -351,19 +345,17 @@ impl Segments {
             self.entropy.fill(&mut incarnation.0);
             let smallest = candidates.iter().filter(|c| c.healthy).map(|c| c.free_bytes).min().unwrap_or(0);
             let capacity = capacity_for(smallest).max(SEGMENT_HEADER_LEN as u64 + first_len);
-            if self.announce_in(id, incarnation, &placed.slots, capacity, generation) {
-                return Ok(OpenSegment {
-                    id,
-                    incarnation,
-                    geometry: self.geometry,
-                    slots: {
-                        let slots = placed.slots.clone();
-                        state.previous = Some(placed);
-                        slots
-                    },
-                    capacity,
-                    unwritten: AtomicU64::new(0),
-                });
+            let segment = OpenSegment {
+                id,
+                incarnation,
+                geometry: self.geometry,
+                slots: placed.slots.clone(),
+                capacity,
+                unwritten: AtomicU64::new(0),
+            };
+            if self.announce_in(&segment, generation, limit) {
+                state.previous = Some(placed);
+                return Ok(segment);
             }
         }
         Err(Error::TooFewMembers { healthy: 0, needed: self.min_ack() })
@@ -388,14 +380,8 @@ impl Segments {
     }
 
     /// True if every occupied slot was announced durably.
-    fn announce_in(
-        &self,
-        id: SegmentId,
-        incarnation: Incarnation,
-        slots: &[Option<MemberId>],
-        capacity: u64,
-        generation: Generation,
-    ) -> bool {
+    fn announce_in(&self, segment: &OpenSegment, generation: Generation, limit: Duration) -> bool {
+        let OpenSegment { id, incarnation, capacity, ref slots, .. } = *segment;
         let header = |slot: usize| {
             let header = SegmentHeader {
                 volume: self.writer.volume,
@@ -403,7 +389,7 @@ impl Segments {
                 incarnation,
                 geometry: self.geometry,
                 slot: ShardIndex(slot as u8),
-                placement: slots.to_vec(),
+                placement: slots.clone(),
                 capacity,
                 term: self.writer.term,
                 created_generation: generation,
@@ -414,7 +400,7 @@ impl Segments {
             slots.iter().enumerate().filter_map(|(slot, member)| Some(((*member)?, header(slot)))).collect();
         let members: Vec<MemberId> = headers.iter().map(|(member, _)| *member).collect();
         let enough = |_: &[bool]| self.others_suffice();
-        let results = self.set.create_segments(headers, id, capacity, &self.wait(&members, &enough));
+        let results = self.set.create_segments(headers, id, capacity, &self.wait(&members, &enough, limit));
         let mut done = true;
         for (member, result) in members.iter().zip(results) {
             if let Err(error) = result {
@@ -428,12 +414,16 @@ impl Segments {
         done
     }
 
-    /// How long calls on these members are waited for.
-    fn wait<'w>(&self, members: &[MemberId], enough: &'w (dyn Fn(&[bool]) -> bool + Sync)) -> Wait<'w> {
+    /// How long calls on these members are waited for: `limit` if too few of them answer, but not less than is usual.
+    fn wait<'w>(
+        &self,
+        members: &[MemberId],
+        enough: &'w (dyn Fn(&[bool]) -> bool + Sync),
+        limit: Duration,
+    ) -> Wait<'w> {
         let usual = members.iter().filter_map(|id| self.set.get(id)).map(|member| member.patience()).max();
         let patience = usual.unwrap_or_default().max(PATIENCE);
-        let limit = if self.hasty.load(Ordering::Relaxed) { patience } else { QUORUM_PATIENCE };
-        Wait { patience, enough, limit }
+        Wait { patience, enough, limit: limit.max(patience) }
     }
 
     /// True if the members that answer are enough for a new segment.
@@ -443,36 +433,32 @@ impl Segments {
 
     /// Wait for directories that are merely silent, as long as without them there are too few: a disk that is busy for
     /// some seconds must not end a volume whose directories all lie on it.
-    fn await_quorum(&self, enough: impl Fn() -> bool) {
-        if self.hasty.load(Ordering::Relaxed) {
-            return;
-        }
-        let deadline = Instant::now() + QUORUM_PATIENCE;
+    fn await_quorum(&self, limit: Duration, enough: impl Fn() -> bool) {
+        let deadline = Instant::now() + limit;
         let silent = || self.set.members().iter().any(|member| member.health() == Health::Sick);
         while !enough() && silent() && Instant::now() < deadline {
             std::thread::sleep(QUORUM_PAUSE);
         }
     }
 
-    /// Until the answer is dropped, appending fails where it would wait for silent directories: the caller holds what
-    /// readers need. [`Self::quorum_returns`] waits then, with nothing held.
-    pub fn in_haste(&self) -> Haste<'_> {
-        self.hasty.store(true, Ordering::Relaxed);
-        Haste(&self.hasty)
-    }
-
     /// Wait for silent directories without which there are too few; true if there are enough.
     pub fn quorum_returns(&self) -> bool {
-        self.await_quorum(|| self.others_suffice());
+        self.await_quorum(QUORUM_PATIENCE, || self.others_suffice());
         self.others_suffice()
     }
 
-    /// Write what belongs to each slot of a run, in parallel; `synced_next`: it is synced as soon as it is written. An error marks the member; the caller abandons the segment
-    /// and starts anew.
+    /// Write what belongs to each slot of a run, in parallel; `synced_next`: it is synced as soon as it is written; `limit` as of
+    /// [`Self::allocate`]. An error marks the member; the caller abandons the segment and starts anew.
     ///
     /// # Errors
     /// The first failure. A directory that does not answer is one, once the others are enough without it.
-    pub fn write(&self, extent: &Extent, slots: Vec<(usize, Vec<SharedBytes>)>, synced_next: bool) -> Result<()> {
+    pub fn write(
+        &self,
+        extent: &Extent,
+        slots: Vec<(usize, Vec<SharedBytes>)>,
+        synced_next: bool,
+        limit: Duration,
+    ) -> Result<()> {
         let segment = &extent.segment;
         let writes: Vec<ShardWrite> = slots
             .into_iter()
@@ -482,7 +468,7 @@ impl Segments {
             .collect();
         let members: Vec<MemberId> = writes.iter().map(|write| write.member).collect();
         let enough = |_: &[bool]| self.others_suffice();
-        let results = self.set.write_shards(&writes, synced_next, &self.wait(&members, &enough));
+        let results = self.set.write_shards(&writes, synced_next, &self.wait(&members, &enough, limit));
         let operation = format!("write segment {} at {}", segment.id, extent.offset);
         let mut outcome = Ok(());
         for (member, result) in members.iter().zip(results) {
@@ -642,7 +628,7 @@ impl Segments {
     /// As [`Self::try_begin_sync`], waiting until it can.
     pub fn begin_sync(&self) -> SyncInFlight<'_> {
         let alone = self.syncing.lock();
-        self.await_quorum(|| self.has_quorum(&self.state.lock().unsynced));
+        self.await_quorum(QUORUM_PATIENCE, || self.has_quorum(&self.state.lock().unsynced));
         self.begin_alone(alone)
     }
 
@@ -686,7 +672,7 @@ impl Segments {
         let members: Vec<MemberId> = files.iter().map(|(member, _)| *member).collect();
         let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
         let mut failed = Vec::new();
-        for (member, id, outcome) in syncs.wait(&self.wait(&members, &enough)) {
+        for (member, id, outcome) in syncs.wait(&self.wait(&members, &enough, QUORUM_PATIENCE)) {
             match outcome {
                 Ok(()) => *good.entry(id).or_default() |= slot_mask(&(member, id)),
                 Err(error) => {
