@@ -237,7 +237,7 @@ impl Segments {
             *tail += len;
             return Ok(extent);
         }
-        Self::close_in(&mut state);
+        self.close_in(&mut state);
         let segment = Arc::new(self.announce(&mut state, generation, len, limit)?);
         self.handed_out.lock().push((segment.id, Arc::downgrade(&segment)));
         let vacant = segment.slots.iter().filter(|slot| slot.is_none()).count();
@@ -252,9 +252,13 @@ impl Segments {
         Ok(Extent { segment, offset: SEGMENT_HEADER_LEN as u64, fresh: true })
     }
 
-    fn close_in(state: &mut State) {
+    fn close_in(&self, state: &mut State) {
         if let Some((segment, tail)) = state.open.take() {
             state.closed.push((segment.id, tail));
+            // The directories may be nearly full: what is preallocated there is the reserve of all others.
+            for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
+                member.begin_finish_segment(segment.id);
+            }
         }
     }
 
@@ -262,7 +266,7 @@ impl Segments {
     pub fn abandon(&self, id: SegmentId) {
         let mut state = self.state.lock();
         if state.open.as_ref().is_some_and(|(segment, _)| segment.id == id) {
-            Self::close_in(&mut state);
+            self.close_in(&mut state);
         }
     }
 
@@ -270,7 +274,7 @@ impl Segments {
     pub fn close_vacant(&self) {
         let mut state = self.state.lock();
         if state.open.as_ref().is_some_and(|(segment, _)| segment.slots.contains(&None)) {
-            Self::close_in(&mut state);
+            self.close_in(&mut state);
         }
     }
 
@@ -288,7 +292,7 @@ impl Segments {
 
     /// Close whatever is open.
     pub fn close(&self) {
-        Self::close_in(&mut self.state.lock());
+        self.close_in(&mut self.state.lock());
     }
 
     /// Nothing will be appended any more: give back what is preallocated past the end of the open segment.

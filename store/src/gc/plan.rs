@@ -138,11 +138,13 @@ impl Gc {
         Ok(gain)
     }
 
-    /// Move the live blocks out of segments that waste much, at most `max` sealed bytes of them. Returns how many were.
+    /// Move the live blocks out of segments that waste much, at most `max` sealed bytes of them, and no more than there is
+    /// room for while nothing is freed yet. Returns how many were.
     pub(super) fn rewrite_all(&mut self, volume: &Volume, max: u64, report: &mut GcReport) -> Result<u64> {
         let Some(segments) = self.settled(volume)? else { return Ok(0) };
         self.images = Some(volume.image_stripes(self.images.take())?);
         let rows_live = volume.meta().reader()?.live_bytes(false)?;
+        let room = volume.movable();
         let mut moved = 0;
         let mut leaving = Vec::new();
         for row in segments.iter().filter(|row| row.state == SegmentState::Closed) {
@@ -156,6 +158,11 @@ impl Gc {
             }
             let (live, _) = self.live(volume, row.id)?;
             if live.is_empty() || !self.wastes(volume, row, &live) {
+                continue;
+            }
+            let alive: u64 = live.iter().map(|(_, len)| len).sum();
+            if moved + alive * u64::from(row.data) > room {
+                log::debug!("gc: no room to move what lives in segment {}", row.id);
                 continue;
             }
             leaving.push(row.id);

@@ -62,7 +62,7 @@ use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, VolumeId};
 use counters::COUNTERS_KEY;
 use dentry::NameHash;
-use rows::{GenerationRow, NewNode, RowChange, Shelf, ShelfRow};
+use rows::{GenerationRow, LINK_MAX, NewNode, RowChange, Shelf, ShelfRow};
 use schema::Role;
 use sql::{At, int};
 use txn::Core;
@@ -264,6 +264,11 @@ impl Meta {
     /// The database file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// From now on an inode gets no more names than this, a directory not more subdirectories.
+    pub fn limit_links(&self, max: u32) {
+        self.core.lock().nlink_max = max.min(LINK_MAX);
     }
 
     /// Run one operation. If `operation` fails (or panics) everything it changed is undone.

@@ -12,6 +12,7 @@ mod fold;
 mod exec_rows;
 mod format;
 mod image;
+mod keys;
 mod moving;
 mod open;
 mod past;
@@ -33,7 +34,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -42,11 +43,11 @@ use parking_lot::{Condvar, Mutex};
 pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
-pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
+pub use crate::keyslot::{KdfCost, NewSecret, SlotKind, Unlock};
 pub use crate::meta::quota::{Quota, QuotaLimits, QuotaRoom, QuotaState};
 pub use crate::meta::rows::{
-    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
-    NewNode, RenameFlags, SetAttr, Unlinked,
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, LINK_MAX,
+    NAME_MAX, NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
 pub use crate::meta::{NameSpan, PastReader, Who};
@@ -57,6 +58,7 @@ pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format, format_with};
+pub use keys::{AddedKey, NewKey};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
@@ -125,6 +127,9 @@ pub struct Volume {
     gc: Mutex<Gc>,
     /// Writers that wait for space.
     hungry: AtomicUsize,
+    /// Collections of the housekeeper's that came to their end, and bytes that they gave back.
+    collections: AtomicU64,
+    given_back: AtomicU64,
     retention: Mutex<Retention>,
     /// Former states that are being read, and by how many.
     pinned: Mutex<BTreeMap<Generation, usize>>,
@@ -158,6 +163,12 @@ impl std::fmt::Debug for Volume {
 }
 
 impl Volume {
+    /// From now on an inode gets no more names than this, and a directory not more subdirectories; at most, and unless
+    /// told otherwise, [`LINK_MAX`].
+    pub fn limit_links(&self, max: u32) {
+        self.meta.limit_links(max);
+    }
+
     /// Identity of the volume.
     pub fn volume_id(&self) -> VolumeId {
         self.id
@@ -440,7 +451,11 @@ impl Volume {
         drop(self.watcher.lock().take());
         outcome?;
         if !self.asked_read_only {
-            self.checkpoint_if_due()?;
+            match self.checkpoint_if_due() {
+                // The log has it all; only a rebuild of the database would take longer.
+                Err(Error::NoSpace) => log::warn!("there is no room for a checkpoint"),
+                outcome => outcome?,
+            }
             self.meta.with(|txn| self.log.note_durable(txn))?;
             self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
