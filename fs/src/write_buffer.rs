@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use brine_store::Error;
 use brine_store::ids::{ChunkNo, Ino};
+use brine_store::seal::CHUNK_LEN_MAX;
 use brine_store::volume::{Attr, FileChange, GateGuard, INLINE_MAX, SetAttr, Volume};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -94,6 +95,11 @@ pub struct BufferedRead {
     pub inline: Option<bool>,
 }
 
+/// What a write of `len` bytes reserves at most, bytes: whole chunks at both ends, and a part of each chunk's record.
+fn reserved_at_most(len: usize) -> u64 {
+    len as u64 + len as u64 / 2 + 2 * CHUNK_LEN_MAX as u64
+}
+
 impl WriteBuffer {
     /// A buffer of at most `limit` bytes, with `sealers` threads to seal.
     ///
@@ -155,7 +161,7 @@ impl WriteBuffer {
 
     /// Whether a write of `len` bytes can be accepted now, nobody waiting before it.
     pub fn has_room(&self, len: usize) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(len as u64)
+        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(reserved_at_most(len))
     }
 
     fn fits(&self, len: usize) -> bool {
@@ -196,7 +202,7 @@ impl WriteBuffer {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         if outcome.is_ok() {
             // What dead blocks and history take is given back before a writer is told that there is no space.
-            self.volume.wait_for_space(len as u64);
+            self.volume.wait_for_space(reserved_at_most(len));
         }
         outcome
     }

@@ -38,8 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const AUDIT_ROWS: usize = 1000;
 /// Background: time spent in the audit in one round of housekeeping.
 const AUDIT_ROUND: Duration = Duration::from_millis(500);
-/// Sealed bytes moved in one operation.
-const MOVE_BATCH: u64 = 2 << 20;
 /// Background: the least pause between two collections.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Background: however little there is to free, it is looked for after so long.
@@ -318,7 +316,8 @@ impl Gc {
                 let worth = pressed || volume.meta().counters().dead_bytes >= DEAD_BYTES_MIN;
                 let committed = volume.meta().committed();
                 let changed = self.seen != Some(committed) || volume.meta().counters().dead_blocks > 0;
-                if changed && (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
+                // Who waits for space is told that there is none once a collection found none.
+                if (hungry || changed && now >= until) && (worth || now >= since + PAUSE_MAX) {
                     self.seen = Some(committed);
                     self.worked = Duration::ZERO;
                     self.phase = Phase::Auditing;
@@ -343,7 +342,10 @@ impl Gc {
                 let past = self.plans.values().map(|plan| plan.noted).max();
                 self.phase = match past {
                     Some(past) => Phase::Waiting { past, asked: None },
-                    None => self.rest(),
+                    None => {
+                        volume.note_collected();
+                        self.rest()
+                    }
                 };
                 log::debug!("gc: {planned} bytes to free, {moved} moved");
             }
@@ -366,6 +368,7 @@ impl Gc {
             }
             Phase::Freeing => {
                 let going = self.sweep(volume, ROUND, &mut report)?;
+                volume.note_given_back(report.freed_bytes);
                 if self.plans.is_empty() || !going {
                     if let Some(floor) = volume.floor()
                         && self.stopped.is_none()
@@ -374,6 +377,7 @@ impl Gc {
                     }
                     self.plans.clear();
                     volume.space_was_freed();
+                    volume.note_collected();
                     self.phase = self.rest();
                 }
             }

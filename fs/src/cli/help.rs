@@ -111,6 +111,20 @@ OLD_DIR is a directory of the volume that is missing or failed, by the path it h
   --json             the report as JSON on standard output, progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
 
+pub(super) const KEY: &str = "\
+list                 which key slots there are, and what opens each; needs no secret
+add                  let another secret open the volume, too: a passphrase is asked for twice unless one of these is given
+  --new-passphrase-file FILE, --new-key-file FILE
+  --new-recovery-key       make a recovery key, and show it once
+remove SLOT          let the secret of that slot open it no more; the last one stays
+
+add and remove want a volume that is not mounted, and a secret that opens it. To change a passphrase add the new one, then
+remove the slot of the old. Data is not sealed anew: whoever read the volume's key with the old secret, or keeps a copy of
+a directory made before, is not shut out.
+
+  --json             as JSON
+  --state-dir DIR    if not where it was last";
+
 pub(super) const REBUILD: &str = "\
 Makes the metadata database in the state directory anew, from the checkpoints and the commit log in the backing
 directories. Of a volume that is not mounted. The database that is there is kept aside. Mounting does the same by itself
@@ -300,7 +314,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention" | "salt") {
+    if matches!(command.name, "check" | "heal" | "replace" | "key" | "gc" | "usage" | "retention" | "salt") {
         output::say(SECRETS);
     }
 }
