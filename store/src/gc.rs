@@ -38,8 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const AUDIT_ROWS: usize = 1000;
 /// Background: time spent in the audit in one round of housekeeping.
 const AUDIT_ROUND: Duration = Duration::from_millis(500);
-/// Sealed bytes moved in one operation.
-const MOVE_BATCH: u64 = 2 << 20;
 /// Background: the least pause between two collections.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Background: however little there is to free, it is looked for after so long.

@@ -13,6 +13,7 @@ mod exec_rows;
 mod format;
 mod image;
 mod keys;
+mod moving;
 mod open;
 mod past;
 mod prefetch;
@@ -406,7 +407,13 @@ impl Volume {
         }
         self.writable()?;
         let outcome = self.commit.run(&self.parts(), flusher);
-        self.committed_or_read_only(outcome)
+        let outcome = self.committed_or_read_only(outcome);
+        if !self.blocks.segments().missed().is_empty()
+            && let Some(housekeeper) = self.housekeeper.try_lock()
+        {
+            housekeeper.as_ref().inspect(|housekeeper| housekeeper.wake());
+        }
+        outcome
     }
 
     /// What a commit came to; after a failure nothing may be written any more.
@@ -586,6 +593,7 @@ impl Volume {
             return Ok(());
         }
         looked?;
+        self.move_what_missed_a_sync()?;
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;
