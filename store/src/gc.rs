@@ -38,8 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const AUDIT_ROWS: usize = 1000;
 /// Background: time spent in the audit in one round of housekeeping.
 const AUDIT_ROUND: Duration = Duration::from_millis(500);
-/// Sealed bytes moved in one operation.
-const MOVE_BATCH: u64 = 2 << 20;
 /// Background: the least pause between two collections.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Background: however little there is to free, it is looked for after so long.
@@ -122,6 +120,8 @@ pub(crate) struct Gc {
     /// The state that the last collection began with: while it is the newest there is nothing to do.
     seen: Option<Generation>,
     audited: bool,
+    /// The running collection condemned blocks: what it frees is not the log alone.
+    condemned: bool,
     /// Steps until one fails as if the process were killed there.
     #[cfg(test)]
     pub(crate) killed_after: Option<u64>,
@@ -142,6 +142,7 @@ impl Gc {
             worked: Duration::ZERO,
             seen: None,
             audited: false,
+            condemned: false,
             #[cfg(test)]
             killed_after: None,
         }
@@ -318,9 +319,11 @@ impl Gc {
                 let worth = pressed || volume.meta().counters().dead_bytes >= DEAD_BYTES_MIN;
                 let committed = volume.meta().committed();
                 let changed = self.seen != Some(committed) || volume.meta().counters().dead_blocks > 0;
-                if changed && (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
+                // Who waits for space is told that there is none once a collection found none.
+                if (hungry || changed && now >= until) && (worth || now >= since + PAUSE_MAX) {
                     self.seen = Some(committed);
                     self.worked = Duration::ZERO;
+                    self.condemned = false;
                     self.phase = Phase::Auditing;
                 }
             }
@@ -332,7 +335,9 @@ impl Gc {
             Phase::Condemning => {
                 // Who waits for space now does not wait for duplicates that might come.
                 let since = if hungry { volume.meta().committed() } else { self.grace };
-                if self.condemn(volume, since, 20 * BATCH, &mut report)? >= 20 * BATCH {
+                let condemned = self.condemn(volume, since, 20 * BATCH, &mut report)?;
+                self.condemned |= condemned > 0;
+                if condemned >= 20 * BATCH {
                     return Ok(());
                 }
                 let began = Instant::now();
@@ -343,7 +348,10 @@ impl Gc {
                 let past = self.plans.values().map(|plan| plan.noted).max();
                 self.phase = match past {
                     Some(past) => Phase::Waiting { past, asked: None },
-                    None => self.rest(),
+                    None => {
+                        volume.note_collected();
+                        self.rest()
+                    }
                 };
                 log::debug!("gc: {planned} bytes to free, {moved} moved");
             }
@@ -366,6 +374,10 @@ impl Gc {
             }
             Phase::Freeing => {
                 let going = self.sweep(volume, ROUND, &mut report)?;
+                volume.space_was_freed();
+                if self.condemned {
+                    volume.note_given_back(report.freed_bytes);
+                }
                 if self.plans.is_empty() || !going {
                     if let Some(floor) = volume.floor()
                         && self.stopped.is_none()
@@ -374,6 +386,7 @@ impl Gc {
                     }
                     self.plans.clear();
                     volume.space_was_freed();
+                    volume.note_collected();
                     self.phase = self.rest();
                 }
             }

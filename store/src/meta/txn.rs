@@ -64,7 +64,7 @@ pub(super) struct Core {
     pub conflicts: u64,
     /// False while rows come from a record or an image.
     pub recording: bool,
-    /// Most names an inode may have.
+    /// Most names an inode may have, [`LINK_MAX`] unless told otherwise.
     pub nlink_max: u32,
     /// Extents deleted in the foreground; more are cut off and retired behind.
     pub cut_at_once: usize,
@@ -124,7 +124,7 @@ impl Core {
             conflicts: 0,
             numbered_apart: None,
             recording: true,
-            nlink_max: 1 << 31,
+            nlink_max: LINK_MAX,
             cut_at_once: extent::CUT_AT_ONCE,
             operation: None,
         }
