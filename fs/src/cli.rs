@@ -8,6 +8,7 @@ mod follow;
 mod format;
 mod help;
 mod image;
+mod key;
 mod mount;
 mod output;
 mod prompt;
@@ -92,6 +93,13 @@ const COMMANDS: &[Command] = &[
         summary: "give a lost directory's place to an empty one, and fill it",
         details: help::REPLACE,
         run: check::run_replace,
+    },
+    Command {
+        name: "key",
+        arguments: "list|add|remove [SLOT] [--json] SOURCE",
+        summary: "the secrets that open the volume: list them, add one, take one away",
+        details: help::KEY,
+        run: key::run,
     },
     Command {
         name: "rebuild",

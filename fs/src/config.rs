@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use brine_store::volume::{Codec, DomainPolicy, Hedge};
+use brine_store::volume::{Codec, DomainPolicy, Hedge, LINK_MAX};
 
 use crate::exit_code::Failure;
 use crate::moment::Moment;
@@ -17,6 +17,8 @@ use crate::vfs::Atime;
 pub const CACHE_BYTES_DEFAULT: u64 = 256 << 20;
 /// Smallest cache, bytes: a few blocks for each reader.
 pub const CACHE_BYTES_MIN: u64 = 8 << 20;
+/// Fewest names a file may be limited to: POSIX promises so many (_POSIX_LINK_MAX).
+pub const LINK_MAX_MIN: u64 = 8;
 /// Most FUSE event threads.
 pub const THREADS_MAX: usize = 64;
 
@@ -56,6 +58,8 @@ pub struct MountOptions {
     pub min_ack: Option<usize>,
     /// Limit of the cache of decoded blocks, bytes.
     pub cache_bytes: u64,
+    /// Most names of a file, and subdirectories of a directory, if fewer than the store allows.
+    pub link_max: Option<u32>,
     /// R of new blocks.
     pub copies: Option<u16>,
     /// Epoch of new blocks.
@@ -104,6 +108,7 @@ impl Default for MountOptions {
             hedge: Hedge::Adaptive,
             min_ack: None,
             cache_bytes: CACHE_BYTES_DEFAULT,
+            link_max: None,
             copies: None,
             epoch: None,
             domain: None,
@@ -159,6 +164,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("hedge", Effect::Word(hedge)),
     ("min_ack", Effect::Word(|o, word| number(word, 1, 64).map(|n| o.min_ack = Some(n as usize)).ok_or("1 to 64"))),
     ("cache", Effect::Word(cache)),
+    ("link_max", Effect::Word(link_max)),
     ("copies", Effect::Word(|o, word| number(word, 1, 65_535).map(|n| o.copies = Some(n as u16)).ok_or("1 to 65535"))),
     (
         "epoch",
@@ -300,6 +306,11 @@ fn hedge(options: &mut MountOptions, word: &str) -> Result<(), &'static str> {
 fn cache(options: &mut MountOptions, word: &str) -> Result<(), &'static str> {
     options.cache_bytes =
         size(word).filter(|bytes| *bytes >= CACHE_BYTES_MIN).ok_or("a size from 8M up, such as 512M")?;
+    Ok(())
+}
+
+fn link_max(options: &mut MountOptions, word: &str) -> Result<(), &'static str> {
+    options.link_max = Some(number(word, LINK_MAX_MIN, LINK_MAX.into()).ok_or("8 to 2147483648")? as u32);
     Ok(())
 }
 
@@ -525,6 +536,7 @@ mod tests {
         assert!(complaint("hedge=some").contains("hedge=some: the value must be adaptive, all or off"));
         assert!(complaint("threads=0").contains("1 to 64"));
         assert!(complaint("cache=1").contains("8M"));
+        assert!(complaint("link_max=7").contains("8 to"));
         assert!(complaint("keyfile").contains("keyfile=PATH"));
         assert!(complaint("ro=1").contains("takes no value"));
         assert!(complaint("idle=soon").contains("such as 30s, 10m or 2h"));

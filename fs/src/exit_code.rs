@@ -174,6 +174,7 @@ impl From<&Error> for ExitCode {
             | Error::NoSuchXattr
             | Error::XattrTooBig
             | Error::CrossesDevices
+            | Error::DatabaseVersion { .. }
             | Error::TooFewMembers { .. } => Self::Refused,
             Error::NotPermitted(_) => Self::NotPermitted,
             Error::NoSpace | Error::QuotaExceeded => Self::NoSpace,

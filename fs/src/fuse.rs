@@ -87,6 +87,45 @@ impl Adapter {
     fn ino(&self, number: INodeNo) -> Ino {
         self.vfs.meant(Ino(number.0))
     }
+
+    /// Answer with `outcome`. If that is EDQUOT, do once more what `again` gives, which owns what the request lent, when
+    /// what was removed just before has been given back; out of the way of other requests, which may give it back.
+    fn answer_within_quota<T, A: FnOnce(&Arc<Vfs>) -> Outcome<T> + Send + 'static>(
+        &self,
+        outcome: Outcome<T>,
+        again: impl FnOnce() -> A,
+        answer: impl FnOnce(Outcome<T>) + Send + 'static,
+    ) {
+        if !matches!(outcome, Err(Errno::QUOTA)) {
+            return answer(outcome);
+        }
+        let (vfs, again) = (Arc::clone(&self.vfs), again());
+        self.vfs.io().run(move || {
+            vfs.await_given_back();
+            answer(again(&vfs));
+        });
+    }
+
+    #[allow(clippy::too_many_arguments)] // the request's fields
+    fn make(
+        &self,
+        maker: Caller,
+        parent: INodeNo,
+        name: &OsStr,
+        kind: FileKind,
+        perm: u16,
+        rdev: u32,
+        target: Option<&[u8]>,
+        reply: ReplyEntry,
+    ) {
+        let (parent, name) = (self.ino(parent), name.as_bytes());
+        let outcome = self.vfs.make(maker, parent, name, kind, perm, rdev, target);
+        let again = || {
+            let (name, target) = (name.to_vec(), target.map(<[u8]>::to_vec));
+            move |vfs: &Arc<Vfs>| vfs.make(maker, parent, &name, kind, perm, rdev, target.as_deref())
+        };
+        self.answer_within_quota(outcome, again, move |outcome| answer_entry(outcome, reply));
+    }
 }
 
 fn answer_empty(outcome: Outcome<()>, reply: ReplyEmpty) {
@@ -231,9 +270,13 @@ impl Filesystem for Adapter {
         let (caller, node) = (caller(request), self.ino(node));
         if self.vfs.set_attr_waits(node, &change) {
             let vfs = Arc::clone(&self.vfs);
-            self.vfs.io().run(move || answer_attr(vfs.set_attr(caller, node, &change), reply));
+            self.vfs.io().run(move || {
+                answer_attr(vfs.within_quota(|| vfs.set_attr(caller, node, &change)), reply);
+            });
         } else {
-            answer_attr(self.vfs.set_attr(caller, node, &change), reply);
+            let outcome = self.vfs.set_attr(caller, node, &change);
+            let again = || move |vfs: &Arc<Vfs>| vfs.set_attr(caller, node, &change);
+            self.answer_within_quota(outcome, again, move |outcome| answer_attr(outcome, reply));
         }
     }
 
@@ -258,19 +301,13 @@ impl Filesystem for Adapter {
         let _turn = self.device.turn();
         let Some(kind) = kind_of_mode(mode) else { return reply.error(code(Errno::INVALID)) };
         let perm = (mode & 0o7777) as u16;
-        answer_entry(
-            self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, rdev, None),
-            reply,
-        );
+        self.make(maker(request, umask), parent, name, kind, perm, rdev, None, reply);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let _turn = self.device.turn();
         let (kind, perm) = (FileKind::Directory, (mode & 0o7777) as u16);
-        answer_entry(
-            self.vfs.make(maker(request, umask), self.ino(parent), name.as_bytes(), kind, perm, 0, None),
-            reply,
-        );
+        self.make(maker(request, umask), parent, name, kind, perm, 0, None, reply);
     }
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -286,8 +323,7 @@ impl Filesystem for Adapter {
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let _turn = self.device.turn();
         let target = Some(target.as_os_str().as_bytes());
-        let (kind, name) = (FileKind::Symlink, name.as_bytes());
-        answer_entry(self.vfs.make(caller(request), self.ino(parent), name, kind, 0o777, 0, target), reply);
+        self.make(caller(request), parent, name, FileKind::Symlink, 0o777, 0, target, reply);
     }
 
     fn rename(
@@ -303,7 +339,13 @@ impl Filesystem for Adapter {
         let _turn = self.device.turn();
         let (parent, new_parent, flags) = (self.ino(parent), self.ino(new_parent), rename_flags(flags));
         let (caller, name, new_name) = (caller(request), name.as_bytes(), new_name.as_bytes());
-        answer_empty(self.vfs.rename(caller, parent, name, new_parent, new_name, flags), reply);
+        let outcome = self.vfs.rename(caller, parent, name, new_parent, new_name, flags);
+        // A whiteout left behind is an inode more.
+        let again = || {
+            let (name, new_name) = (name.to_vec(), new_name.to_vec());
+            move |vfs: &Arc<Vfs>| vfs.rename(caller, parent, &name, new_parent, &new_name, flags)
+        };
+        self.answer_within_quota(outcome, again, move |outcome| answer_empty(outcome, reply));
     }
 
     fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
@@ -337,16 +379,12 @@ impl Filesystem for Adapter {
         let _turn = self.device.turn();
         let perm = (mode & 0o7777) as u16;
         let (maker, parent) = (maker(request, umask), self.ino(parent));
-        match self.vfs.create(maker, parent, name.as_bytes(), perm, flags) {
-            Err(Errno::QUOTA) => {
-                let (vfs, name) = (Arc::clone(&self.vfs), name.as_bytes().to_vec());
-                self.vfs.io().run(move || {
-                    vfs.await_given_back();
-                    answer_created(vfs.create(maker, parent, &name, perm, flags), flags, reply);
-                });
-            }
-            outcome => answer_created(outcome, flags, reply),
-        }
+        let outcome = self.vfs.create(maker, parent, name.as_bytes(), perm, flags);
+        let again = || {
+            let name = name.as_bytes().to_vec();
+            move |vfs: &Arc<Vfs>| vfs.create(maker, parent, &name, perm, flags)
+        };
+        self.answer_within_quota(outcome, again, move |outcome| answer_created(outcome, flags, reply));
     }
 
     fn read(
@@ -394,20 +432,23 @@ impl Filesystem for Adapter {
         let _turn = (data.len() < READ_AHEAD_MIN as usize).then(|| self.device.turn());
         let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.room_for(data.len()) {
-            Room::Now => match self.vfs.write(handle.0, offset, data, drop_set_id) {
-                Err(Errno::QUOTA) => {
-                    let (vfs, data) = (Arc::clone(&self.vfs), data.to_vec());
-                    self.vfs.io().run(move || {
-                        vfs.await_given_back();
-                        answer_written(vfs.write(handle.0, offset, &data, drop_set_id), reply);
-                    });
-                }
-                outcome => answer_written(outcome, reply),
-            },
+            Room::Now => {
+                let outcome = self.vfs.write(handle.0, offset, data, drop_set_id);
+                let again = || {
+                    let data = data.to_vec();
+                    move |vfs: &Arc<Vfs>| vfs.write(handle.0, offset, &data, drop_set_id)
+                };
+                self.answer_within_quota(outcome, again, move |outcome| answer_written(outcome, reply));
+            }
             Room::Later => {
                 let (vfs, data) = (Arc::clone(&self.vfs), data.to_vec());
-                self.vfs.writers().run(move || {
-                    answer_written(vfs.write_when_room(handle.0, offset, &data, drop_set_id), reply);
+                self.vfs.writers().run(move || match vfs.write_when_room(handle.0, offset, &data, drop_set_id) {
+                    // Elsewhere: the next writers wait behind this thread.
+                    Err(Errno::QUOTA) => Arc::clone(&vfs).io().run(move || {
+                        vfs.await_given_back();
+                        answer_written(vfs.write(handle.0, offset, &data, drop_set_id), reply);
+                    }),
+                    outcome => answer_written(outcome, reply),
                 });
             }
         }
@@ -564,7 +605,9 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let (vfs, caller) = (Arc::clone(&self.vfs), caller(request));
-        self.vfs.io().run(move || answer_empty(vfs.allocate(caller, handle.0, offset, length, mode), reply));
+        self.vfs.io().run(move || {
+            answer_empty(vfs.within_quota(|| vfs.allocate(caller, handle.0, offset, length, mode)), reply);
+        });
     }
 
     fn lseek(
@@ -598,7 +641,9 @@ impl Filesystem for Adapter {
         let (vfs, caller) = (Arc::clone(&self.vfs), caller(request));
         let from = FilePlace { handle: handle_in.0, offset: offset_in };
         let to = FilePlace { handle: handle_out.0, offset: offset_out };
-        self.vfs.io().run(move || answer_written(vfs.copy_range(caller, from, to, len), reply));
+        self.vfs.io().run(move || {
+            answer_written(vfs.within_quota(|| vfs.copy_range(caller, from, to, len)), reply);
+        });
     }
 
     /// No device answers here: what tells terminals and the like from files.

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use brine_store::Error;
 use brine_store::ids::{ChunkNo, Ino};
+use brine_store::seal::CHUNK_LEN_MAX;
 use brine_store::volume::{Attr, FileChange, GateGuard, INLINE_MAX, SetAttr, Volume};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -71,6 +72,9 @@ pub struct WriteBuffer {
     list: Mutex<BTreeMap<Ino, Arc<FileNode>>>,
     /// Whether a flush for want of room is under way.
     pressed: AtomicBool,
+    /// Groups of files that are being put, and how many ever were.
+    putting: Mutex<(usize, u64)>,
+    put: Condvar,
     /// Whether anything changed since the last commit began.
     changed: AtomicBool,
     sealers: Pool,
@@ -91,6 +95,11 @@ pub struct BufferedRead {
     pub inline: Option<bool>,
 }
 
+/// What a write of `len` bytes reserves at most, bytes: whole chunks at both ends, and a part of each chunk's record.
+fn reserved_at_most(len: usize) -> u64 {
+    len as u64 + len as u64 / 2 + 2 * CHUNK_LEN_MAX as u64
+}
+
 impl WriteBuffer {
     /// A buffer of at most `limit` bytes, with `sealers` threads to seal.
     ///
@@ -109,6 +118,8 @@ impl WriteBuffer {
             room_made: Condvar::new(),
             list: Mutex::new(BTreeMap::new()),
             pressed: AtomicBool::new(false),
+            putting: Mutex::new((0, 0)),
+            put: Condvar::new(),
             changed: AtomicBool::new(false),
             sealers: Pool::new("brine-seal", sealers)?,
             sharing: Mutex::new(()),
@@ -150,7 +161,7 @@ impl WriteBuffer {
 
     /// Whether a write of `len` bytes can be accepted now, nobody waiting before it.
     pub fn has_room(&self, len: usize) -> bool {
-        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(len as u64)
+        self.waiting.load(Ordering::Relaxed) == 0 && self.fits(len) && self.volume.has_space(reserved_at_most(len))
     }
 
     fn fits(&self, len: usize) -> bool {
@@ -191,7 +202,7 @@ impl WriteBuffer {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         if outcome.is_ok() {
             // What dead blocks and history take is given back before a writer is told that there is no space.
-            self.volume.wait_for_space(len as u64);
+            self.volume.wait_for_space(reserved_at_most(len));
         }
         outcome
     }
@@ -248,7 +259,7 @@ impl WriteBuffer {
             if dirty.listed {
                 self.list.lock().remove(&node.ino);
             }
-            self.volume.release_quota(dirty.held);
+            self.release_quota(dirty);
             *state = None;
         } else if !dirty.listed {
             // Nothing to put, if what is missing in the store is being sealed.
@@ -290,7 +301,7 @@ impl WriteBuffer {
         let mut state = node.state.lock();
         let accepted = self.ensure(&mut state, node).and_then(|dirty| {
             let granted = dirty.buffer.reserve(offset, data.len() as u64, |bytes| self.volume.reserve(bytes))?;
-            self.hold_quota(dirty, offset..offset + data.len() as u64, 0)?;
+            self.promise_quota(dirty, offset..offset + data.len() as u64, 0)?;
             if drop_set_id {
                 self.drop_set_id(dirty, now_ns)?;
             }
@@ -357,7 +368,7 @@ impl WriteBuffer {
             }
             if size > dirty.buffer.size() {
                 // A chunk that ended with the file takes its whole length from now on.
-                self.hold_quota(dirty, size..size, 0)?;
+                self.promise_quota(dirty, size..size, 0)?;
             }
             self.cut(node, dirty, size, now_ns)
         });
@@ -378,7 +389,7 @@ impl WriteBuffer {
             }
             dirty.base = self.volume.set_file(dirty.base.ino, &to(size))?;
             node.put(dirty.base.version);
-            dirty.stored_inline = false;
+            (dirty.stored_inline, dirty.put_since) = (false, 0);
         }
         dirty.touch(now_ns);
         if drops_chunks {
@@ -391,7 +402,7 @@ impl WriteBuffer {
         }
         dirty.buffer.truncate(size, reservation);
         self.account(dirty);
-        Ok(())
+        if shrinks { self.promise_less(dirty) } else { Ok(()) }
     }
 
     /// Make `start..end` zero; with `keep_size` only as far as the file's size.
@@ -405,7 +416,7 @@ impl WriteBuffer {
         self.wait_sealed(node, &mut state, chunks);
         let outcome = self.ensure(&mut state, node).and_then(|dirty| {
             if !keep_size && end > dirty.buffer.size() {
-                self.hold_quota(dirty, end..end, 0)?;
+                self.promise_quota(dirty, end..end, 0)?;
             }
             dirty.touch(now_ns);
             if !keep_size && end > dirty.buffer.size() {
@@ -420,7 +431,8 @@ impl WriteBuffer {
             if whole.is_empty() || dirty.stored_inline {
                 return Ok(());
             }
-            self.volume.punch(node.ino, ChunkNo(whole.start), whole.end - whole.start)
+            self.volume.punch(node.ino, ChunkNo(whole.start), whole.end - whole.start)?;
+            self.promise_less(dirty)
         });
         self.settle(node, &mut state);
         outcome
@@ -435,7 +447,7 @@ impl WriteBuffer {
         let mut state = node.state.lock();
         let outcome = self.ensure(&mut state, node).and_then(|dirty| {
             if size > dirty.buffer.size() {
-                self.hold_quota(dirty, size..size, 0)?;
+                self.promise_quota(dirty, size..size, 0)?;
                 dirty.buffer.truncate(size, None);
                 dirty.touch(now_ns);
             }
@@ -536,7 +548,7 @@ impl WriteBuffer {
         if let Some(mut dirty) = state.take() {
             self.list.lock().remove(&node.ino);
             dirty.buffer.discard();
-            self.volume.release_quota(dirty.held);
+            self.release_quota(&dirty);
             self.account(&mut dirty);
         }
     }

@@ -193,8 +193,6 @@ impl Commit {
         let mut tries = 0;
         let closed = loop {
             let attempt = meta.commit_with(|closed| {
-                // Readers wait for the database meanwhile, and must not wait for directories that are silent.
-                let _haste = blocks.segments().in_haste();
                 let (record, notes) = log.append(blocks, closed)?;
                 appended = Some(record);
                 // The directories are at it while the rows are committed.

@@ -139,6 +139,19 @@ pub enum Error {
         /// The cause.
         source: rusqlite::Error,
     },
+    /// The metadata database was made by a program that keeps it in another way.
+    #[error(
+        "metadata database {path}: it is of version {found}, this program understands version {known}. It is a cache of the \
+         backing directories; to make it anew from them and keep the former beside it: brine rebuild SOURCE"
+    )]
+    DatabaseVersion {
+        /// The database file.
+        path: PathBuf,
+        /// The version it is of.
+        found: i64,
+        /// The version this program makes and understands.
+        known: i64,
+    },
     /// A system call outside the backing directories failed.
     #[error("{context}: {source}")]
     Io {

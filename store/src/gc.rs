@@ -34,8 +34,10 @@ use plan::Plan;
 const BATCH: usize = 1000;
 /// How long a reader or writer that began before may take to finish. Else gc waits for the next round.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Sealed bytes moved in one operation.
-const MOVE_BATCH: u64 = 2 << 20;
+/// Extents or blocks looked at in one slice of the audit: two milliseconds or so.
+const AUDIT_ROWS: usize = 1000;
+/// Background: time spent in the audit in one round of housekeeping.
+const AUDIT_ROUND: Duration = Duration::from_millis(500);
 /// Background: the least pause between two collections.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 /// Background: however little there is to free, it is looked for after so long.
@@ -89,6 +91,8 @@ pub struct GcReport {
 enum Phase {
     /// Nothing to do before then.
     Resting { until: Instant, since: Instant },
+    /// References are being counted.
+    Auditing,
     /// Unreferenced blocks are being condemned.
     Condemning,
     /// Waiting until both checkpoints are past this generation.
@@ -116,6 +120,8 @@ pub(crate) struct Gc {
     /// The state that the last collection began with: while it is the newest there is nothing to do.
     seen: Option<Generation>,
     audited: bool,
+    /// The running collection condemned blocks: what it frees is not the log alone.
+    condemned: bool,
     /// Steps until one fails as if the process were killed there.
     #[cfg(test)]
     pub(crate) killed_after: Option<u64>,
@@ -136,6 +142,7 @@ impl Gc {
             worked: Duration::ZERO,
             seen: None,
             audited: false,
+            condemned: false,
             #[cfg(test)]
             killed_after: None,
         }
@@ -165,18 +172,28 @@ impl Gc {
         self.stopped = Some(reason);
     }
 
-    /// Check by marking that every block has as many references as it says, once while the volume is open.
-    fn audit(&mut self, volume: &Volume, report: &mut GcReport) -> Result<()> {
-        if self.audited || self.stopped.is_some() {
-            return Ok(());
+    /// Check by marking that every block has as many references as it says, once while the volume is open; for about
+    /// `budget`. True when that is done. `hungry`: writers wait for it.
+    fn audit(&mut self, volume: &Volume, budget: Duration, hungry: bool, report: &mut GcReport) -> Result<bool> {
+        let began = Instant::now();
+        while !self.audited && self.stopped.is_none() {
+            let slice = Instant::now();
+            if let Some(findings) = volume.meta().audit(AUDIT_ROWS)? {
+                self.audited = true;
+                if let Some(first) = findings.first() {
+                    self.stop(format!("references do not add up ({first}); run `brine check`"), report);
+                }
+                break;
+            }
+            if began.elapsed() >= budget {
+                return Ok(false);
+            }
+            // Operations get their turn.
+            if !hungry {
+                std::thread::sleep(slice.elapsed());
+            }
         }
-        let findings = volume.meta().reader()?.verify_references()?;
-        self.audited = true;
-        if !findings.is_empty() {
-            let first = findings.join("; ");
-            self.stop(format!("references do not add up ({first}); run `brine check`"), report);
-        }
-        Ok(())
+        Ok(true)
     }
 
     /// Condemn up to `max` blocks that have been unreferenced since `since` or longer. Returns how many.
@@ -237,7 +254,7 @@ impl Gc {
         }
         commit()?;
         step("references", 0, 0);
-        self.audit(volume, &mut report)?;
+        self.audit(volume, Duration::MAX, false, &mut report)?;
         // What is rewritten in one pass is freed in the next, and so is the log of this one.
         for pass in 0..PASSES_MAX {
             if self.stopped.is_some() {
@@ -302,17 +319,25 @@ impl Gc {
                 let worth = pressed || volume.meta().counters().dead_bytes >= DEAD_BYTES_MIN;
                 let committed = volume.meta().committed();
                 let changed = self.seen != Some(committed) || volume.meta().counters().dead_blocks > 0;
-                if changed && (now >= until || hungry) && (worth || now >= since + PAUSE_MAX) {
-                    self.audit(volume, &mut report)?;
+                // Who waits for space is told that there is none once a collection found none.
+                if (hungry || changed && now >= until) && (worth || now >= since + PAUSE_MAX) {
                     self.seen = Some(committed);
-                    self.worked = now.elapsed();
+                    self.worked = Duration::ZERO;
+                    self.condemned = false;
+                    self.phase = Phase::Auditing;
+                }
+            }
+            Phase::Auditing => {
+                if self.audit(volume, AUDIT_ROUND, hungry, &mut report)? {
                     self.phase = Phase::Condemning;
                 }
             }
             Phase::Condemning => {
                 // Who waits for space now does not wait for duplicates that might come.
                 let since = if hungry { volume.meta().committed() } else { self.grace };
-                if self.condemn(volume, since, 20 * BATCH, &mut report)? >= 20 * BATCH {
+                let condemned = self.condemn(volume, since, 20 * BATCH, &mut report)?;
+                self.condemned |= condemned > 0;
+                if condemned >= 20 * BATCH {
                     return Ok(());
                 }
                 let began = Instant::now();
@@ -323,7 +348,10 @@ impl Gc {
                 let past = self.plans.values().map(|plan| plan.noted).max();
                 self.phase = match past {
                     Some(past) => Phase::Waiting { past, asked: None },
-                    None => self.rest(),
+                    None => {
+                        volume.note_collected();
+                        self.rest()
+                    }
                 };
                 log::debug!("gc: {planned} bytes to free, {moved} moved");
             }
@@ -346,6 +374,10 @@ impl Gc {
             }
             Phase::Freeing => {
                 let going = self.sweep(volume, ROUND, &mut report)?;
+                volume.space_was_freed();
+                if self.condemned {
+                    volume.note_given_back(report.freed_bytes);
+                }
                 if self.plans.is_empty() || !going {
                     if let Some(floor) = volume.floor()
                         && self.stopped.is_none()
@@ -354,6 +386,7 @@ impl Gc {
                     }
                     self.plans.clear();
                     volume.space_was_freed();
+                    volume.note_collected();
                     self.phase = self.rest();
                 }
             }

@@ -30,8 +30,8 @@ pub const MEMBER_FREE_MIN: u64 = 2 << 20;
 const WRITEBACK_STEP: u64 = 4 << 20;
 /// How long a directory may take before it is left behind, unless 20 times its usual time is longer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long silent directories are waited for when too few are left without them.
-const QUORUM_PATIENCE: Duration = Duration::from_secs(60);
+/// How long silent directories are waited for when too few are left without them, by who holds nothing that others need.
+pub const QUORUM_PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks whether they answer again.
 const QUORUM_PAUSE: Duration = Duration::from_millis(50);
 
@@ -79,6 +79,8 @@ struct Unsynced {
     stripes: bool,
     /// Slots of the records that were written as whole copies; equal ones once.
     copies: Vec<u64>,
+    /// Offset of the first of it, bytes.
+    from: u64,
 }
 
 impl Unsynced {
@@ -87,6 +89,15 @@ impl Unsynced {
         let stripes = if self.stripes { self.segment.occupied() } else { 0 };
         self.copies.iter().fold(stripes, |all, copies| all | copies)
     }
+}
+
+/// What a segment's slots lack.
+#[derive(Debug, Default)]
+struct Lacking {
+    /// In these slots a sync failed or was left out: what was appended there last may be missing.
+    slots: u64,
+    /// Offset of the first that missed a sync of this writer, bytes, until it is [taken](Segments::take_missed).
+    missed_from: Option<u64>,
 }
 
 type Due = BTreeMap<SegmentId, Unsynced>;
@@ -119,16 +130,6 @@ impl Drop for SyncInFlight<'_> {
         if self.syncs.is_some() {
             self.segments.due_again(std::mem::take(&mut self.due), self.bytes);
         }
-    }
-}
-
-/// See [`Segments::in_haste`].
-#[derive(Debug)]
-pub struct Haste<'a>(&'a AtomicBool);
-
-impl Drop for Haste<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -165,14 +166,12 @@ pub struct Segments {
     fixed: bool,
     /// Held while a segment is announced, which may wait for directories.
     state: Mutex<State>,
-    /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
-    lacking: Mutex<BTreeMap<SegmentId, u64>>,
+    /// Segments that are not complete in all their slots.
+    lacking: Mutex<BTreeMap<SegmentId, Lacking>>,
     /// Segments that were handed out; those that are let go of take nothing more and have nothing unsynced.
     handed_out: Mutex<Vec<(SegmentId, Weak<OpenSegment>)>>,
     /// A segment was opened with a vacant slot since this was last asked.
     vacated: AtomicBool,
-    /// Set while a commit appends: see [`Self::in_haste`].
-    hasty: AtomicBool,
     unsynced_bytes: AtomicU64,
     /// One sync at a time: who comes second must not be told "nothing to sync" while the first is still at it.
     syncing: Mutex<()>,
@@ -207,7 +206,6 @@ impl Segments {
             lacking: Mutex::default(),
             handed_out: Mutex::default(),
             vacated: AtomicBool::new(false),
-            hasty: AtomicBool::new(false),
             unsynced_bytes: AtomicU64::new(0),
             syncing: Mutex::new(()),
         }
@@ -227,8 +225,9 @@ impl Segments {
         self.min_slots.min(present.max(self.geometry.data()))
     }
 
-    /// A run of `len` bytes (a multiple of [`RECORD_ALIGN`]) at one offset in every file of a segment.
-    pub fn allocate(&self, len: u64, generation: Generation) -> Result<Extent> {
+    /// A run of `len` bytes (a multiple of [`RECORD_ALIGN`]) at one offset in every file of a segment. Silent directories
+    /// without which there are too few are waited for at most `limit`.
+    pub fn allocate(&self, len: u64, generation: Generation, limit: Duration) -> Result<Extent> {
         debug_assert_eq!(len % RECORD_ALIGN, 0);
         let mut state = self.state.lock();
         if let Some((segment, tail)) = &mut state.open
@@ -238,8 +237,8 @@ impl Segments {
             *tail += len;
             return Ok(extent);
         }
-        Self::close_in(&mut state);
-        let segment = Arc::new(self.announce(&mut state, generation, len)?);
+        self.close_in(&mut state);
+        let segment = Arc::new(self.announce(&mut state, generation, len, limit)?);
         self.handed_out.lock().push((segment.id, Arc::downgrade(&segment)));
         let vacant = segment.slots.iter().filter(|slot| slot.is_none()).count();
         if vacant > 0 {
@@ -253,9 +252,13 @@ impl Segments {
         Ok(Extent { segment, offset: SEGMENT_HEADER_LEN as u64, fresh: true })
     }
 
-    fn close_in(state: &mut State) {
+    fn close_in(&self, state: &mut State) {
         if let Some((segment, tail)) = state.open.take() {
             state.closed.push((segment.id, tail));
+            // The directories may be nearly full: what is preallocated there is the reserve of all others.
+            for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
+                member.begin_finish_segment(segment.id);
+            }
         }
     }
 
@@ -263,7 +266,7 @@ impl Segments {
     pub fn abandon(&self, id: SegmentId) {
         let mut state = self.state.lock();
         if state.open.as_ref().is_some_and(|(segment, _)| segment.id == id) {
-            Self::close_in(&mut state);
+            self.close_in(&mut state);
         }
     }
 
@@ -271,7 +274,7 @@ impl Segments {
     pub fn close_vacant(&self) {
         let mut state = self.state.lock();
         if state.open.as_ref().is_some_and(|(segment, _)| segment.slots.contains(&None)) {
-            Self::close_in(&mut state);
+            self.close_in(&mut state);
         }
     }
 
@@ -289,7 +292,7 @@ impl Segments {
 
     /// Close whatever is open.
     pub fn close(&self) {
-        Self::close_in(&mut self.state.lock());
+        self.close_in(&mut self.state.lock());
     }
 
     /// Nothing will be appended any more: give back what is preallocated past the end of the open segment.
@@ -317,10 +320,16 @@ impl Segments {
     }
 
     /// R3: id, placement and incarnation are durable in the first block of the files before the first record.
-    fn announce(&self, state: &mut State, generation: Generation, first_len: u64) -> Result<OpenSegment> {
+    fn announce(
+        &self,
+        state: &mut State,
+        generation: Generation,
+        first_len: u64,
+        limit: Duration,
+    ) -> Result<OpenSegment> {
         // A member that fails here is left out of the next attempt, so this ends.
         for _ in 0..=self.set.members().len() {
-            self.await_quorum(|| self.set.healthy().count() >= self.min_ack());
+            self.await_quorum(limit, || self.others_suffice());
             let candidates = self.candidates();
             let healthy = candidates.iter().filter(|c| c.healthy).count();
             let needed = self.min_ack();
@@ -340,19 +349,17 @@ impl Segments {
             self.entropy.fill(&mut incarnation.0);
             let smallest = candidates.iter().filter(|c| c.healthy).map(|c| c.free_bytes).min().unwrap_or(0);
             let capacity = capacity_for(smallest).max(SEGMENT_HEADER_LEN as u64 + first_len);
-            if self.announce_in(id, incarnation, &placed.slots, capacity, generation) {
-                return Ok(OpenSegment {
-                    id,
-                    incarnation,
-                    geometry: self.geometry,
-                    slots: {
-                        let slots = placed.slots.clone();
-                        state.previous = Some(placed);
-                        slots
-                    },
-                    capacity,
-                    unwritten: AtomicU64::new(0),
-                });
+            let segment = OpenSegment {
+                id,
+                incarnation,
+                geometry: self.geometry,
+                slots: placed.slots.clone(),
+                capacity,
+                unwritten: AtomicU64::new(0),
+            };
+            if self.announce_in(&segment, generation, limit) {
+                state.previous = Some(placed);
+                return Ok(segment);
             }
         }
         Err(Error::TooFewMembers { healthy: 0, needed: self.min_ack() })
@@ -377,14 +384,8 @@ impl Segments {
     }
 
     /// True if every occupied slot was announced durably.
-    fn announce_in(
-        &self,
-        id: SegmentId,
-        incarnation: Incarnation,
-        slots: &[Option<MemberId>],
-        capacity: u64,
-        generation: Generation,
-    ) -> bool {
+    fn announce_in(&self, segment: &OpenSegment, generation: Generation, limit: Duration) -> bool {
+        let OpenSegment { id, incarnation, capacity, ref slots, .. } = *segment;
         let header = |slot: usize| {
             let header = SegmentHeader {
                 volume: self.writer.volume,
@@ -392,7 +393,7 @@ impl Segments {
                 incarnation,
                 geometry: self.geometry,
                 slot: ShardIndex(slot as u8),
-                placement: slots.to_vec(),
+                placement: slots.clone(),
                 capacity,
                 term: self.writer.term,
                 created_generation: generation,
@@ -403,7 +404,7 @@ impl Segments {
             slots.iter().enumerate().filter_map(|(slot, member)| Some(((*member)?, header(slot)))).collect();
         let members: Vec<MemberId> = headers.iter().map(|(member, _)| *member).collect();
         let enough = |_: &[bool]| self.others_suffice();
-        let results = self.set.create_segments(headers, id, capacity, &self.wait(&members, &enough));
+        let results = self.set.create_segments(headers, id, capacity, &self.wait(&members, &enough, limit));
         let mut done = true;
         for (member, result) in members.iter().zip(results) {
             if let Err(error) = result {
@@ -417,12 +418,16 @@ impl Segments {
         done
     }
 
-    /// How long calls on these members are waited for.
-    fn wait<'w>(&self, members: &[MemberId], enough: &'w (dyn Fn(&[bool]) -> bool + Sync)) -> Wait<'w> {
+    /// How long calls on these members are waited for: `limit` if too few of them answer, but not less than is usual.
+    fn wait<'w>(
+        &self,
+        members: &[MemberId],
+        enough: &'w (dyn Fn(&[bool]) -> bool + Sync),
+        limit: Duration,
+    ) -> Wait<'w> {
         let usual = members.iter().filter_map(|id| self.set.get(id)).map(|member| member.patience()).max();
         let patience = usual.unwrap_or_default().max(PATIENCE);
-        let limit = if self.hasty.load(Ordering::Relaxed) { patience } else { QUORUM_PATIENCE };
-        Wait { patience, enough, limit }
+        Wait { patience, enough, limit: limit.max(patience) }
     }
 
     /// True if the members that answer are enough for a new segment.
@@ -432,36 +437,32 @@ impl Segments {
 
     /// Wait for directories that are merely silent, as long as without them there are too few: a disk that is busy for
     /// some seconds must not end a volume whose directories all lie on it.
-    fn await_quorum(&self, enough: impl Fn() -> bool) {
-        if self.hasty.load(Ordering::Relaxed) {
-            return;
-        }
-        let deadline = Instant::now() + QUORUM_PATIENCE;
+    fn await_quorum(&self, limit: Duration, enough: impl Fn() -> bool) {
+        let deadline = Instant::now() + limit;
         let silent = || self.set.members().iter().any(|member| member.health() == Health::Sick);
         while !enough() && silent() && Instant::now() < deadline {
             std::thread::sleep(QUORUM_PAUSE);
         }
     }
 
-    /// Until the answer is dropped, appending fails where it would wait for silent directories: the caller holds what
-    /// readers need. [`Self::quorum_returns`] waits then, with nothing held.
-    pub fn in_haste(&self) -> Haste<'_> {
-        self.hasty.store(true, Ordering::Relaxed);
-        Haste(&self.hasty)
-    }
-
     /// Wait for silent directories without which there are too few; true if there are enough.
     pub fn quorum_returns(&self) -> bool {
-        self.await_quorum(|| self.others_suffice());
+        self.await_quorum(QUORUM_PATIENCE, || self.others_suffice());
         self.others_suffice()
     }
 
-    /// Write what belongs to each slot of a run, in parallel; `synced_next`: it is synced as soon as it is written. An error marks the member; the caller abandons the segment
-    /// and starts anew.
+    /// Write what belongs to each slot of a run, in parallel; `synced_next`: it is synced as soon as it is written; `limit` as of
+    /// [`Self::allocate`]. An error marks the member; the caller abandons the segment and starts anew.
     ///
     /// # Errors
     /// The first failure. A directory that does not answer is one, once the others are enough without it.
-    pub fn write(&self, extent: &Extent, slots: Vec<(usize, Vec<SharedBytes>)>, synced_next: bool) -> Result<()> {
+    pub fn write(
+        &self,
+        extent: &Extent,
+        slots: Vec<(usize, Vec<SharedBytes>)>,
+        synced_next: bool,
+        limit: Duration,
+    ) -> Result<()> {
         let segment = &extent.segment;
         let writes: Vec<ShardWrite> = slots
             .into_iter()
@@ -471,7 +472,7 @@ impl Segments {
             .collect();
         let members: Vec<MemberId> = writes.iter().map(|write| write.member).collect();
         let enough = |_: &[bool]| self.others_suffice();
-        let results = self.set.write_shards(&writes, synced_next, &self.wait(&members, &enough));
+        let results = self.set.write_shards(&writes, synced_next, &self.wait(&members, &enough, limit));
         let operation = format!("write segment {} at {}", segment.id, extent.offset);
         let mut outcome = Ok(());
         for (member, result) in members.iter().zip(results) {
@@ -506,7 +507,7 @@ impl Segments {
     /// them. Starts write-back now and then.
     pub fn appended(&self, extent: &Extent, len: u64) {
         let segment = &extent.segment;
-        self.note_unsynced(segment, len, |unsynced| unsynced.stripes = true);
+        self.note_unsynced(extent, len, |unsynced| unsynced.stripes = true);
         if segment.unwritten.fetch_add(len, Ordering::Relaxed) + len < WRITEBACK_STEP {
             return;
         }
@@ -520,17 +521,20 @@ impl Segments {
 
     /// As [`Self::appended`], of a record that was written in whole copies into `slots`.
     pub fn appended_copies(&self, extent: &Extent, len: u64, slots: u64) {
-        self.note_unsynced(&extent.segment, len, |unsynced| {
+        self.note_unsynced(extent, len, |unsynced| {
             if !unsynced.copies.contains(&slots) {
                 unsynced.copies.push(slots);
             }
         });
     }
 
-    fn note_unsynced(&self, segment: &Arc<OpenSegment>, len: u64, note: impl FnOnce(&mut Unsynced)) {
+    fn note_unsynced(&self, extent: &Extent, len: u64, note: impl FnOnce(&mut Unsynced)) {
+        let Extent { segment, offset, .. } = extent;
         let mut state = self.state.lock();
-        let nothing = || Unsynced { segment: segment.clone(), stripes: false, copies: Vec::new() };
-        note(state.unsynced.entry(segment.id).or_insert_with(nothing));
+        let nothing = || Unsynced { segment: segment.clone(), stripes: false, copies: Vec::new(), from: *offset };
+        let unsynced = state.unsynced.entry(segment.id).or_insert_with(nothing);
+        unsynced.from = unsynced.from.min(*offset);
+        note(unsynced);
         self.unsynced_bytes.fetch_add(len, Ordering::Relaxed);
     }
 
@@ -551,18 +555,36 @@ impl Segments {
 
     /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
     pub fn lacking(&self, segment: SegmentId) -> u64 {
-        self.lacking.lock().get(&segment).copied().unwrap_or(0)
+        self.lacking.lock().get(&segment).map_or(0, |lacking| lacking.slots)
     }
 
     /// Segments with slots in which a sync failed or was left out, with those slots.
     pub fn lacking_segments(&self) -> Vec<(SegmentId, u64)> {
-        self.lacking.lock().iter().map(|(id, slots)| (*id, *slots)).collect()
+        self.lacking.lock().iter().map(|(id, lacking)| (*id, lacking.slots)).collect()
     }
 
     /// These slots of a segment lack something until [`Self::caught_up`] says otherwise.
     pub fn note_lacking(&self, segment: SegmentId, slots: u64) {
         if slots != 0 {
-            *self.lacking.lock().entry(segment).or_default() |= slots;
+            self.lacking.lock().entry(segment).or_default().slots |= slots;
+        }
+    }
+
+    /// Segments of which something missed a sync of this writer and was not taken since.
+    pub fn missed(&self) -> Vec<SegmentId> {
+        let lacking = self.lacking.lock();
+        lacking.iter().filter(|(_, lacking)| lacking.missed_from.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// From which offset on a segment missed a sync, bytes: told once.
+    pub fn take_missed(&self, segment: SegmentId) -> Option<u64> {
+        self.lacking.lock().get_mut(&segment)?.missed_from.take()
+    }
+
+    /// It is to be told again: nothing could be done about it.
+    pub fn give_back_missed(&self, segment: SegmentId, from: u64) {
+        if let Some(lacking) = self.lacking.lock().get_mut(&segment) {
+            lacking.missed_from = Some(lacking.missed_from.map_or(from, |other| other.min(from)));
         }
     }
 
@@ -570,8 +592,8 @@ impl Segments {
     pub fn caught_up(&self, segment: SegmentId, slots: u64) {
         let mut lacking = self.lacking.lock();
         if let Some(left) = lacking.get_mut(&segment) {
-            *left &= !slots;
-            if *left == 0 {
+            left.slots &= !slots;
+            if left.slots == 0 {
                 lacking.remove(&segment);
             }
         }
@@ -610,7 +632,7 @@ impl Segments {
     /// As [`Self::try_begin_sync`], waiting until it can.
     pub fn begin_sync(&self) -> SyncInFlight<'_> {
         let alone = self.syncing.lock();
-        self.await_quorum(|| self.has_quorum(&self.state.lock().unsynced));
+        self.await_quorum(QUORUM_PATIENCE, || self.has_quorum(&self.state.lock().unsynced));
         self.begin_alone(alone)
     }
 
@@ -654,7 +676,7 @@ impl Segments {
         let members: Vec<MemberId> = files.iter().map(|(member, _)| *member).collect();
         let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
         let mut failed = Vec::new();
-        for (member, id, outcome) in syncs.wait(&self.wait(&members, &enough)) {
+        for (member, id, outcome) in syncs.wait(&self.wait(&members, &enough, QUORUM_PATIENCE)) {
             match outcome {
                 Ok(()) => *good.entry(id).or_default() |= slot_mask(&(member, id)),
                 Err(error) => {
@@ -671,7 +693,9 @@ impl Segments {
         for (id, unsynced) in &due {
             let missed = unsynced.slots() & !good.get(id).copied().unwrap_or(0);
             if missed != 0 {
-                *lacking.entry(*id).or_default() |= missed;
+                let lacking = lacking.entry(*id).or_default();
+                lacking.slots |= missed;
+                lacking.missed_from = Some(lacking.missed_from.map_or(unsynced.from, |other| other.min(unsynced.from)));
             }
         }
         drop(lacking);
@@ -693,6 +717,7 @@ impl Segments {
                 Entry::Occupied(mut entry) => {
                     let newer = entry.get_mut();
                     newer.stripes |= old.stripes;
+                    newer.from = newer.from.min(old.from);
                     newer.copies.extend(old.copies);
                 }
             }

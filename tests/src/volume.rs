@@ -472,10 +472,10 @@ impl TestVolume {
 impl Drop for TestVolume {
     fn drop(&mut self) {
         let mut complaints = Vec::new();
+        if std::thread::panicking() {
+            self.tell_how_it_was();
+        }
         if is_mounted(&self.mountpoint) {
-            if std::thread::panicking() {
-                self.tell_how_it_was();
-            }
             let finished = run_for(brine_command(&["umount"]).arg(&self.mountpoint), Duration::from_secs(40));
             if !finished.success() || is_mounted(&self.mountpoint) {
                 complaints.push(format!("it could not be unmounted: {finished}"));
@@ -504,8 +504,10 @@ impl Drop for TestVolume {
 impl TestVolume {
     /// What helps to understand a failure, printed before everything is taken away.
     fn tell_how_it_was(&self) {
-        let status = run_for(brine_command(&["status", "--json"]).arg(&self.mountpoint), Duration::from_secs(10));
-        eprintln!("--- status when the test failed\n{}", status.text().trim_end());
+        if is_mounted(&self.mountpoint) {
+            let status = run_for(brine_command(&["status", "--json"]).arg(&self.mountpoint), Duration::from_secs(10));
+            eprintln!("--- status when the test failed\n{}", status.text().trim_end());
+        }
         for log in fs::read_dir(&self.state).into_iter().flatten().flatten().map(|entry| entry.path()) {
             if log.extension().is_some_and(|extension| extension == "log") {
                 let text = fs::read_to_string(&log).unwrap_or_default();

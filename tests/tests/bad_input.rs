@@ -190,6 +190,11 @@ fn too_few_directories_are_read_only_or_refused() {
 }
 
 #[test]
+fn what_is_written_over_makes_room_for_what_comes() {
+    println!("{}", space::overwritten(6));
+}
+
+#[test]
 fn full_disks_say_so_to_the_writer_and_go_on_working() {
     println!("{}", space::full(64));
 }

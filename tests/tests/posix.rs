@@ -20,8 +20,34 @@ fn pjdfstest_passes_and_skips_no_more_than_on_a_disk() {
 }
 
 #[test]
+fn more_names_than_a_mount_was_told_are_refused() {
+    let mut volume = TestVolume::new("links", 3, (2, 1));
+    volume.umount();
+    volume.mount_with(&["link_max=10"]);
+    let refused = |result: std::io::Result<()>| {
+        assert_eq!(result.expect_err("one too many").raw_os_error(), Some(libc::EMLINK));
+    };
+    fs::write(volume.path("file"), b"x").expect("write");
+    let link = |volume: &TestVolume, i: u32| fs::hard_link(volume.path("file"), volume.path(&format!("name{i}")));
+    (1..10).for_each(|i| link(&volume, i).expect("up to the limit"));
+    refused(link(&volume, 10));
+    let sub = |i: u32| volume.path(&format!("dir/{i}"));
+    fs::create_dir(volume.path("dir")).expect("mkdir");
+    (2..10).for_each(|i| fs::create_dir(sub(i)).expect("up to the limit"));
+    refused(fs::create_dir(sub(10)));
+    fs::create_dir(volume.path("other")).expect("mkdir");
+    refused(fs::rename(volume.path("other"), sub(10)));
+    fs::remove_file(volume.path("name1")).expect("remove");
+    link(&volume, 1).expect("a name is free again");
+    assert_eq!(fs::metadata(volume.path("file")).expect("stat").nlink(), 10);
+    volume.remount();
+    link(&volume, 10).expect("no such limit now");
+    volume.expect_clean();
+}
+
+#[test]
 fn fsx_finds_no_wrong_byte() {
-    println!("{}", posix::fsx(3000));
+    println!("{}", posix::fsx(2, 1500));
 }
 
 #[test]

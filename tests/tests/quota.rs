@@ -95,6 +95,101 @@ fn a_writer_over_quota_is_told_when_it_writes() {
     volume.expect_clean();
 }
 
+/// What a stream has stored within the file's size counts once, not as stored and, until the next flush, as promised.
+#[test]
+fn what_another_writer_has_stored_counts_once() {
+    let volume = small("quota-once");
+    let dir = volume.path("dir");
+    fs::create_dir(&dir).expect("mkdir");
+    let stream = File::create(dir.join("stream")).expect("create");
+    stream.set_len(16 * MIB).expect("a hole");
+    let other = File::create(dir.join("other")).expect("create");
+    volume.sync();
+    set(&volume, &dir, &["--bytes", &(14 * MIB + 4096).to_string()]);
+    let seed = seed("quota-once");
+    for round in 0..10 {
+        for mib in 0..8 {
+            stream.write_all_at(&content(seed + round * 100 + mib, MIB as usize), mib * MIB).expect("within");
+        }
+        for mib in 0..6 {
+            let data = content(seed + round * 100 + 50 + mib, MIB as usize);
+            other.write_all_at(&data, mib * MIB).unwrap_or_else(|error| panic!("round {round}, {mib} MiB: {error}"));
+        }
+        expect_dquot(other.write_at(&[1; 4096], 6 * MIB));
+        // Room at once, for either.
+        for file in [&stream, &other] {
+            let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            fallocate(file, flags, 0, 8 * MIB as i64).expect("punch");
+        }
+        other.set_len(0).expect("cut");
+    }
+    assert_eq!(used(&volume, &dir), recount(&dir));
+    volume.expect_clean();
+}
+
+/// Where a file is sparse, what a write will add to it is not known without looking: nobody is refused for that.
+#[test]
+fn what_another_writer_overwrites_takes_nothing_more() {
+    let volume = small("quota-over");
+    let dir = volume.path("dir");
+    fs::create_dir(&dir).expect("mkdir");
+    let sparse = File::create(dir.join("sparse")).expect("create");
+    sparse.set_len(64 * MIB).expect("a hole");
+    let other = File::create(dir.join("other")).expect("create");
+    let seed = seed("quota-over");
+    let overwrite = |round: u64| {
+        for mib in 0..8 {
+            sparse.write_all_at(&content(seed + round * 100 + mib, MIB as usize), mib * MIB).expect("overwrite");
+        }
+    };
+    overwrite(0);
+    volume.sync();
+    set(&volume, &dir, &["--bytes", &(20 * MIB + 4096).to_string()]);
+    for round in 1..8 {
+        overwrite(round);
+        for mib in 0..12 {
+            let data = content(seed + round * 100 + 50 + mib, MIB as usize);
+            other.write_all_at(&data, mib * MIB).unwrap_or_else(|error| panic!("round {round}, {mib} MiB: {error}"));
+        }
+        expect_dquot(other.write_at(&[1; 4096], 12 * MIB));
+        other.set_len(0).expect("cut");
+    }
+    assert_eq!(used(&volume, &dir), recount(&dir));
+    volume.expect_clean();
+}
+
+/// The kernel tells that a file is forgotten behind its removal, and what is being sealed goes later still.
+#[test]
+fn what_was_removed_just_before_is_in_nobodys_way() {
+    let volume = small("quota-leaving");
+    let dir = volume.path("dir");
+    fs::create_dir(&dir).expect("mkdir");
+    set(&volume, &dir, &["--bytes", &(4 * MIB + 2 * 4096).to_string(), "--inodes", "2"]);
+    let (path, flags) = (dir.join("new"), FallocateFlags::empty());
+    let fill = |i: u64| {
+        let path = dir.join("full");
+        fs::write(&path, content(i, 4 * MIB as usize)).expect("all there is");
+        fs::remove_file(&path).expect("remove");
+    };
+    for i in 0..12 {
+        fill(6 * i);
+        fs::create_dir(&path).unwrap_or_else(|error| panic!("mkdir {i}: {error}"));
+        fs::remove_dir(&path).expect("rmdir");
+        fill(6 * i + 1);
+        std::os::unix::fs::symlink("x", &path).unwrap_or_else(|error| panic!("symlink {i}: {error}"));
+        fs::remove_file(&path).expect("remove");
+        fill(6 * i + 2);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::empty()).unwrap_or_else(|error| panic!("mknod {i}: {error}"));
+        fs::remove_file(&path).expect("remove");
+        fill(6 * i + 3);
+        let file = File::create(&path).unwrap_or_else(|error| panic!("create {i}: {error}"));
+        fallocate(&file, flags, 0, 3 * MIB as i64).unwrap_or_else(|error| panic!("fallocate {i}: {error}"));
+        drop(file);
+        fs::remove_file(&path).expect("remove");
+    }
+    volume.expect_clean();
+}
+
 #[test]
 fn inodes_are_limited_whatever_their_kind() {
     let volume = small("quota-inodes");

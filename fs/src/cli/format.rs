@@ -52,7 +52,7 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     let options = FormatOptions {
         directories: asked.directories,
         geometry,
-        secret: asked.secret.for_new_volume()?,
+        secret: asked.secret.for_new_slot()?,
         state_dir: asked.state_dir.map(|path| args::absolute(&path)),
         copies: asked.copies,
         domain: asked.domain,

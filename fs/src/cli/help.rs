@@ -58,6 +58,7 @@ Options:
   hedge=adaptive|all|off  ask parity when a disk is late (default), from the start, or only on errors
   min_ack=N             acknowledge only what is durable in N directories, even if some are missing
   cache=SIZE            memory for decoded blocks (default 256M)
+  link_max=N            most names of a file and subdirectories of a directory (default 2^31)
   copies=R epoch=N domain=volume|owner compress=none|lz4
                         for new content, in place of what format was told
   use_member=PATH       of two copies of one directory, the true one
@@ -110,6 +111,20 @@ OLD_DIR is a directory of the volume that is missing or failed, by the path it h
 
   --json             the report as JSON on standard output, progress as JSON lines on standard error
   --state-dir DIR    of a volume that is not mounted, if not where it was last";
+
+pub(super) const KEY: &str = "\
+list                 which key slots there are, and what opens each; needs no secret
+add                  let another secret open the volume, too: a passphrase is asked for twice unless one of these is given
+  --new-passphrase-file FILE, --new-key-file FILE
+  --new-recovery-key       make a recovery key, and show it once
+remove SLOT          let the secret of that slot open it no more; the last one stays
+
+add and remove want a volume that is not mounted, and a secret that opens it. To change a passphrase add the new one, then
+remove the slot of the old. Data is not sealed anew: whoever read the volume's key with the old secret, or keeps a copy of
+a directory made before, is not shut out.
+
+  --json             as JSON
+  --state-dir DIR    if not where it was last";
 
 pub(super) const REBUILD: &str = "\
 Makes the metadata database in the state directory anew, from the checkpoints and the commit log in the backing
@@ -300,7 +315,7 @@ pub(super) fn of(command: &Command) {
     if !command.details.is_empty() {
         output::say(&format!("\n{}", command.details));
     }
-    if matches!(command.name, "check" | "heal" | "replace" | "gc" | "usage" | "retention" | "salt") {
+    if matches!(command.name, "check" | "heal" | "replace" | "key" | "gc" | "usage" | "retention" | "salt") {
         output::say(SECRETS);
     }
 }

@@ -19,20 +19,30 @@ const SECRET_LEN_MAX: u64 = 1 << 20;
 /// The options by which every command takes a secret.
 #[derive(Debug, Default)]
 pub(super) struct SecretArgs {
+    /// Put before their names: `new-`, or nothing.
+    prefix: &'static str,
     file: Option<SecretFile>,
 }
 
 impl SecretArgs {
+    /// Those of a secret that comes to others: `--new-passphrase-file`, `--new-key-file`.
+    pub(super) fn of_another() -> Self {
+        Self { prefix: "new-", file: None }
+    }
+
     /// Take one of the options; false if `name` is none of them.
     pub(super) fn take(&mut self, name: &str, parser: &mut lexopt::Parser) -> Result<bool, Failure> {
-        let make: fn(PathBuf) -> SecretFile = match name {
-            "passphrase-file" => SecretFile::Passphrase,
-            "key-file" => SecretFile::Key,
-            "recovery-key-file" => SecretFile::Recovery,
+        let make: fn(PathBuf) -> SecretFile = match name.strip_prefix(self.prefix) {
+            Some("passphrase-file") => SecretFile::Passphrase,
+            Some("key-file") => SecretFile::Key,
+            Some("recovery-key-file") => SecretFile::Recovery,
             _ => return Ok(false),
         };
         if self.file.is_some() {
-            return Err(Failure::usage("give one of --passphrase-file, --key-file and --recovery-key-file"));
+            let prefix = self.prefix;
+            return Err(Failure::usage(format!(
+                "give one of --{prefix}passphrase-file, --{prefix}key-file and --{prefix}recovery-key-file"
+            )));
         }
         self.file = Some(make(args::path(parser, &format!("--{name}"))?));
         Ok(true)
@@ -50,17 +60,17 @@ impl SecretArgs {
         }
     }
 
-    /// The secret of a new volume: as given, or asked for twice.
-    pub(super) fn for_new_volume(&self) -> Result<NewSecret, Failure> {
+    /// A secret that opens nothing yet: as given, or asked for twice.
+    pub(super) fn for_new_slot(&self) -> Result<NewSecret, Failure> {
         match &self.file {
             Some(SecretFile::Recovery(_)) => {
-                Err(Failure::usage("the recovery key of a new volume is made and shown by format; give another secret"))
+                Err(Failure::usage("recovery keys are made and shown by brine, not chosen; give another secret"))
             }
             Some(file) => match read(file)? {
                 Secret::KeyFile(content) => Ok(NewSecret::KeyFile(content)),
                 Secret::Passphrase(content) | Secret::RecoveryKey(content) => Ok(NewSecret::Passphrase(content)),
             },
-            None => ask_for_new(),
+            None => ask_for_new(self.prefix),
         }
     }
 }
@@ -152,13 +162,13 @@ pub(super) fn ask_to_unlock(volume: &str, instead: &str) -> Result<Secret, Failu
     Ok(Secret::Passphrase(typed))
 }
 
-fn ask_for_new() -> Result<NewSecret, Failure> {
+fn ask_for_new(prefix: &str) -> Result<NewSecret, Failure> {
     const ATTEMPTS: usize = 3;
     let Some(terminal) = prompt::terminal() else {
-        return Err(Failure::usage(
-            "no terminal to ask for a passphrase; give --passphrase-file FILE or --key-file FILE \
-             (`head -c 32 /dev/urandom > FILE` makes a key file)",
-        ));
+        return Err(Failure::usage(format!(
+            "no terminal to ask for a passphrase; give --{prefix}passphrase-file FILE or --{prefix}key-file FILE \
+             (`head -c 32 /dev/urandom > FILE` makes a key file)"
+        )));
     };
     for _ in 0..ATTEMPTS {
         let first = prompt::ask(&terminal, "New passphrase")?;
@@ -172,7 +182,7 @@ fn ask_for_new() -> Result<NewSecret, Failure> {
         }
         output::note("the two differ");
     }
-    Err(Failure::new(ExitCode::Interrupted, "no passphrase was chosen; nothing was formatted"))
+    Err(Failure::new(ExitCode::Interrupted, "no passphrase was chosen; nothing was changed"))
 }
 
 #[cfg(test)]

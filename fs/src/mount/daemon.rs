@@ -243,6 +243,9 @@ fn run(
         .map_err(|error| Failure::io("starting a thread", &error))?;
 
     let volume = Volume::open(open_options(&plan, &options, step))?;
+    if let Some(max) = options.link_max {
+        volume.limit_links(max);
+    }
     // The state directory may have been made just now.
     plan.start_log()?;
     // With it goes the secret: the volume has its keys.

@@ -136,8 +136,10 @@ pub struct Vfs {
     io: Pool,
     /// One thread, for writes that wait for room: first come, first served.
     writers: Pool,
-    /// Removed files whose space is about to be given back, once they are sealed no more.
+    /// Removed files whose space is about to be given back, once they are sealed no more; and one thread that does it, of
+    /// its own, since threads of `io` may be waiting for that.
     leaving: AtomicUsize,
+    leavers: Pool,
     committer: Committer,
     /// Commits that failed after the writes they held were answered.
     commit_errors: ErrorMark,
@@ -176,6 +178,7 @@ impl Vfs {
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,
             leaving: AtomicUsize::new(0),
+            leavers: Pool::new("brine-leave", 1)?,
             committer: Committer::default(),
             commit_errors: ErrorMark::default(),
             scratch: Arc::new(Scratch::default()),
@@ -249,6 +252,7 @@ impl Vfs {
         self.exec.stop();
         self.writers.finish();
         self.io.finish();
+        self.leavers.finish();
         self.committer.stop();
         for gone in self.inodes.drain_orphans() {
             self.give_back(&gone);
@@ -301,7 +305,7 @@ impl Vfs {
         if gone.file.as_ref().is_some_and(|file| file.is_sealing()) {
             let vfs = Arc::clone(self);
             self.leaving.fetch_add(1, Ordering::AcqRel);
-            self.io.run(move || {
+            self.leavers.run(move || {
                 vfs.give_back(&gone);
                 vfs.leaving.fetch_sub(1, Ordering::AcqRel);
             });
@@ -311,12 +315,27 @@ impl Vfs {
     }
 
     /// Wait, for a moment, until what was removed just before counts in no quota any more: the kernel tells of it behind
-    /// its removal, and what is being sealed goes when that is done. For who is told EDQUOT else.
+    /// its removal, and what is being sealed goes when that is done. And let writers be promised no more than they need.
+    /// For who is told EDQUOT else.
     pub fn await_given_back(&self) {
         let since = Instant::now();
         thread::sleep(LEAVING_PAUSE);
         while self.leaving.load(Ordering::Acquire) > 0 && since.elapsed() < LEAVING_PATIENCE {
             thread::sleep(LEAVING_PAUSE);
+        }
+        if let Err(error) = self.buffer.promise_exactly() {
+            (self.options.report)(&format!("looking up what buffered writes are to take: {error}"));
+        }
+    }
+
+    /// Do what may be refused for a quota's sake; if it is, once more after [`Self::await_given_back`].
+    pub fn within_quota<T>(&self, run: impl Fn() -> Outcome<T>) -> Outcome<T> {
+        match run() {
+            Err(Errno::QUOTA) => {
+                self.await_given_back();
+                run()
+            }
+            outcome => outcome,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use brine_store::Error;
 use brine_store::clock::{Clock, SystemClock};
@@ -10,7 +11,7 @@ use brine_store::volume::{FileChange, INLINE_MAX, Reservation};
 
 use super::file::Taken;
 use super::node::{Dirty, FileNode};
-use super::quota::grows;
+use super::quota::takes;
 use super::{WriteBuffer, stored};
 use crate::errno::Errno;
 use crate::workers::{MustFinish, for_each_parallel};
@@ -163,6 +164,7 @@ impl WriteBuffer {
     /// `exclusive`: the caller excluded all writers; `Some(true)`: small writes may be stored as patches.
     fn put_group(&self, nodes: &[Arc<FileNode>], exclusive: Option<bool>) {
         let _finish = MustFinish;
+        self.putting.lock().0 += 1;
         let patch = exclusive.unwrap_or(false);
         // Each round completes as many chunks as it may, and writers add few meanwhile.
         let incomplete: usize = nodes.iter().map(Self::incomplete).sum();
@@ -176,6 +178,21 @@ impl WriteBuffer {
             plans.iter().for_each(|plan| self.put_patches(plan));
             for plan in plans {
                 self.conclude(plan);
+            }
+        }
+        let mut putting = self.putting.lock();
+        (putting.0, putting.1) = (putting.0 - 1, putting.1 + 1);
+        self.put.notify_all();
+    }
+
+    /// Wait until what is being put now has been, `patience` at most.
+    pub(super) fn await_put(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut putting = self.putting.lock();
+        let enough = putting.1 + putting.0 as u64;
+        while putting.0 > 0 && putting.1 < enough {
+            if self.put.wait_until(&mut putting, deadline).timed_out() {
+                return;
             }
         }
     }
@@ -317,7 +334,7 @@ impl WriteBuffer {
         let put = (stored && !more).then(|| {
             let (size, mtime_ns, ctime_ns) = (dirty.buffer.size(), dirty.mtime_ns, dirty.ctime_ns);
             let change = FileChange { size, mtime_ns, ctime_ns, inline, clear_suid: false };
-            self.volume.set_file_held(node.ino, &change, dirty.held, |attr| grows(attr, size, rest))
+            self.volume.set_file_promised(node.ino, &change, |attr| takes(attr, size, rest))
         });
         let is_put = matches!(put, Some(Ok(_)));
         // Inline content is stored by the change itself.
@@ -330,10 +347,10 @@ impl WriteBuffer {
         }
         self.account(dirty);
         let refusal = match put {
-            Some(Ok((attr, held))) => {
+            Some(Ok((attr, promised))) => {
                 node.put(attr.version);
                 dirty.base = attr;
-                (dirty.held, dirty.put_since) = (held, 0);
+                (dirty.promised, dirty.put_since) = (promised, 0);
                 dirty.put = dirty.changes;
                 if !incomplete {
                     node.succeeded();

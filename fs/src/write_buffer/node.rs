@@ -134,8 +134,8 @@ pub(super) struct Dirty {
     /// Changes accepted, and how many of them the store has.
     pub(super) changes: u64,
     pub(super) put: u64,
-    /// Number of a quota, and bytes promised of it for what the file is to take beyond what it takes.
-    pub(super) held: (u32, u64),
+    /// Bytes that the file may come to take, if it counts in a quota and was promised something of it.
+    pub(super) promised: Option<u64>,
     /// Chunks that may have been stored since `base` was read.
     pub(super) put_since: u64,
     /// Whether the file is on the list of those to flush.
@@ -155,7 +155,7 @@ impl Dirty {
             ctime_ns,
             changes: 0,
             put: 0,
-            held: (0, 0),
+            promised: None,
             put_since: 0,
             listed: false,
             stored_inline,

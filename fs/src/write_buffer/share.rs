@@ -78,7 +78,7 @@ impl WriteBuffer {
                     Some(None) => self.volume.attr(source.ino)?,
                 };
                 let shared = self.volume.chunks_stored(&given, ChunkNo(range.from), count)?;
-                self.hold_quota(dirty, range.to << bits..end(len), shared)?;
+                self.promise_quota(dirty, range.to << bits..end(len), shared)?;
                 dirty.put_since += shared;
             }
             self.volume.share_extents(source.ino, ChunkNo(range.from), target.ino, ChunkNo(range.to), count)?;

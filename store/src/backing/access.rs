@@ -139,7 +139,18 @@ impl Member {
         });
     }
 
-    /// A segment takes no more appends: give back what is preallocated past its end. Best effort.
+    /// [`Self::finish_segment`] on one of the member's threads, as soon as one is free.
+    pub fn begin_finish_segment(self: &Arc<Self>, id: SegmentId) {
+        let member = Arc::downgrade(self);
+        let _ = self.submit_commit(move || {
+            if let Some(member) = member.upgrade() {
+                member.finish_segment(id);
+            }
+        });
+    }
+
+    /// A segment takes no more appends: give back what is preallocated past its end. Best effort; what is still being
+    /// written there gets its place as it comes.
     pub fn finish_segment(self: &Arc<Self>, id: SegmentId) {
         if let Ok(backing) = self.writable()
             && let Err(error) = backing.finish_segment(id)

@@ -1,12 +1,14 @@
 //! Appending what is no file data: commit records and the blocks of checkpoint images.
 
+use std::time::Duration;
+
 use super::Blocks;
 use crate::backing::SharedBytes;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, SegmentId, ShardIndex};
 use crate::meta::rows::SegmentRow;
 use crate::seal::{BlockKind, Codec, Sealer};
-use crate::segment::Extent;
+use crate::segment::{Extent, QUORUM_PATIENCE};
 use crate::shard::{CommitHeader, Location, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag};
 
 /// Shard lengths are multiples of this, bytes.
@@ -31,22 +33,28 @@ impl Blocks {
     /// Append one part of a commit record. Not synced when it returns.
     ///
     /// While stripes wait to be synced every file of the segment will be, and the record is erasure-coded. Else a short
-    /// one is written in whole copies, so that few files need syncing.
-    pub fn append_commit(&self, commit: CommitHeader, message: &[u8]) -> Result<AppendedCommit> {
+    /// one is written in whole copies, so that few files need syncing. Silent directories without which there are too few
+    /// are waited for at most `limit`.
+    pub fn append_commit(&self, commit: CommitHeader, message: &[u8], limit: Duration) -> Result<AppendedCommit> {
         let copies = message.len() <= COPY_LEN_MAX && !self.segments.has_unsynced_stripes();
-        let written = if copies { self.append_copies(commit, message) } else { self.append_coded(commit, message) };
-        let (extent, opened, ack_set) = written?;
+        let append = if copies { Self::append_copies } else { Self::append_coded };
+        let (extent, opened, ack_set) = append(self, commit, message, limit)?;
         self.unrecorded.lock().extend(opened);
         Ok(AppendedCommit { segment: extent.segment.id, part: commit.part, ack_set })
     }
 
-    fn append_coded(&self, commit: CommitHeader, message: &[u8]) -> Result<(Extent, Option<SegmentRow>, u64)> {
+    fn append_coded(
+        &self,
+        commit: CommitHeader,
+        message: &[u8],
+        limit: Duration,
+    ) -> Result<(Extent, Option<SegmentRow>, u64)> {
         let shard_len = message.len().div_ceil(self.geometry.data()).next_multiple_of(SHARD_ALIGN);
         let pieces = [(BlockId::default(), 0, message)];
         let mut stripe = self.make_stripe(RecordKind::CommitShard, &pieces, shard_len, Vec::new());
         stripe.commit = Some(commit);
         let mut stripes = [stripe];
-        let written = self.write_stripes(&mut stripes, commit.generation);
+        let written = self.write_stripes(&mut stripes, commit.generation, limit);
         let [stripe] = stripes;
         let ack_set = stripe.commit.map_or(0, |commit| commit.ack_set);
         self.give_back_shared(stripe.shards);
@@ -54,13 +62,18 @@ impl Blocks {
         Ok((extent, opened, ack_set))
     }
 
-    fn append_copies(&self, commit: CommitHeader, message: &[u8]) -> Result<(Extent, Option<SegmentRow>, u64)> {
+    fn append_copies(
+        &self,
+        commit: CommitHeader,
+        message: &[u8],
+        limit: Duration,
+    ) -> Result<(Extent, Option<SegmentRow>, u64)> {
         let len = record_len(RecordHeader::header_len(0, RecordKind::CommitCopy), message.len());
         let tag = stripe_tag([message]);
         let checksum = payload_checksum(message);
         let shared = SharedBytes::from(message.to_vec());
         let mut written = 0;
-        let (extent, opened) = self.append_run(len, commit.generation, |extent| {
+        let (extent, opened) = self.append_run(len, commit.generation, limit, |extent| {
             let slots = self.segments.slots_for_copies(&extent.segment).ok_or_else(|| Error::TooFewMembers {
                 healthy: self.segments.healthy(&extent.segment).count_ones() as usize,
                 needed: self.segments.min_ack(),
@@ -86,7 +99,7 @@ impl Blocks {
                 let padding = len as usize - header.len() - message.len();
                 (slot, vec![header.into(), shared.clone(), SharedBytes::part(&self.zeroes, 0..padding)])
             });
-            self.segments.write(extent, copies.collect(), true)
+            self.segments.write(extent, copies.collect(), true, limit)
         })?;
         self.segments.appended_copies(&extent, len, written);
         Ok((extent, opened, written))
@@ -101,7 +114,7 @@ impl Blocks {
         let pieces = [(Sealer::block_id(key), 0, &sealed[..])];
         let mut stripes = [self.make_stripe(RecordKind::Stripe, &pieces, shard_len, Vec::new())];
         self.give_back(sealed);
-        let written = self.write_stripes(&mut stripes, generation);
+        let written = self.write_stripes(&mut stripes, generation, QUORUM_PATIENCE);
         let [stripe] = stripes;
         let at = stripe.at;
         self.give_back_shared(stripe.shards);

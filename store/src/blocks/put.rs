@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::pack::{self, Plan};
 use super::{Blocks, Chunk};
@@ -11,7 +12,7 @@ use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardI
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
-use crate::segment::Extent;
+use crate::segment::{Extent, QUORUM_PATIENCE};
 use crate::shard::{BlockEntry, CommitHeader, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag};
 use crate::stripes::SegmentInfo;
 
@@ -205,7 +206,7 @@ impl Blocks {
         let mut laid_out = self.lay_out(&plans, &lens, &sealed, candidates, &blocks);
         self.give_back(sealed);
 
-        let written = self.write_stripes(&mut laid_out, generation);
+        let written = self.write_stripes(&mut laid_out, generation, QUORUM_PATIENCE);
         let result = written.map(|(extent, segment)| {
             let rows = block_rows(&laid_out, &extent, puts, candidates, &blocks, self.codec, generation);
             (rows, segment)
@@ -292,11 +293,12 @@ impl Blocks {
         }
     }
 
-    /// Write stripes side by side at one offset.
+    /// Write stripes side by side at one offset; `limit` as of [`crate::segment::Segments::allocate`].
     pub(super) fn write_stripes(
         &self,
         stripes: &mut [Stripe],
         generation: Generation,
+        limit: Duration,
     ) -> Result<(Extent, Option<SegmentRow>)> {
         let total: u64 = stripes.iter().map(|stripe| stripe.record_len).sum();
         let mut at = 0;
@@ -304,7 +306,7 @@ impl Blocks {
             stripe.at = at;
             at += stripe.record_len;
         }
-        let appended = self.append_run(total, generation, |extent| {
+        let appended = self.append_run(total, generation, limit, |extent| {
             for stripe in stripes.iter_mut() {
                 if let Some(commit) = &mut stripe.commit {
                     commit.copies = extent.segment.occupied();
@@ -317,6 +319,7 @@ impl Blocks {
                 extent,
                 slots.map(|slot| (slot, self.slot_bytes(extent, slot, stripes))).collect(),
                 false,
+                limit,
             )
         })?;
         self.segments.appended(&appended.0, total);
@@ -329,12 +332,13 @@ impl Blocks {
         &self,
         len: u64,
         generation: Generation,
+        limit: Duration,
         mut write: impl FnMut(&Extent) -> Result<()>,
     ) -> Result<(Extent, Option<SegmentRow>)> {
         let mut opened = Vec::new();
         let mut last_error = None;
         for _ in 0..APPEND_ATTEMPTS_MAX {
-            let extent = self.segments.allocate(len, generation)?;
+            let extent = self.segments.allocate(len, generation, limit)?;
             if extent.fresh {
                 let segment = &extent.segment;
                 let info = SegmentInfo {

@@ -5,6 +5,7 @@ use super::{Blocks, pack, place_of};
 use crate::error::Result;
 use crate::ids::{BlockId, Generation};
 use crate::meta::rows::{BlockRow, BlockState};
+use crate::segment::QUORUM_PATIENCE;
 use crate::shard::RecordKind;
 
 /// A block on its way: its row, and its sealed message.
@@ -58,7 +59,7 @@ impl Blocks {
             })
             .collect();
         let generation = Generation(self.meta.committed().0 + 1);
-        let written = self.write_stripes(&mut stripes, generation);
+        let written = self.write_stripes(&mut stripes, generation, QUORUM_PATIENCE);
         let outcome = written.and_then(|(extent, opened)| {
             let moved = self.meta.with(|txn| {
                 if let Some(segment) = &opened {

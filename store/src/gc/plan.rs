@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{BATCH, Gc, GcReport, MOVE_BATCH, PATIENCE};
+use super::{BATCH, Gc, GcReport, PATIENCE};
 use crate::error::Result;
 use crate::ids::{Generation, SegmentId};
-use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
+use crate::meta::rows::{SegmentRow, SegmentState};
 use crate::shard::SEGMENT_HEADER_LEN;
 use crate::volume::Volume;
 
@@ -138,11 +138,13 @@ impl Gc {
         Ok(gain)
     }
 
-    /// Move the live blocks out of segments that waste much, at most `max` sealed bytes of them. Returns how many were.
+    /// Move the live blocks out of segments that waste much, at most `max` sealed bytes of them, and no more than there is
+    /// room for while nothing is freed yet. Returns how many were.
     pub(super) fn rewrite_all(&mut self, volume: &Volume, max: u64, report: &mut GcReport) -> Result<u64> {
         let Some(segments) = self.settled(volume)? else { return Ok(0) };
         self.images = Some(volume.image_stripes(self.images.take())?);
         let rows_live = volume.meta().reader()?.live_bytes(false)?;
+        let room = volume.movable();
         let mut moved = 0;
         let mut leaving = Vec::new();
         for row in segments.iter().filter(|row| row.state == SegmentState::Closed) {
@@ -158,8 +160,13 @@ impl Gc {
             if live.is_empty() || !self.wastes(volume, row, &live) {
                 continue;
             }
+            let alive: u64 = live.iter().map(|(_, len)| len).sum();
+            if moved + alive * u64::from(row.data) > room {
+                log::debug!("gc: no room to move what lives in segment {}", row.id);
+                continue;
+            }
             leaving.push(row.id);
-            let moved_here = move_blocks(volume, row.id)?;
+            let moved_here = volume.move_blocks(row.id, 0)?;
             self.step_done()?;
             moved += moved_here;
             report.segments_rewritten += 1;
@@ -178,37 +185,6 @@ impl Gc {
         let unpunched = volume.allocated_where(row, |member| self.no_punch.contains(member));
         let most = unpunched.into_iter().max().unwrap_or(0).max(punched);
         most >= 2 * alive + 4 * FS_BLOCK
-    }
-}
-
-/// Move the blocks of a segment, in batches.
-fn move_blocks(volume: &Volume, segment: SegmentId) -> Result<u64> {
-    let mut moved = 0;
-    let mut from = 0;
-    loop {
-        let mut page = volume.meta().with(|txn| txn.blocks_of_segment(segment, from, BATCH))?;
-        let Some(last) = page.last().map(|row| row.offset) else { return Ok(moved) };
-        // A stripe that the page may have cut comes with the next one.
-        if page.len() == BATCH && page[0].offset != last {
-            page.retain(|row| row.offset != last);
-        }
-        // Whole stripes, as many as make a batch.
-        let mut batch: Vec<BlockRow> = Vec::new();
-        let mut bytes = 0;
-        for row in page {
-            let same = batch.last().is_some_and(|last: &BlockRow| last.offset == row.offset);
-            if !same && bytes >= MOVE_BATCH {
-                break;
-            }
-            bytes += u64::from(row.sealed_len);
-            from = row.offset + 1;
-            batch.push(row);
-        }
-        batch.retain(|row| row.state != BlockState::Condemned);
-        if !batch.is_empty() {
-            let _held = volume.gate();
-            moved += volume.blocks().relocate(&batch)?;
-        }
     }
 }
 

@@ -2,9 +2,10 @@
 
 use rusqlite::{Connection, Row, params};
 
+use super::audit::Place;
 use super::rows::*;
 use super::sql::{At, enumerated, int, number};
-use super::txn::{Core, Txn, sum_refs};
+use super::txn::{Core, RefChange, Txn, sum_refs};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, ContentDigest, Generation, SegmentId};
 
@@ -168,7 +169,11 @@ impl Core {
     }
 
     fn try_fold_refs(&mut self) -> Result<()> {
-        for (id, change) in sum_refs(&std::mem::take(&mut self.refs)) {
+        let changes = std::mem::take(&mut self.refs);
+        if let Some(audit) = &mut self.audit {
+            changes.iter().for_each(|change| audit.note(change));
+        }
+        for (id, change) in sum_refs(&changes) {
             let Some(block) = counted(&self.conn, &id).at(&self.path)? else {
                 if change != 0 {
                     self.poison(format_args!("block {id} is referenced but unknown"));
@@ -236,13 +241,13 @@ impl Txn<'_> {
             && block.state == BlockState::Zero
         {
             self.core.set_block_state(*id, &block, block.refs, BlockState::Live)?;
-            self.core.refs.push((*id, 0));
+            self.core.refs.push(RefChange::look(*id));
         }
         Ok(())
     }
 
-    /// One more extent names the block.
-    pub(super) fn refer_to(&mut self, id: &BlockId) -> Result<()> {
+    /// One more extent names the block: that of `place`.
+    pub(super) fn refer_to(&mut self, id: &BlockId, place: Place) -> Result<()> {
         let block = counted(&self.core.conn, id).at(&self.core.path)?;
         match block.map(|block| block.state) {
             Some(BlockState::Live) => {}
@@ -252,7 +257,7 @@ impl Txn<'_> {
             }
             None => return Err(Error::Refused(format!("block {id} is not stored; its chunk must be stored first"))),
         }
-        self.core.refs.push((*id, 1));
+        self.core.refs.push(RefChange { id: *id, change: 1, place });
         Ok(())
     }
 
@@ -273,7 +278,7 @@ impl Txn<'_> {
         }
         let since = core.generation();
         core.count_block(true, true, u64::from(row.sealed_len), u64::from(row.plain_len));
-        core.refs.push((row.id, 0));
+        core.refs.push(RefChange::look(row.id));
         let row = BlockRow { refs: 0, state: BlockState::Live, state_since: since, since, ..row.clone() };
         core.apply(RowChange::PutBlock(row))?;
         Ok(true)

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, params};
 
+use super::audit::Place;
 use super::rows::*;
 use super::sql::{At, int, number};
-use super::txn::{Txn, block_of};
+use super::txn::{RefChange, Txn, block_of};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino};
 
@@ -240,11 +241,11 @@ impl Txn<'_> {
         Ok(stored.filter(|old| core.cuts.hidden(data, chunk, old.sequence).is_none()).map(|old| old.key))
     }
 
-    /// The reference that an extent held moves to its former row if that is kept, else it is given back.
-    pub(super) fn release(&mut self, key: &BlockKey, since: Generation, until: Generation) {
+    /// The reference that the extent of `place` held moves to its former row if that is kept, else it is given back.
+    pub(super) fn release(&mut self, place: Place, key: &BlockKey, since: Generation, until: Generation) {
         if !(self.core.history && since < until) {
             let id = block_of(self.core, key);
-            self.core.refs.push((id, -1));
+            self.core.refs.push(RefChange { id, change: -1, place });
         }
     }
 
@@ -311,12 +312,12 @@ impl Txn<'_> {
             return Ok(0);
         }
         if let Some(old) = &old {
-            self.release(&old.key, old.since, hidden.unwrap_or(since));
+            self.release((data, chunk), &old.key, old.since, hidden.unwrap_or(since));
         }
         match key {
             Some(key) => {
                 let id = block_of(self.core, key);
-                self.refer_to(&id)?;
+                self.refer_to(&id, (data, chunk))?;
                 let sequence = self.core.counters.cuts;
                 self.core.apply(RowChange::PutExtent(ExtentRow { data, chunk, key: *key, sequence, since }))?;
                 Ok(1 - had_row)
@@ -373,7 +374,7 @@ impl Txn<'_> {
             return Ok(());
         }
         for row in &rows {
-            self.release(&row.key, row.since, at);
+            self.release((data, row.chunk), &row.key, row.since, at);
         }
         self.core.apply(RowChange::DelExtents { data, from, to, below: ANY_SEQUENCE, at })?;
         self.amend(ino, |row| row.allocated = row.allocated.saturating_sub((rows.len() as u64) << chunk_bits))
@@ -389,7 +390,7 @@ impl Txn<'_> {
         let Some(cut) = core.cuts.next() else { return Ok(false) };
         let rows = range(&core.conn, cut.data, (cut.from, cut.to), cut.sequence, max).at(&core.path)?;
         for row in &rows {
-            self.release(&row.key, row.since, cut.since);
+            self.release((cut.data, row.chunk), &row.key, row.since, cut.since);
         }
         if let (Some(first), Some(last)) = (rows.first(), rows.last()) {
             let to = ChunkNo(last.chunk.0 + 1);

@@ -13,7 +13,7 @@ use super::kept_below::Needed;
 use super::rows::*;
 use super::schema::inode_columns;
 use super::sql::{At, blob, int, number};
-use super::txn::{Txn, block_of};
+use super::txn::{RefChange, Txn, block_of};
 use super::{inode, past};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino, Version};
@@ -209,10 +209,7 @@ impl Txn<'_> {
                 if pinned.get(first).is_some_and(|generation| *generation < candidate.until) {
                     continue;
                 }
-                if let Some(key) = &candidate.block {
-                    let id = block_of(self.core, key);
-                    self.core.refs.push((id, -1));
-                }
+                self.give_back(&candidate);
                 self.core.apply(RowChange::DelPast(candidate.key))?;
                 forgotten += 1;
             }
@@ -237,17 +234,14 @@ impl Txn<'_> {
             let full = found.len() == left;
             left -= found.len();
             for candidate in found {
-                let Candidate { key, since, until, block } = candidate;
+                let Candidate { key, since, until, .. } = &candidate;
                 let core = &mut *self.core;
-                if needed.has(&core.conn, &mut core.numbered_apart, &key, since, until).at(&core.path)? {
+                if needed.has(&core.conn, &mut core.numbered_apart, key, *since, *until).at(&core.path)? {
                     at.skipped += 1;
                     continue;
                 }
-                if let Some(key) = &block {
-                    let id = block_of(self.core, key);
-                    self.core.refs.push((id, -1));
-                }
-                self.core.apply(RowChange::DelPast(key))?;
+                self.give_back(&candidate);
+                self.core.apply(RowChange::DelPast(candidate.key))?;
             }
             if full {
                 break;
@@ -256,6 +250,14 @@ impl Txn<'_> {
         }
         *gap = at;
         Ok(at.table >= ORDER.len())
+    }
+
+    /// The reference that a former row holds, if it holds one.
+    fn give_back(&mut self, candidate: &Candidate) {
+        if let (PastKey::Extent(data, chunk, _), Some(key)) = (&candidate.key, &candidate.block) {
+            let id = block_of(self.core, key);
+            self.core.refs.push(RefChange { id, change: -1, place: (*data, *chunk) });
+        }
     }
 
     /// An inode as of the end of a committed generation; `None` if it was not there.

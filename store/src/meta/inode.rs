@@ -243,7 +243,7 @@ impl Txn<'_> {
             let counters = &mut self.core.counters;
             counters.logical_bytes = counters.logical_bytes.wrapping_sub(size).wrapping_add(row.size);
         }
-        self.core.charge(Some(before), Some(after));
+        self.core.charge(ino, Some(before), Some(after));
         Ok(())
     }
 
@@ -254,7 +254,7 @@ impl Txn<'_> {
         let before = (row.quota(), row.charge());
         row.allocated = change(row.allocated);
         let after = (row.quota(), row.charge());
-        self.core.charge(Some(before), Some(after));
+        self.core.charge(ino, Some(before), Some(after));
         Ok(())
     }
 
@@ -276,7 +276,7 @@ impl Txn<'_> {
         }
         row.since = self.core.generation();
         let attr = row.attr();
-        self.core.charge(None, Some((row.quota(), row.charge())));
+        self.core.charge(row.ino, None, Some((row.quota(), row.charge())));
         self.core.inodes.insert(row);
         attr
     }
@@ -289,7 +289,7 @@ impl Txn<'_> {
             counters.logical_bytes = counters.logical_bytes.wrapping_sub(row.size);
         }
         self.core.atimes.remove(&row.ino.0);
-        self.core.charge(Some((row.quota(), row.charge())), None);
+        self.core.charge(row.ino, Some((row.quota(), row.charge())), None);
         let at = self.core.generation();
         if self.core.inodes.remove(row.ino) {
             self.core.apply(RowChange::DelInode { ino: row.ino, at })?;

@@ -8,6 +8,7 @@
 //! Knows nothing of shards, keys of blocks (it is handed the function that names a block) or FUSE.
 
 mod acl;
+mod audit;
 mod block;
 mod cache;
 pub mod codec;
@@ -52,6 +53,8 @@ pub use kept_below::KeptBelow;
 pub use outbox::OutboxRow;
 pub use past::{NameSpan, PastReader, Xattrs};
 pub use reader::{Reader, Walk};
+#[cfg(test)]
+pub(crate) use schema::make_former as make_former_database;
 pub use txn::Txn;
 
 use crate::clock::Clock;
@@ -59,7 +62,7 @@ use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, VolumeId};
 use counters::COUNTERS_KEY;
 use dentry::NameHash;
-use rows::{GenerationRow, NewNode, RowChange, Shelf, ShelfRow};
+use rows::{GenerationRow, LINK_MAX, NewNode, RowChange, Shelf, ShelfRow};
 use schema::Role;
 use sql::{At, int};
 use txn::Core;
@@ -167,8 +170,8 @@ impl Meta {
     /// Open the database of a volume.
     ///
     /// # Errors
-    /// [`Error::Refused`] naming what is wrong: none there, wrong key or damaged, another volume's, another version's,
-    /// in use by another process.
+    /// [`Error::DatabaseVersion`]; [`Error::Format`] if it is damaged or the key is wrong; [`Error::Refused`] naming what
+    /// else is wrong: none there, another volume's, in use by another process.
     pub fn open(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result<Self> {
         let path = dir.join(DATABASE_FILE);
         let refused = |reason: &str| {
@@ -183,14 +186,15 @@ impl Meta {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(refused("does not exist")),
             Err(source) => return Err(Error::io(format!("metadata database {}", path.display()), source)),
         }
+        let of_version = |found| Error::DatabaseVersion { path: path.clone(), found, known: schema::SCHEMA_VERSION };
         let conn = schema::connect(&path, key, Role::Write);
         let identified = conn.and_then(|conn| schema::identity(&conn).map(|found| (conn, found)));
         let conn = match identified {
             Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                return Err(Error::format(
-                    format!("metadata database {}", path.display()),
-                    "it is damaged, or was made with another key",
-                ));
+                return Err(schema::former_version(&path, key).map(of_version).unwrap_or_else(|| {
+                    let object = format!("metadata database {}", path.display());
+                    Error::format(object, "it is damaged, or was made with another key")
+                }));
             }
             Err(source) => return Err(Error::Database { path, source }),
             Ok((conn, (false, _))) if schema::is_blank(&conn).at(&path)? => {
@@ -201,10 +205,7 @@ impl Meta {
             }
             Ok((_, (false, _))) => return Err(refused("is not a metadata database of brine")),
             Ok((conn, (true, schema::SCHEMA_VERSION))) => conn,
-            Ok((_, (true, version))) => {
-                let known = schema::SCHEMA_VERSION;
-                return Err(refused(&format!("has schema version {version}, this program knows {known}")));
-            }
+            Ok((_, (true, version))) => return Err(of_version(version)),
         };
         if outbox::get_local(&conn, "volume").at(&path)?.as_deref() != Some(&setup.volume.0) {
             return Err(refused("belongs to another volume"));
@@ -263,6 +264,11 @@ impl Meta {
     /// The database file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// From now on an inode gets no more names than this, a directory not more subdirectories.
+    pub fn limit_links(&self, max: u32) {
+        self.core.lock().nlink_max = max.min(LINK_MAX);
     }
 
     /// Run one operation. If `operation` fails (or panics) everything it changed is undone.

@@ -19,6 +19,8 @@ pub const INLINE_MAX: usize = 2048;
 pub const XATTR_SIZE_MAX: usize = 64 * 1024;
 /// Largest file, bytes: sizes are stored as 64-bit signed numbers.
 pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
+/// Most names of an inode, and subdirectories of a directory.
+pub const LINK_MAX: u32 = 1 << 31;
 /// Beyond every chunk: numbers of chunks are stored as 64-bit signed numbers.
 pub const CHUNK_END: ChunkNo = ChunkNo(i64::MAX as u64);
 /// Log2 of the chunk lengths there are: 4 KiB to 1 MiB.

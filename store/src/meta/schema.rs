@@ -9,7 +9,7 @@ use std::path::Path;
 use zeroize::Zeroize;
 
 /// Version of the tables below. A database with another one is refused: it is a cache and can be rebuilt.
-pub(super) const SCHEMA_VERSION: i64 = 2;
+pub(super) const SCHEMA_VERSION: i64 = 3;
 
 /// `application_id` of the database: "brin".
 const APPLICATION_ID: i64 = 0x6272_696e;
@@ -155,8 +155,25 @@ pub(super) enum Role {
     Read,
 }
 
+/// How pages are authenticated. The default, SHA-512, takes twice as long a page where processors know SHA-256.
+const PAGE_HMAC: &str = "HMAC_SHA256";
+/// The same up to version 2.
+pub(super) const FORMER_PAGE_HMAC: &str = "HMAC_SHA512";
+
 /// Open a connection with its key and settings. Reads nothing yet, so a wrong key shows at the first query.
 pub(super) fn connect(path: &Path, key: &[u8; 32], role: Role) -> rusqlite::Result<Connection> {
+    connect_with(path, key, role, PAGE_HMAC)
+}
+
+/// The version of a database that [`connect`] takes for damaged, if it is one of a version that authenticated its pages
+/// in another way.
+pub(super) fn former_version(path: &Path, key: &[u8; 32]) -> Option<i64> {
+    let conn = connect_with(path, key, Role::Read, FORMER_PAGE_HMAC).ok()?;
+    identity(&conn).ok().filter(|(ours, _)| *ours).map(|(_, version)| version)
+}
+
+/// As [`connect`], with pages authenticated by `hmac`.
+pub(super) fn connect_with(path: &Path, key: &[u8; 32], role: Role, hmac: &str) -> rusqlite::Result<Connection> {
     let flags = match role {
         Role::Create => OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE,
         Role::Write => OpenFlags::SQLITE_OPEN_READ_WRITE,
@@ -179,10 +196,8 @@ pub(super) fn connect(path: &Path, key: &[u8; 32], role: Role) -> rusqlite::Resu
     let keyed = conn.execute_batch(&pragma);
     pragma.zeroize();
     keyed?;
-    // The default, SHA-512, takes twice as long a page where processors know SHA-256.
-    conn.execute_batch("PRAGMA cipher_hmac_algorithm = HMAC_SHA256;")?;
     conn.execute_batch(&format!(
-        "PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -{};",
+        "PRAGMA cipher_hmac_algorithm = {hmac}; PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -{};",
         if role == Role::Read { 8 * 1024 } else { CACHE_KIB },
     ))?;
     Ok(conn)
@@ -237,4 +252,13 @@ pub(super) fn identity(conn: &Connection) -> rusqlite::Result<(bool, i64)> {
     let id: i64 = conn.query_row("PRAGMA application_id", [], |row| row.get(0))?;
     let version: i64 = conn.query_row("PRAGMA user_version", [], |row| row.get(0))?;
     Ok((tables > 0 && id == APPLICATION_ID, version))
+}
+
+/// A database of version 2, as far as it can be told from one of today.
+#[cfg(test)]
+pub(crate) fn make_former(path: &Path, key: &[u8; 32]) -> rusqlite::Result<()> {
+    let conn = connect_with(path, key, Role::Create, FORMER_PAGE_HMAC)?;
+    settle(&conn)?;
+    make_tables(&conn)?;
+    conn.execute_batch("PRAGMA user_version = 2;")
 }

@@ -10,7 +10,7 @@ use super::extent::{ANY_SEQUENCE, PUT, range};
 use super::patch::Patch;
 use super::rows::*;
 use super::sql::{At, int};
-use super::txn::{Txn, block_of};
+use super::txn::{RefChange, Txn, block_of};
 use crate::error::{Error, Result};
 use crate::ids::{ChunkNo, Ino};
 
@@ -64,7 +64,7 @@ impl Txn<'_> {
         let ended: Vec<_> =
             rows.iter().map(|row| core.cuts.hidden(row.data, row.chunk, row.sequence).unwrap_or(now)).collect();
         for (row, until) in rows.iter().zip(&ended) {
-            self.release(&row.key, row.since, *until);
+            self.release((file.data, row.chunk), &row.key, row.since, *until);
         }
         // One change for each run of rows that ended together, so that history has the generation right.
         let mut start = 0;
@@ -108,7 +108,7 @@ impl Txn<'_> {
         for row in rows {
             // The source refers to the block, so it lives.
             let id = block_of(self.core, &row.key);
-            self.core.refs.push((id, 1));
+            self.core.refs.push(RefChange { id, change: 1, place: (row.data, row.chunk) });
             self.core.note(RowChange::PutExtent(row));
         }
         Ok(copied)

@@ -49,6 +49,7 @@ pub(super) fn fresh(name: &str) -> (Scratch, Meta) {
     (dir, meta)
 }
 
+mod audit;
 mod codec;
 mod exec_border;
 mod failure;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
+use super::audit::{Audit, Place};
 use super::cache::{InodeCache, NumberMap};
 use super::counters::{COUNTERS_KEY, Counters};
 use super::dentry::NameHash;
@@ -53,15 +54,17 @@ pub(super) struct Core {
     pub history: bool,
     /// Recorded changes of the open generation, in order.
     pub changes: Vec<RowChange>,
-    /// Reference changes not yet folded; 0 for a block to be looked at (just stored or revived).
-    pub refs: Vec<(BlockId, i64)>,
+    /// Reference changes not yet folded.
+    pub refs: Vec<RefChange>,
+    /// An audit of references that goes on.
+    pub audit: Option<Box<Audit>>,
     /// Local rows changed in the open transaction.
     pub local_dirty: bool,
     /// Conditional writes that met another version.
     pub conflicts: u64,
     /// False while rows come from a record or an image.
     pub recording: bool,
-    /// Most names an inode may have.
+    /// Most names an inode may have, [`LINK_MAX`] unless told otherwise.
     pub nlink_max: u32,
     /// Extents deleted in the foreground; more are cut off and retired behind.
     pub cut_at_once: usize,
@@ -116,11 +119,12 @@ impl Core {
             history: false,
             changes: Vec::new(),
             refs: Vec::new(),
+            audit: None,
             local_dirty: false,
             conflicts: 0,
             numbered_apart: None,
             recording: true,
-            nlink_max: 1 << 31,
+            nlink_max: LINK_MAX,
             cut_at_once: extent::CUT_AT_ONCE,
             operation: None,
         }
@@ -479,10 +483,27 @@ impl<'a> Key<'a> {
     }
 }
 
+/// Extents that name a block came or went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RefChange {
+    pub id: BlockId,
+    /// By how many there are more; 0 for a block to be looked at (just stored or revived).
+    pub change: i64,
+    /// Where the extent is, or was.
+    pub place: Place,
+}
+
+impl RefChange {
+    /// The block may be without a reference.
+    pub fn look(id: BlockId) -> Self {
+        Self { id, change: 0, place: (DataId(0), ChunkNo(0)) }
+    }
+}
+
 /// Folds reference changes into one a block.
-pub(super) fn sum_refs(changes: &[(BlockId, i64)]) -> Vec<(BlockId, i64)> {
+pub(super) fn sum_refs(changes: &[RefChange]) -> Vec<(BlockId, i64)> {
     let mut sums: HashMap<BlockId, i64> = HashMap::with_capacity(changes.len());
-    for (id, change) in changes {
+    for RefChange { id, change, .. } in changes {
         *sums.entry(*id).or_default() += change;
     }
     let mut sums: Vec<_> = sums.into_iter().collect();

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::Meta;
+use super::audit::Findings;
 use super::counters::{COUNTERS_KEY, Counters};
 use super::reader::Reader;
 use super::rows::Shelf;
@@ -104,16 +105,6 @@ impl Reader {
         Ok(findings)
     }
 
-    /// The references of every block against the extents, current and kept, that name it; what does not agree.
-    ///
-    /// # Errors
-    /// [`crate::Error::Database`].
-    pub fn verify_references(&self) -> Result<Vec<String>> {
-        let mut findings = Vec::new();
-        self.check_refs(&mut findings)?;
-        Ok(findings)
-    }
-
     fn check_rule(&self, text: &str, sql: &str, findings: &mut Vec<String>) -> Result<()> {
         let mut statement = self.conn.prepare(sql).at(&self.path)?;
         let width = statement.column_count();
@@ -138,7 +129,7 @@ impl Reader {
 
     /// Counts every extent, current and kept, against the references of the blocks.
     fn check_refs(&self, findings: &mut Vec<String>) -> Result<()> {
-        let mut counts: HashMap<BlockId, u64> = HashMap::new();
+        let mut counts: HashMap<BlockId, i64> = HashMap::new();
         let mut statement =
             self.conn.prepare("SELECT key FROM extents UNION ALL SELECT key FROM extents_past").at(&self.path)?;
         let mut rows = statement.query([]).at(&self.path)?;
@@ -146,29 +137,13 @@ impl Reader {
             let key = BlockKey(row.get(0).at(&self.path)?);
             *counts.entry((self.block_id)(&key)).or_default() += 1;
         }
-        let mut found = 0;
-        let mut note = |finding: String| {
-            found += 1;
-            if found <= FINDINGS_MAX {
-                findings.push(finding);
-            }
-        };
+        let mut found = Findings::default();
         self.for_each_block(|block| {
-            let counted = counts.remove(&block.id).unwrap_or(0);
-            if counted != block.refs {
-                note(format!("block {} says {} references, {counted} extents name it", block.id, block.refs));
-            }
-            if (block.refs == 0) != (block.state != super::rows::BlockState::Live) {
-                note(format!("block {} has {} references and is {:?}", block.id, block.refs, block.state));
-            }
+            found.block(block.id, block.refs, block.state, counts.remove(&block.id).unwrap_or(0));
             Ok(())
         })?;
-        for (id, count) in counts {
-            note(format!("{count} extents name block {id}, which does not exist"));
-        }
-        if found > FINDINGS_MAX {
-            findings.push(format!("and {} more like the last", found - FINDINGS_MAX));
-        }
+        found.unknown(counts);
+        findings.extend(found.into_lines());
         Ok(())
     }
 

@@ -13,6 +13,7 @@ use crate::ids::{Generation, Term};
 use crate::meta::{DATABASE_FILE, Meta, Setup};
 use crate::recover::{self, Again, CaughtUp, Ground, Reader, Recovered};
 use crate::seal::VolumeKeys;
+use crate::segment::QUORUM_PATIENCE;
 use crate::superblock::{SUPERBLOCK_FILES, Superblock, newest_first};
 
 /// What the members' superblocks say now.
@@ -198,7 +199,7 @@ impl Volume {
                 self.blocks.heal_stripe(place, Some(self.identity()), &mut unsynced)?;
             }
             for (header, message) in record.parts {
-                self.blocks.append_commit(header, &message)?;
+                self.blocks.append_commit(header, &message, QUORUM_PATIENCE)?;
             }
         }
         self.blocks.sync_healed(&mut unsynced)?;

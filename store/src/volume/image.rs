@@ -21,7 +21,7 @@ pub(crate) struct LastImage {
     entries: Option<Vec<ImageEntry>>,
     /// Number of the next segment when it was written.
     next_segment: u64,
-    /// Segments that gc wants empty: parts of images that lie in them are written anew.
+    /// Segments that gc wants empty, or that lost a directory: parts of images that lie in them are written anew.
     pub(super) leaving: BTreeSet<SegmentId>,
 }
 
@@ -57,6 +57,8 @@ impl Volume {
             last.entries = pointer.and_then(|pointer| reader.image_index(&pointer).ok()).map(|index| index.entries);
         }
         let mut before = last.entries.take().unwrap_or_default();
+        let lacking = self.blocks.segments().lacking_segments().into_iter().map(|(segment, _)| segment);
+        last.leaving.extend(lacking.filter(|segment| self.lies_better_elsewhere(*segment)));
         before.retain(|entry| !last.leaving.contains(&entry.location.segment));
         let written = checkpoint::write(&self.blocks, &self.sealer, self.id, &state, head, &before)?;
         drop(state);

@@ -12,6 +12,8 @@ mod fold;
 mod exec_rows;
 mod format;
 mod image;
+mod keys;
+mod moving;
 mod open;
 mod past;
 mod prefetch;
@@ -32,20 +34,20 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
-pub use crate::keyslot::{KdfCost, NewSecret, Unlock};
+pub use crate::keyslot::{KdfCost, NewSecret, SlotKind, Unlock};
 pub use crate::meta::quota::{Quota, QuotaLimits, QuotaRoom, QuotaState};
 pub use crate::meta::rows::{
-    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, NAME_MAX,
-    NewNode, RenameFlags, SetAttr, Unlinked,
+    ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, LINK_MAX,
+    NAME_MAX, NewNode, RenameFlags, SetAttr, Unlinked,
 };
 pub use crate::meta::rows::{COOKIE_MIN, GenerationRow, InodeRow, SnapshotRow};
 pub use crate::meta::{NameSpan, PastReader, Who};
@@ -56,6 +58,7 @@ pub use differences::{Difference, changes, differences};
 pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format, format_with};
+pub use keys::{AddedKey, NewKey};
 pub use open::{OpenOptions, ReportFn, check_state_dir};
 pub use past::View;
 pub use probe::{Probe, ProbeMember, default_state_dir, probe};
@@ -124,6 +127,11 @@ pub struct Volume {
     gc: Mutex<Gc>,
     /// Writers that wait for space.
     hungry: AtomicUsize,
+    /// Collections of the housekeeper's that came to their end, and bytes that they gave back.
+    collections: AtomicU64,
+    given_back: AtomicU64,
+    /// When a writer last waited for nothing, and what had been given back then.
+    in_vain: Mutex<Option<(Instant, u64)>>,
     retention: Mutex<Retention>,
     /// Former states that are being read, and by how many.
     pinned: Mutex<BTreeMap<Generation, usize>>,
@@ -157,6 +165,12 @@ impl std::fmt::Debug for Volume {
 }
 
 impl Volume {
+    /// From now on an inode gets no more names than this, and a directory not more subdirectories; at most, and unless
+    /// told otherwise, [`LINK_MAX`].
+    pub fn limit_links(&self, max: u32) {
+        self.meta.limit_links(max);
+    }
+
     /// Identity of the volume.
     pub fn volume_id(&self) -> VolumeId {
         self.id
@@ -393,7 +407,13 @@ impl Volume {
         }
         self.writable()?;
         let outcome = self.commit.run(&self.parts(), flusher);
-        self.committed_or_read_only(outcome)
+        let outcome = self.committed_or_read_only(outcome);
+        if !self.blocks.segments().missed().is_empty()
+            && let Some(housekeeper) = self.housekeeper.try_lock()
+        {
+            housekeeper.as_ref().inspect(|housekeeper| housekeeper.wake());
+        }
+        outcome
     }
 
     /// What a commit came to; after a failure nothing may be written any more.
@@ -433,7 +453,11 @@ impl Volume {
         drop(self.watcher.lock().take());
         outcome?;
         if !self.asked_read_only {
-            self.checkpoint_if_due()?;
+            match self.checkpoint_if_due() {
+                // The log has it all; only a rebuild of the database would take longer.
+                Err(Error::NoSpace) => log::warn!("there is no room for a checkpoint"),
+                outcome => outcome?,
+            }
             self.meta.with(|txn| self.log.note_durable(txn))?;
             self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
@@ -569,6 +593,7 @@ impl Volume {
             return Ok(());
         }
         looked?;
+        self.move_what_missed_a_sync()?;
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
         self.fold_due(false)?;

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -346,6 +346,9 @@ impl Volume {
             floor: Mutex::default(),
             gc: Mutex::new(gc),
             hungry: AtomicUsize::new(0),
+            collections: AtomicU64::new(0),
+            given_back: AtomicU64::new(0),
+            in_vain: Mutex::default(),
             retention: Mutex::default(),
             pinned: Mutex::default(),
             counting: Mutex::default(),

@@ -9,6 +9,7 @@ use crate::backing::{Backing, Directories, RealDirectories};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, MemberId, VolumeId};
+use crate::keyslot::SlotKind;
 use crate::superblock::{SUPERBLOCK_FILES, Superblock, SuperblockError, UnverifiedSuperblock, newest_first};
 
 /// A directory that proves to be a member.
@@ -74,7 +75,7 @@ impl NoMember {
     fn text(&self) -> String {
         match self {
             Self::Io(error) => error.to_string(),
-            Self::NoMarker => "it holds no superblock; is the disk mounted there?".into(),
+            Self::NoMarker => "it holds no superblock (is the disk mounted there?)".into(),
             Self::Damaged(reason) => format!("its superblock is damaged ({reason})"),
         }
     }
@@ -182,6 +183,8 @@ pub struct Probe {
     pub geometry: Geometry,
     /// Its directories.
     pub members: Vec<ProbeMember>,
+    /// Its key slots, and what opens each.
+    pub key_slots: Vec<(u32, SlotKind)>,
     /// Where its metadata database is expected.
     pub state_dir: PathBuf,
     /// The last generation the superblocks tell of.
@@ -229,6 +232,7 @@ pub fn probe(sources: &[PathBuf]) -> Result<Probe> {
         label: newest.label.clone(),
         geometry: newest.geometry,
         members,
+        key_slots: newest.key_slots.iter().map(|slot| (slot.id(), slot.kind())).collect(),
         holder,
         state_dir,
         generation: newest.generation,

@@ -78,47 +78,40 @@ impl Volume {
         self.meta.with(|txn| txn.quota_room(ino))
     }
 
-    /// Promise a writer what its file will take beyond what it takes now: `need` says how much, of the file's attributes
-    /// and the number of `chunks` that nothing is stored of. `held`: the quota and bytes promised before; the answer
-    /// takes its place.
+    /// Promise a writer that its file may come to take as much as `most` says: of the file's attributes and the number of
+    /// `chunks` that nothing is stored of. It takes the place of what was promised for the file before. What of it is
+    /// stored counts once. Returns the bytes promised.
     ///
     /// # Errors
     /// [`crate::Error::QuotaExceeded`]; what was promised before still is.
-    pub fn hold_quota(
-        &self,
-        ino: Ino,
-        held: (u32, u64),
-        chunks: &[ChunkNo],
-        need: impl FnOnce(&Attr, u64) -> u64,
-    ) -> Result<(u32, u64)> {
-        self.meta.with(|txn| txn.hold_quota(ino, held, chunks, need))
+    pub fn promise_quota(&self, ino: Ino, chunks: &[ChunkNo], most: impl FnOnce(&Attr, u64) -> u64) -> Result<u64> {
+        self.meta.with(|txn| txn.promise_quota(ino, chunks, most))
     }
 
     /// Take a promise back.
-    pub fn release_quota(&self, held: (u32, u64)) {
-        if held.1 > 0 {
-            // Fails only if nothing works any more, and then nobody is promised anything.
-            let _ = self.meta.with(|txn| {
-                txn.release_quota(held, (0, 0));
-                Ok(())
-            });
-        }
+    pub fn release_quota(&self, ino: Ino) {
+        // Fails only if nothing works any more, and then nobody is promised anything.
+        let _ = self.meta.with(|txn| {
+            txn.release_quota(ino);
+            Ok(())
+        });
     }
 
-    /// [`Volume::set_file`], with what was promised for the file taken back and what is still buffered promised anew, as
-    /// `left` says, in one with it: nobody sees a moment with both or neither.
-    pub fn set_file_held(
+    /// [`Volume::set_file`], with what was promised for the file replaced by what it may come to take yet, in one with it:
+    /// nobody sees a moment with both or neither. Returns what is promised now, if the file counts in a quota.
+    pub fn set_file_promised(
         &self,
         ino: Ino,
         change: &FileChange,
-        held: (u32, u64),
-        left: impl FnOnce(&Attr) -> u64,
-    ) -> Result<(Attr, (u32, u64))> {
+        most: impl FnOnce(&Attr) -> u64,
+    ) -> Result<(Attr, Option<u64>)> {
         self.change(|txn| {
             let attr = txn.set_file(ino, change)?;
-            let left = if attr.quota == 0 { (0, 0) } else { (attr.quota, left(&attr)) };
-            txn.release_quota(held, left);
-            Ok((attr, left))
+            let most = (attr.quota != 0).then(|| most(&attr));
+            if let Some(most) = most {
+                txn.keep_promise(ino, most)?;
+            }
+            Ok((attr, most))
         })
     }
 

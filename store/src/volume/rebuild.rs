@@ -13,6 +13,7 @@ use super::probe::{discover, state_dir_of};
 use crate::backing::RealDirectories;
 use crate::clock::SystemClock;
 use crate::error::{Error, Result};
+use crate::ids::Generation;
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Setup};
 use crate::recover::{self, Reader, Report};
@@ -71,14 +72,17 @@ pub fn rebuild(options: &OpenOptions) -> Result<Rebuilt> {
     if let Some(text) = superblocks.divided(&reader).filter(|_| !options.accept_rollback) {
         return Err(Error::Refused(text));
     }
-    let before = match open_existing(&dir, keys.database_key(), &setup, &mut notes)? {
-        Some(meta) => {
+    let before = match open_existing(&dir, keys.database_key(), &setup, &mut notes) {
+        Ok(Some(meta)) => {
             let generation = meta.committed();
             meta.close()?;
             drop(meta);
             Some((generation, recover::set_aside(&dir, setup.clock.now_ns())?))
         }
-        None => None,
+        Ok(None) => None,
+        // What it holds cannot be told, so it is not known to be ahead.
+        Err(Error::DatabaseVersion { .. }) => Some((Generation(0), recover::set_aside(&dir, setup.clock.now_ns())?)),
+        Err(error) => return Err(error),
     };
     let made = reader.rebuild(&dir, &setup, &superblocks.ground(options.accept_rollback));
     let made = match (made, &before) {

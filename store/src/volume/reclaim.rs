@@ -19,8 +19,13 @@ use crate::recover::Reader;
 use crate::retention::Shed;
 use crate::shard::SEGMENT_HEADER_LEN;
 
-/// How long a writer waits for gc to make space.
+/// How long a writer waits for gc to make space, since gc last made any.
 const SPACE_PATIENCE: Duration = Duration::from_secs(10);
+/// How long it waits at most.
+const SPACE_PATIENCE_MAX: Duration = Duration::from_secs(60);
+/// Collections, begun after a writer began to wait, that must have freed nothing before it is told that nothing can be:
+/// what is freed needs two checkpoints, and those free the log.
+const COLLECTIONS_TRIED: u64 = 2;
 /// How often it looks.
 const SPACE_RECHECK: Duration = Duration::from_millis(50);
 /// Settings key: generation in which gc last asked for a generation of its own.
@@ -124,21 +129,47 @@ impl Volume {
         self.space.fits(bytes)
     }
 
-    /// Wait until there is space for `bytes`, for as long as gc may still make some and at most ten seconds. Not to be
-    /// called by who holds anything that a commit waits for.
+    /// Wait until there is space for `bytes`, for as long as gc may still make some: ten seconds since it last did, and a
+    /// minute at most. Not to be called by who holds anything that a commit waits for.
     pub fn wait_for_space(&self, bytes: u64) {
         if self.has_space(bytes) || bytes > self.usable_total() {
             return;
         }
-        let until = Instant::now() + SPACE_PATIENCE;
+        let began = Instant::now();
+        let collections = || self.collections.load(Ordering::Acquire);
+        let given_back = || self.given_back.load(Ordering::Acquire);
+        let told = *self.in_vain.lock();
+        if told.is_some_and(|(at, then)| at.elapsed() < SPACE_PATIENCE && then == given_back()) && !self.may_free() {
+            return;
+        }
+        // A collection that runs already does not count.
+        let mut seen = (began, collections() + 1, given_back());
         self.hungry.fetch_add(1, Ordering::AcqRel);
-        while !self.has_space(bytes) && Instant::now() < until && self.writable().is_ok() && self.may_free() {
+        while !self.has_space(bytes) && began.elapsed() < SPACE_PATIENCE_MAX && self.writable().is_ok() {
+            if given_back() != seen.2 {
+                seen = (Instant::now(), collections() + 1, given_back());
+            }
+            let in_vain = collections() >= seen.1 + COLLECTIONS_TRIED && !self.may_free();
+            if in_vain || seen.0.elapsed() >= SPACE_PATIENCE {
+                *self.in_vain.lock() = Some((Instant::now(), seen.2));
+                break;
+            }
             if let Some(housekeeper) = &*self.housekeeper.lock() {
                 housekeeper.wake();
             }
             std::thread::sleep(SPACE_RECHECK);
         }
         self.hungry.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The housekeeper's gc gave space of blocks back. That of the log alone is none: commits take as much again.
+    pub(crate) fn note_given_back(&self, bytes: u64) {
+        self.given_back.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// The housekeeper's gc came to its end.
+    pub(crate) fn note_collected(&self) {
+        self.collections.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Writers wait for space.
@@ -255,6 +286,12 @@ impl Volume {
     /// Plaintext that fits in what the members could ever hold, bytes.
     pub(crate) fn usable_total(&self) -> u64 {
         self.space.raw().usable_total
+    }
+
+    /// Plaintext that gc may move before anything is freed, bytes.
+    pub(crate) fn movable(&self) -> u64 {
+        self.space.freed();
+        self.space.raw().movable
     }
 
     /// Change a row, so that the next commit closes a generation.

@@ -41,6 +41,8 @@ pub struct RawSpace {
     pub usable_total: u64,
     /// Plaintext that still fits.
     pub usable_free: u64,
+    /// Plaintext that gc may move meanwhile: with half of what is kept back, as it frees more than it takes.
+    pub movable: u64,
 }
 
 #[derive(Default)]
@@ -146,6 +148,7 @@ impl Space {
         self.refresh(&mut sample);
         let mut raw = sample.raw;
         raw.usable_free = raw.usable_free.saturating_sub(sample.written);
+        raw.movable = raw.movable.saturating_sub(sample.written);
         raw
     }
 
@@ -166,7 +169,7 @@ impl Space {
         }
         let sharing = |device: u64| spaces.iter().filter(|other| other.device == device).count().max(1) as u64;
         let mut raw = RawSpace::default();
-        let (mut free, mut total) = (Vec::new(), Vec::new());
+        let (mut free, mut movable, mut total) = (Vec::new(), Vec::new(), Vec::new());
         for space in &spaces {
             let parts = sharing(space.device);
             raw.total += space.total_bytes / parts;
@@ -174,9 +177,11 @@ impl Space {
             let least = RESERVE_MIN.min(space.total_bytes / 8);
             let reserve = (space.total_bytes / RESERVE_SHARE).clamp(least, RESERVE_MAX) / parts;
             free.push((space.available_bytes / parts).saturating_sub(reserve));
+            movable.push((space.available_bytes / parts).saturating_sub(reserve / 2));
             total.push((space.total_bytes / parts).saturating_sub(reserve));
         }
         raw.usable_free = usable(free, self.geometry);
+        raw.movable = usable(movable, self.geometry);
         raw.usable_total = usable(total, self.geometry);
         untold = untold.filter(|_| spaces.len() < self.geometry.data());
         // It is asked again at once.

@@ -46,6 +46,29 @@ impl Drop for Disks {
     }
 }
 
+/// A file of a third of what fits is written over again and again, synced each time: what it held before goes in time.
+#[track_caller]
+pub fn overwritten(rounds: u64) -> String {
+    const MIB: u64 = 96;
+    let disks = Disks::new("overwritten", 3, MIB);
+    let builder = Builder::new("overwritten").directories_at(disks.mounts.clone()).geometry(2, 1);
+    let mut volume = builder.mount();
+    let len = (2 * MIB / 3) << 20;
+    let mut last = Vec::new();
+    for round in 0..rounds {
+        last = content(round, len as usize);
+        let result = File::create(volume.path("stream")).and_then(|mut file| {
+            file.write_all(&last)?;
+            file.sync_all()
+        });
+        result.unwrap_or_else(|error| panic!("round {round}: {error}: {:#}", volume.status()));
+    }
+    volume.remount();
+    assert!(fs::read(volume.path("stream")).expect("read") == last, "what was written last is wrong");
+    volume.expect_clean();
+    format!("{} MiB were written over {rounds} times on 3 x {MIB} MiB (2+1)", len >> 20)
+}
+
 /// Disks of `mebibytes` MiB are filled: ENOSPC reaches the writer and nobody else, what was written is right, the
 /// volume can be mounted, files can be removed, and then there is room again.
 #[track_caller]

@@ -116,6 +116,15 @@ impl Cache {
     }
 }
 
+/// At most this part of what a filesystem has free is preallocated ahead of a write.
+const FREE_SHARE: u64 = 8;
+
+/// Free bytes of the filesystem that a file lies on, if it tells.
+fn available(file: &File) -> Option<u64> {
+    let stat = nix::sys::statvfs::fstatvfs(file.as_fd()).ok()?;
+    Some(stat.blocks_available().saturating_mul(stat.fragment_size()))
+}
+
 /// Writes up to this length, bytes, are taken for records that are synced one by one.
 const SMALL_WRITE_MAX: u64 = 32 << 10;
 /// Zeros written ahead of such records, bytes.
@@ -145,7 +154,12 @@ impl Room {
         if wanted <= self.allocated {
             return Ok(());
         }
-        let target = wanted.next_multiple_of(PREALLOCATE_STEP).min(self.capacity);
+        // What little is left must not lie idle here while another segment, or the next, needs it.
+        let ahead = available(file).map_or(PREALLOCATE_STEP, |free| free / FREE_SHARE);
+        let target = wanted.next_multiple_of(PREALLOCATE_STEP).min(end.saturating_add(ahead)).min(self.capacity);
+        if target <= self.allocated {
+            return Ok(());
+        }
         let (from, len) = (self.allocated as i64, (target - self.allocated) as i64);
         let result = loop {
             match fallocate(file.as_fd(), FallocateFlags::FALLOC_FL_KEEP_SIZE, from, len) {

@@ -7,7 +7,7 @@ use super::*;
 fn refusal(result: Result<Meta>) -> String {
     match result.expect_err("it must not open") {
         Error::Refused(text) => text,
-        error @ Error::Format { .. } => error.to_string(),
+        error @ (Error::Format { .. } | Error::DatabaseVersion { .. }) => error.to_string(),
         other => panic!("unexpected: {other}"),
     }
 }
@@ -43,7 +43,11 @@ fn what_cannot_be_opened_says_why() {
         conn.execute_batch("PRAGMA user_version = 99").unwrap();
     }
     let text = refusal(Meta::open(&dir.0, &KEY, &setup()));
-    assert!(text.contains("version 99"), "{text}");
+    assert!(text.contains("is of version 99") && text.contains("version 3"), "{text}");
+    std::fs::remove_file(&path).unwrap();
+    schema::make_former(&path, &KEY).unwrap();
+    let text = refusal(Meta::open(&dir.0, &KEY, &setup()));
+    assert!(text.contains("is of version 2") && text.contains("brine rebuild SOURCE"), "{text}");
     std::fs::remove_file(&path).unwrap();
     let text = refusal(Meta::open(&dir.0, &KEY, &setup()));
     assert!(text.contains("does not exist"), "{text}");

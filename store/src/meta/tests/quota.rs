@@ -116,26 +116,60 @@ fn what_writers_are_promised_counts_as_used_in_all_that_lie_around() {
     let b = meta.with(|txn| txn.create(outer, b"b", &file(0o644))).unwrap().ino;
     set(&meta, outer, limits(8192 + 10_000, 0));
     set(&meta, inner, limits(4096 + 8_000, 0));
-    let hold = |ino, held, bytes| meta.with(|txn| txn.hold_quota(ino, held, &[], |_, _| bytes));
-    assert!(matches!(hold(a, (0, 0), 8_001), Err(Error::QuotaExceeded)));
-    let held = hold(a, (0, 0), 8_000).unwrap();
-    assert!(matches!(hold(b, (0, 0), 2_001), Err(Error::QuotaExceeded)));
-    let other = hold(b, (0, 0), 2_000).unwrap();
-    assert!(matches!(hold(a, held, 8_001), Err(Error::QuotaExceeded)), "what it has counts once");
-    let held = hold(a, held, 5_000).unwrap();
+    let promise = |ino, bytes| meta.with(|txn| txn.promise_quota(ino, &[], |_, _| bytes));
+    assert!(matches!(promise(a, 8_001), Err(Error::QuotaExceeded)));
+    promise(a, 8_000).unwrap();
+    assert!(matches!(promise(b, 2_001), Err(Error::QuotaExceeded)));
+    promise(b, 2_000).unwrap();
+    assert!(matches!(promise(a, 8_001), Err(Error::QuotaExceeded)), "what it has counts once");
+    promise(a, 5_000).unwrap();
     // Both leave as much; the inner one is told of.
     assert_eq!(meta.with(|txn| txn.quota_room(a)).unwrap().bytes, Some((4096 + 8_000, 3_000)));
-    // Storing what was promised takes the promise's place.
+    // What is stored takes the place of what was promised of it, at once.
+    let free = |ino| meta.with(|txn| txn.quota_room(ino)).unwrap().bytes.unwrap().1;
     inline(&meta, a, 1000).unwrap();
+    assert_eq!((of(&meta, inner).bytes, free(a)), (4096 + 1024, 3_000));
+    assert!(promise(b, 5_001).is_err());
+    promise(b, 5_000).unwrap();
+    // An operation that fails changes nothing of it.
+    let undone: Result<()> = meta.with(|txn| {
+        txn.release_quota(b);
+        txn.promise_quota(a, &[], |_, _| 1_500)?;
+        let change = FileChange { size: 0, mtime_ns: 1, ctime_ns: 1, inline: Some(Vec::new()), clear_suid: false };
+        txn.set_file(a, &change)?;
+        Err(Error::Exists)
+    });
+    assert!(undone.is_err());
+    assert!(promise(b, 5_001).is_err());
+    // Taken back, only what is stored is left of it.
     meta.with(|txn| {
-        txn.release_quota(held, (held.0, 0));
+        txn.release_quota(a);
         Ok(())
     })
     .unwrap();
-    let quota = of(&meta, inner);
-    assert_eq!((quota.bytes, quota.limits.bytes), (4096 + 1024, Some(4096 + 8_000)));
-    assert!(matches!(hold(b, other, 8_977), Err(Error::QuotaExceeded)));
-    hold(b, other, 8_976).unwrap();
+    assert_eq!(free(b), 10_000 - 1024 - 5_000);
+    assert!(matches!(promise(b, 8_977), Err(Error::QuotaExceeded)));
+    promise(b, 8_976).unwrap();
+    // A file that is gone holds nothing.
+    let gone = meta.with(|txn| txn.unlink(outer, b"b")).unwrap();
+    meta.with(|txn| txn.release_orphan(gone.ino)).unwrap();
+    assert_eq!(free(outer), 10_000 - 1024);
+    verified(&meta);
+}
+
+#[test]
+fn what_a_file_was_promised_goes_with_it_to_another_quota() {
+    let (_dir, meta) = fresh("quota-promise");
+    let outer = make_dir(&meta, ROOT_INO, b"outer");
+    let inner = make_dir(&meta, outer, b"inner");
+    let a = meta.with(|txn| txn.create(inner, b"a", &file(0o644))).unwrap().ino;
+    set(&meta, outer, limits(8192 + 10_000, 0));
+    meta.with(|txn| txn.promise_quota(a, &[], |_, _| 6_000)).unwrap();
+    set(&meta, inner, limits(4096 + 8_000, 0));
+    let free = |ino| meta.with(|txn| txn.quota_room(ino)).unwrap().bytes.unwrap().1;
+    assert_eq!((free(inner), free(outer)), (2_000, 4_000));
+    inline(&meta, a, 1000).unwrap();
+    assert_eq!((free(inner), free(outer)), (2_000, 4_000));
     verified(&meta);
 }
 

@@ -60,6 +60,8 @@ struct Run {
     history: bool,
     /// (generation, the model as of then), a few.
     kept: Vec<(Generation, Model)>,
+    /// Audits of references that ended.
+    audits: usize,
 }
 
 fn same<T: PartialEq + std::fmt::Debug>(what: &str, seen: Result<T>, wanted: Result<T, Errno>) {
@@ -258,8 +260,20 @@ impl Run {
         same("set_file", seen, self.model.set_file(ino, size, inline));
     }
 
-    /// What gc does, without waiting.
+    /// A slice of an audit that goes on beside all this.
+    fn audit(&mut self) {
+        let rows = 1 + self.random.below(12) as usize;
+        if let Some(findings) = self.meta.audit(rows).unwrap() {
+            assert_eq!(findings, Vec::<String>::new());
+            self.audits += 1;
+        }
+    }
+
+    /// What retention and gc do, without waiting.
     fn collect(&mut self) {
+        let pinned: Vec<Generation> = self.kept.iter().map(|(generation, _)| *generation).collect();
+        let committed = self.meta.committed();
+        self.meta.with(|txn| txn.forget_history(Generation(0), committed, &pinned)).unwrap();
         self.meta
             .with(|txn| {
                 for block in txn.dead_blocks(BlockState::Zero, txn.generation(), 5)? {
@@ -413,14 +427,16 @@ fn run(name: &str, seed: u64, steps: usize, history: bool) {
     })
     .unwrap();
     let (model, random) = (Model::new(6), Random(seed));
-    let mut run = Run { meta, model, random, records: Vec::new(), history, kept: Vec::new() };
+    let mut run = Run { meta, model, random, records: Vec::new(), history, kept: Vec::new(), audits: 0 };
     for step in 0..steps {
         run.step();
+        run.audit();
         if step % 500 == 499 {
             run.model.compare(&run.meta);
         }
     }
     run.commit();
+    assert!(run.audits > 10, "{} audits", run.audits);
     run.model.compare(&run.meta);
     run.check_history();
     assert_eq!(run.meta.verify().unwrap(), Vec::<String>::new());

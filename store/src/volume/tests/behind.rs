@@ -6,23 +6,26 @@ use std::io;
 use super::*;
 use crate::backing::{Backing, Call, DirBacking, Directories, Fault, FaultyBacking, RealDirectories, Rule};
 
-/// Real directories, of which one fails when told to.
-struct OneFaulty {
-    path: PathBuf,
-    faulty: Arc<FaultyBacking>,
-}
+/// Real directories, of which these fail when told to.
+struct Faulty(BTreeMap<PathBuf, Arc<FaultyBacking>>);
 
-impl OneFaulty {
-    fn new(path: PathBuf) -> Self {
-        let path = std::fs::canonicalize(path).unwrap();
-        let real = DirBacking::open(&path).unwrap();
-        Self { path, faulty: Arc::new(FaultyBacking::new(Arc::new(real))) }
+impl Faulty {
+    fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+        let faulty = paths.into_iter().map(|path| {
+            let path = std::fs::canonicalize(path).unwrap();
+            let real = DirBacking::open(&path).unwrap();
+            (path, Arc::new(FaultyBacking::new(Arc::new(real))))
+        });
+        Self(faulty.collect())
     }
 }
 
-impl Directories for OneFaulty {
+impl Directories for Faulty {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn Backing>> {
-        if path == self.path { Ok(self.faulty.clone()) } else { RealDirectories.open(path) }
+        match self.0.get(path) {
+            Some(faulty) => Ok(faulty.clone()),
+            None => RealDirectories.open(path),
+        }
     }
 
     fn canonical(&self, path: &Path) -> PathBuf {
@@ -70,15 +73,14 @@ fn what_a_directory_lacks_is_remembered_over_a_crash_and_caught_up() {
     let scratch = Scratch::new("behind");
     scratch.format(6, 1);
     let content = noise(70, 300_000);
-    let directories = OneFaulty::new(scratch.0.join("d2"));
+    let directories = Faulty::new([scratch.0.join("d2")]);
     let volume = Volume::open_in(scratch.options(), &directories).unwrap();
     write(&volume, "before", &content[..1000]);
     volume.commit(&NothingDirty).unwrap();
     let open = volume.blocks().segments().open_tails()[0].0;
     // The sync of this generation fails in one directory, which loses what it had not synced.
-    directories
-        .faulty
-        .add(Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO }).segment(open).times(1));
+    let failed_sync = Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO });
+    directories.0.values().for_each(|faulty| faulty.add(failed_sync.clone().segment(open).times(1)));
     write(&volume, "file", &content);
     volume.commit(&NothingDirty).unwrap();
     let status = volume.status().unwrap();
@@ -96,6 +98,50 @@ fn what_a_directory_lacks_is_remembered_over_a_crash_and_caught_up() {
     scratch.kill(volume);
     assert_eq!(status_of(&scratch).tolerated_losses, 2);
     expect_all_without(&scratch, ["d0", "d5"], &[("file", &content), ("before", &content[..1000])]);
+}
+
+/// R9: with a directory to spare a failed sync costs no redundancy, though the one that failed never comes back.
+#[test]
+fn what_missed_a_sync_is_written_elsewhere_at_once() {
+    let scratch = Scratch::new("elsewhere");
+    scratch.format(7, 1);
+    let (before, content) = (noise(75, 300_000), noise(76, 700_000));
+    let directories = Faulty::new((0..7).map(|n| scratch.0.join(format!("d{n}"))));
+    let volume = Volume::open_in(OpenOptions { cache_bytes: 0, ..scratch.options() }, &directories).unwrap();
+    write(&volume, "before", &before);
+    volume.commit(&NothingDirty).unwrap();
+    let open = volume.blocks().segments().open_tails()[0].0;
+    let blocks_there = || volume.meta.with(|txn| txn.blocks_of_segment(open, 0, 1000)).unwrap().len();
+    assert_eq!(blocks_there(), 3);
+    let first = volume.blocks().segment_info(open).unwrap().slots[0].unwrap();
+    let failing = volume.set.get(&first).unwrap();
+    let faulty = &directories.0[&*failing.path()];
+    faulty.add(Rule::new(Call::SyncSegment, Fault::DropUnsynced { errno: libc::EIO }).segment(open).times(1));
+    write(&volume, "file", &content);
+    volume.commit(&NothingDirty).unwrap();
+    assert!(matches!(failing.health(), crate::backing::Health::Failed { .. }));
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while blocks_there() > 3 {
+        assert!(std::time::Instant::now() < deadline, "{} blocks lie where a sync failed", blocks_there());
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    volume.commit(&NothingDirty).unwrap();
+    // What was synced before stays where it is.
+    assert_eq!(blocks_there(), 3);
+    assert!(read(&volume, "before").unwrap() == before);
+    volume.housekeeper.lock().take().unwrap().stop();
+    volume.set.mark_missing(&first, "gone for good");
+    let others: Vec<_> = volume.set.members().iter().filter(|member| member.id != first).collect();
+    for (n, one) in others.iter().enumerate() {
+        for other in &others[n + 1..] {
+            [one, other].iter().for_each(|member| member.mark_missing("gone too"));
+            assert!(read(&volume, "file").unwrap() == content);
+            for member in [one, other] {
+                assert!(member.restore(Some(directories.0[&*member.path()].clone())));
+            }
+        }
+    }
+    scratch.kill(volume);
 }
 
 #[test]

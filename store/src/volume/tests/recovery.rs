@@ -481,3 +481,30 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_used() {
     assert!(text.contains("no checkpoint can be read"), "{text}");
     assert!(!scratch.0.join("state/meta.db").exists());
 }
+
+/// Versions up to 2 authenticated their pages in another way, so that to SQLCipher they look damaged.
+#[test]
+fn a_database_of_a_former_version_is_named_and_rebuilt_on_request() {
+    let scratch = Scratch::new("former-database");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    write(&volume, "file", &noise(27, 70_000));
+    let key = *volume.keys.database_key();
+    volume.close(&NothingDirty).unwrap();
+    let path = scratch.0.join("state/meta.db");
+    for name in ["state/meta.db-wal", "state/meta.db-shm"] {
+        let _ = std::fs::remove_file(scratch.0.join(name));
+    }
+    std::fs::remove_file(&path).unwrap();
+    crate::meta::make_former_database(&path, &key).unwrap();
+    let former = std::fs::read(&path).unwrap();
+    let error = scratch.try_open(&scratch.options()).map(drop).unwrap_err();
+    assert!(matches!(error, Error::DatabaseVersion { found: 2, known: 3, .. }), "{error}");
+    assert!(error.to_string().contains("brine rebuild SOURCE"), "{error}");
+    assert!(std::fs::read(&path).unwrap() == former, "it is left as it is");
+    let rebuilt = rebuild(&scratch.options()).unwrap();
+    assert!(std::fs::read(&rebuilt.aside[0]).unwrap() == former, "{:?}", rebuilt.aside);
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "file").unwrap(), noise(27, 70_000));
+    volume.close(&NothingDirty).unwrap();
+}

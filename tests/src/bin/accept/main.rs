@@ -10,7 +10,8 @@ mod storage;
 mod versions;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -19,9 +20,10 @@ use brine_tests::environment::{brine, require_fuse};
 const HELP: &str = "\
 accept: what a release must pass
 
-  accept THEME [--only TEXT] [--list]
+  accept THEME [--only TEXT] [--list] [--beside N]
 
 Themes: storage, crash, posix, versions, exec. Prints `PASS|FAIL name: detail` a point.
+With --beside N points run beside each other, each in a process of its own; figures are then those of a busy machine.
 Needs root, /dev/fuse and the program built beside this one.
 BRINE_TEST_SEED repeats a run, BRINE_TEST_DIR says where volumes are made, BRINE_TEST_RUNS how long long points are.
 ";
@@ -36,7 +38,8 @@ pub type Point = (&'static str, fn() -> String);
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let only = args.iter().position(|arg| arg == "--only").and_then(|at| args.get(at + 1)).cloned().unwrap_or_default();
+    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
+    let only = value("--only").cloned().unwrap_or_default();
     let points = match args.first().map(String::as_str) {
         Some("storage") => storage::points(),
         Some("crash") => crash::points(),
@@ -52,7 +55,10 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let points: Vec<Point> = points.into_iter().filter(|(name, _)| name.contains(&only)).collect();
+    // `--point`: exactly this one, as `--beside` asks for it.
+    let exact = value("--point");
+    let wanted = |name: &str| exact.map_or(name.contains(&only), |exact| name == exact);
+    let points: Vec<Point> = points.into_iter().filter(|(name, _)| wanted(name)).collect();
     if args.iter().any(|arg| arg == "--list") {
         points.iter().for_each(|(name, _)| println!("{name}"));
         return ExitCode::SUCCESS;
@@ -68,8 +74,40 @@ fn main() -> ExitCode {
         println!("FAIL environment: {}", first_line(&reason));
         return ExitCode::FAILURE;
     }
-    let failed = points.into_iter().filter(|&(name, point)| !passes(name, point)).count();
+    let beside = match value("--beside").map(|count| count.parse::<usize>()) {
+        None => 1,
+        Some(Ok(count)) if count > 0 => count,
+        Some(_) => {
+            eprint!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    let failed = if beside > 1 {
+        run_beside(&args[0], &points, beside)
+    } else {
+        points.into_iter().filter(|&(name, point)| !passes(name, point)).count()
+    };
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs points in processes of their own, `beside` at a time, the last of the list (the long ones) first. Returns how many
+/// failed.
+fn run_beside(theme: &str, points: &[Point], beside: usize) -> usize {
+    let program = std::env::current_exe().expect("the path of this program");
+    let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..beside.min(points.len()) {
+            scope.spawn(|| {
+                while let Some((name, _)) = points.iter().rev().nth(next.fetch_add(1, Ordering::Relaxed)) {
+                    let status = Command::new(&program).args([theme, "--point", name]).status();
+                    if !status.is_ok_and(|status| status.success()) {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner()
 }
 
 /// Runs one point and prints its line.
