@@ -311,3 +311,34 @@ done
     );
     world.run(&format!("N={}\n{DELEGATED}as $U bash \"$R/script\"", std::process::id())).expect_success();
 }
+
+#[test]
+fn a_launcher_that_cannot_be_run_where_it_would_be_is_put_elsewhere() {
+    let world = World::new("user-launcher");
+    world.put(
+        r#"
+function_of f --best-effort on <<'END'
+echo hello
+END
+is "$(mnt/exec/f)" hello "a run; the mount itself is not noexec"
+brine umount mnt
+mkdir "a blank"
+# Neither the mountpoint nor the state directory can be on an interpreter line or hold a program.
+said=$(brine mount d0 "a blank" -o "keyfile=$HOME/key" 2>&1) || fail "$said"
+has "$said" "mounted noexec; mount with -o launcher=DIR" "mount"
+"a blank/exec/f" 2> /dev/null && fail "it ran"
+is "$(wc -l < "a blank/exec/f")" 2 "as a file"
+brine umount "a blank"
+said=$(brine mount d0 "a blank" -o "keyfile=$HOME/key,launcher=$R/place" 2>&1) || fail "$said"
+is "$said" "" "mount with launcher="
+is "$("a blank/exec/f")" hello "a run"
+brine umount "a blank"
+is "$(ls "$R/place")" "" "what is left"
+"#,
+    );
+    let script = r#"
+mount -t tmpfs -o noexec,uid=$U,mode=755,size=512m tmpfs "$R/home" || exit 1
+mkdir "$R/place" && chown $U "$R/place" || exit 1
+as $U bash "$R/script""#;
+    world.run(script).expect_success();
+}
