@@ -41,8 +41,11 @@ unsafe extern "C" fn launcher_main(stack: *const usize) -> ! {
     };
     // As long as this is open, umount(8) finds the mount in use and names this process (X6). It is never read.
     sys::open(path, sys::O_PATH | sys::O_CLOEXEC);
-    let Some(daemon) = talk::connect(own).or_else(talk::connect_inside) else {
-        die(LOST, b"the volume's daemon does not answer; is it mounted?")
+    let daemon = match talk::connect(own).or_else(|error| talk::connect_inside().ok_or(error)) {
+        Ok(daemon) => daemon,
+        // The socket is in a directory of that user's own.
+        Err(sys::EACCES) => die(REFUSED, b"only the user who mounted this volume can run functions on it"),
+        Err(_) => die(LOST, b"the volume's daemon does not answer; is it mounted?"),
     };
     let signals = catch();
     let Some((init, theirs)) = talk::pair() else { die(LOST, b"descriptors are out") };

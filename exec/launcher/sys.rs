@@ -68,6 +68,8 @@ pub const O_PATH: usize = 0o10_000_000;
 pub const O_CLOEXEC: usize = 0o2_000_000;
 const AT_FDCWD: usize = -100_isize as usize;
 const EINTR: isize = -4;
+pub const EACCES: isize = -13;
+pub const ENAMETOOLONG: isize = -36;
 
 #[cfg(target_arch = "x86_64")]
 global_asm!(

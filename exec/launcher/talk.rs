@@ -20,8 +20,8 @@ const LIMITS: usize = 16;
 const NO_SIGPIPE: usize = 0x4000;
 const SOCKET_NAME: &[u8] = b"exec.sock";
 
-/// The daemon's socket, beside this program.
-pub fn connect(own: &[u8]) -> Option<i32> {
+/// The daemon's socket, beside this program; or the error.
+pub fn connect(own: &[u8]) -> Result<i32, isize> {
     /// Bytes of a socket address's path.
     const PATH_LEN: usize = 108;
     let directory = match own.iter().rposition(|byte| *byte == b'/') {
@@ -36,10 +36,10 @@ pub fn connect(own: &[u8]) -> Option<i32> {
     } else {
         // Too long for an address: through a handle on the directory.
         let mut long = [0_u8; 4097];
-        long.get_mut(..directory.len())?.copy_from_slice(directory);
+        long.get_mut(..directory.len()).ok_or(sys::ENAMETOOLONG)?.copy_from_slice(directory);
         let handle = sys::open(&long, sys::O_PATH | sys::O_CLOEXEC);
         if handle < 0 {
-            return None;
+            return Err(handle as isize);
         }
         path.add(b"/proc/self/fd/");
         path.number(handle as u32);
@@ -53,11 +53,11 @@ pub fn connect(own: &[u8]) -> Option<i32> {
     unsafe {
         let socket = syscall(sys::SOCKET, [UNIX, STREAM_CLOEXEC, 0, 0, 0, 0]);
         if socket < 0 {
-            return None;
+            return Err(socket);
         }
         let address = address.as_ptr() as usize;
         let result = again(|| syscall(sys::CONNECT, [socket as usize, address, 2 + path.len + 1, 0, 0, 0]));
-        (result == 0).then_some(socket as i32)
+        if result == 0 { Ok(socket as i32) } else { Err(result) }
     }
 }
 

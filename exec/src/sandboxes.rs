@@ -77,6 +77,8 @@ pub struct Status {
     pub unenforceable: Vec<&'static str>,
     /// Process number of the spawner; none while there is none.
     pub spawner: Option<u32>,
+    /// Why none could be started, when that was last tried: nothing can be run.
+    pub unable: Option<String>,
     /// Groups of a killed daemon that were found and removed at the start.
     pub swept: usize,
     /// Ended sandboxes whose remains could not be removed in time.
@@ -114,6 +116,8 @@ struct Shared {
     tree: Tree,
     swept: usize,
     spawner: Mutex<Option<Client>>,
+    /// Why there is none.
+    unable: Mutex<Option<String>>,
     ledger: Arc<Ledger>,
     pool: Mutex<Pool<Sandbox, GroupLimits>>,
     /// Signalled when the pool lacks something, and at the end.
@@ -144,19 +148,20 @@ pub struct Begun {
 }
 
 impl Sandboxes {
-    /// Sweep what a killed daemon of this label left, and start the spawner.
+    /// Sweep what a killed daemon of this label left, and start the spawner. If this machine cannot have one, each run is
+    /// refused with what it lacks, until it has it: [`crate::doctor`] tells more.
     ///
     /// # Errors
-    /// What is missing on this machine; [`crate::doctor`] tells more.
+    /// Control groups or threads cannot be had.
     pub fn start(config: Config) -> Result<Self> {
         let tree = Tree::open(&config.label).map_err(Error::step("finding the control groups"))?;
         let swept = tree.sweep();
-        let spawner = Client::start(&config.program, config.volume.as_deref())?;
         let (over, ended) = channel();
         let shared = Arc::new(Shared {
             tree,
             swept,
-            spawner: Mutex::new(Some(spawner)),
+            spawner: Mutex::new(None),
+            unable: Mutex::new(None),
             ledger: Ledger::new(config.capacity),
             pool: Mutex::new(Pool::new(config.pool)),
             pool_changed: Condvar::new(),
@@ -169,6 +174,9 @@ impl Sandboxes {
             stopping: AtomicBool::new(false),
             config,
         });
+        if let Ok(spawner) = shared.start_spawner() {
+            *shared.spawner.lock() = Some(spawner);
+        }
         let own = Arc::clone(&shared);
         let janitor = thread("brine-exec-end", move || {
             // One at a time: the kernel takes namespaces apart one at a time as well.
@@ -310,6 +318,7 @@ impl Sandboxes {
             cgroups: shared.tree.backend(),
             unenforceable: shared.tree.missing(),
             spawner: shared.spawner.lock().as_ref().map(Client::pid),
+            unable: shared.unable.lock().clone(),
             swept: shared.swept,
             not_removed: shared.not_removed.load(Ordering::Relaxed),
         }

@@ -78,6 +78,8 @@ pub struct MountOptions {
     pub at: Option<String>,
     /// FUSE event threads.
     pub threads: usize,
+    /// Directory for the program that starts functions, if not in the mount.
+    pub launcher: Option<PathBuf>,
     /// Log file, if not `daemon.log` in the state directory.
     pub log: Option<PathBuf>,
     /// Mount again if the daemon dies.
@@ -116,6 +118,7 @@ impl Default for MountOptions {
             accept_rollback: false,
             at: None,
             threads: 1,
+            launcher: None,
             log: None,
             supervise: true,
             fsname: None,
@@ -174,6 +177,7 @@ const TABLE: &[(&str, Effect)] = &[
     ("accept_rollback", Effect::Flag(|o| o.accept_rollback = true)),
     ("at", Effect::Word(at)),
     ("threads", Effect::Word(threads)),
+    ("launcher", Effect::Path(|o, path| o.launcher = Some(path))),
     ("log", Effect::Path(|o, path| o.log = Some(path))),
     ("supervise", Effect::Flag(|o| o.supervise = true)),
     ("nosupervise", Effect::Flag(|o| o.supervise = false)),
@@ -469,7 +473,7 @@ mod tests {
     fn everything_that_can_be_set_is_set() {
         let o = parse(
             "passfile=p,state=/s,ro,allow_other,noatime,hedge=all,min_ack=5,cache=1G,copies=3,epoch=7,domain=volume,\
-             compress=lz4,use_member=/a,use_member=b,threads=4,log=l,nosupervise,fsname=x,suid,noexec",
+             compress=lz4,use_member=/a,use_member=b,threads=4,launcher=x,log=l,nosupervise,fsname=x,suid,noexec",
         )
         .unwrap();
         assert_eq!(o.secret, Some(SecretFile::Passphrase("/base/p".into())));
@@ -479,7 +483,7 @@ mod tests {
         assert_eq!((o.min_ack, o.cache_bytes, o.copies, o.epoch, o.threads), (Some(5), 1 << 30, Some(3), Some(7), 4));
         assert!(matches!(o.domain, Some(DomainPolicy::Volume)) && matches!(o.codec, Some(Codec::Lz4)));
         assert_eq!(o.use_member, [PathBuf::from("/a"), "/base/b".into()]);
-        assert_eq!(o.log, Some("/base/l".into()));
+        assert_eq!((o.log, o.launcher), (Some("/base/l".into()), Some("/base/x".into())));
         assert_eq!(o.kernel, ["suid", "noexec"]);
     }
 

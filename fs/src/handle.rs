@@ -21,6 +21,8 @@ pub struct OpenFile {
     pub seen_commit: AtomicU32,
     /// Whether something was written through it: only then do failed commits concern it.
     pub wrote: AtomicBool,
+    /// Whether it was opened to be written.
+    pub writer: bool,
 }
 
 /// One opendir(3).

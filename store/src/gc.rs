@@ -120,6 +120,8 @@ pub(crate) struct Gc {
     /// The state that the last collection began with: while it is the newest there is nothing to do.
     seen: Option<Generation>,
     audited: bool,
+    /// The running collection condemned blocks: what it frees is not the log alone.
+    condemned: bool,
     /// Steps until one fails as if the process were killed there.
     #[cfg(test)]
     pub(crate) killed_after: Option<u64>,
@@ -140,6 +142,7 @@ impl Gc {
             worked: Duration::ZERO,
             seen: None,
             audited: false,
+            condemned: false,
             #[cfg(test)]
             killed_after: None,
         }
@@ -320,6 +323,7 @@ impl Gc {
                 if (hungry || changed && now >= until) && (worth || now >= since + PAUSE_MAX) {
                     self.seen = Some(committed);
                     self.worked = Duration::ZERO;
+                    self.condemned = false;
                     self.phase = Phase::Auditing;
                 }
             }
@@ -331,7 +335,9 @@ impl Gc {
             Phase::Condemning => {
                 // Who waits for space now does not wait for duplicates that might come.
                 let since = if hungry { volume.meta().committed() } else { self.grace };
-                if self.condemn(volume, since, 20 * BATCH, &mut report)? >= 20 * BATCH {
+                let condemned = self.condemn(volume, since, 20 * BATCH, &mut report)?;
+                self.condemned |= condemned > 0;
+                if condemned >= 20 * BATCH {
                     return Ok(());
                 }
                 let began = Instant::now();
@@ -368,7 +374,10 @@ impl Gc {
             }
             Phase::Freeing => {
                 let going = self.sweep(volume, ROUND, &mut report)?;
-                volume.note_given_back(report.freed_bytes);
+                volume.space_was_freed();
+                if self.condemned {
+                    volume.note_given_back(report.freed_bytes);
+                }
                 if self.plans.is_empty() || !going {
                     if let Some(floor) = volume.floor()
                         && self.stopped.is_none()

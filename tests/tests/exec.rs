@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use brine_tests::command::{exit, run_for};
+use brine_tests::command::run_for;
 use brine_tests::volume::{brine_command, wait_until};
 use brine_tests::{Builder, Finished, TestVolume, program, run};
 use serde_json::Value;
@@ -332,45 +332,19 @@ fn tickets_are_no_use_to_anybody_else() {
         assert!(finished.stderr.contains("brine: ") && !finished.stdout.contains("ran"), "{finished}");
     }
     assert!(log(&volume).iter().all(|record| record["cause"] == "refused"), "and recorded");
-    volume.umount();
-}
-
-#[test]
-fn unmounting_with_idle_sandboxes_works_and_with_runs_it_is_busy() {
-    let mut volume = small("exec-umount");
-    let f = function(&volume, "f", "echo ready; read x");
-    for _ in 0..3 {
-        run(Command::new(&f).stdin(Stdio::null())).text();
+    // More records than are told at a time come one after the other, the newest first, and as many as are asked for.
+    for _ in 0..450 {
+        Command::new(&launcher).args(["nonsense", "f"]).stderr(Stdio::null()).status().expect("run");
     }
-    let mut child = Command::new(&f).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
-    let mut ready = [0; 6];
-    child.stdout.as_mut().expect("stdout").read_exact(&mut ready).expect("it starts");
-    let busy = run(brine_command(&["umount"]).arg(volume.mnt())).with_code(exit::BUSY);
-    assert!(busy.stderr.contains(&child.id().to_string()), "it names the caller: {busy}");
-    drop(child.stdin.take());
-    child.wait().expect("wait");
-    let daemon = volume.daemon().expect("mounted").clone();
-    run(Command::new(program("umount")).arg(volume.mnt())).expect_success();
-    assert!(daemon.wait_gone(Duration::from_secs(30)), "plain umount(8) ends the daemon");
-    volume.forget_daemon();
-    volume.mount();
-    assert_eq!(log(&volume).len(), 4, "everything was durable");
-    volume.umount();
-}
-
-#[test]
-fn functions_read_the_mount_at_more_concurrency_than_it_has_threads() {
-    let mut volume = small("exec-load");
-    fs::create_dir(volume.path("many")).expect("mkdir");
-    for number in 0..400 {
-        fs::write(volume.path(&format!("many/{number}")), brine_tests::content(number, 5000)).expect("write");
-    }
-    let f = function(&volume, "read", &format!("cat {}/many/* | wc -c", volume.mnt().display()));
-    policy(&f, &["--read", "../many", "--memory", "64M", "--scratch", "1M"]);
-    let children: Vec<_> = (0..12).map(|_| Command::new(&f).stdout(Stdio::piped()).spawn().expect("start")).collect();
-    for child in children {
-        let out = child.wait_with_output().expect("wait");
-        assert_eq!(String::from_utf8_lossy(&out.stdout).trim(), "2000000", "{:?}", out.status);
+    let rows = log(&volume);
+    assert_eq!(rows.len(), 453);
+    let ids: std::collections::HashSet<&str> = rows.iter().filter_map(|row| row["id"].as_str()).collect();
+    assert_eq!(ids.len(), rows.len(), "each once");
+    assert!(rows.is_sorted_by_key(|row| std::cmp::Reverse(row["started_ns"].as_i64())));
+    for many in [1, 200, 201, 450] {
+        let count = many.to_string();
+        let told = run(brine_command(&["exec", "log", "-n", &count, "--at"]).arg(volume.mnt())).expect_success().stdout;
+        assert_eq!(told.lines().count(), many);
     }
     volume.umount();
 }
@@ -529,4 +503,59 @@ fn what_a_run_began_with_is_kept_while_it_runs() {
     volume.brine(&["gc", &mnt]).expect_success();
     assert_eq!(then().code(), Some(5));
     volume.umount();
+}
+
+#[test]
+fn functions_run_below_a_mountpoint_with_a_blank() {
+    let mut volume = small("exec with a blank");
+    let inner = function(&volume, "inner", "echo inner \"$1\"");
+    let outer = function(&volume, "outer", &format!("'{}' \"$1\"", inner.display()));
+    policy(&outer, &["--call", "inner"]);
+    assert_eq!(call(&outer, &["an argument"]).expect_success().stdout, "inner an argument\n");
+    volume.umount();
+}
+
+#[test]
+fn the_launcher_is_put_where_it_is_asked_to_be() {
+    let mut volume = small("exec-launcher");
+    let (place, shared) = (volume.root().join("place"), volume.root().join("shared"));
+    for (directory, mode) in [(&place, 0o755), (&shared, 0o777)] {
+        fs::create_dir(directory).expect("mkdir");
+        fs::set_permissions(directory, fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+    let inner = function(&volume, "inner", "echo inner");
+    let outer = function(&volume, "outer", &inner.display().to_string());
+    let stays = function(&volume, "stays", "echo ready; read x");
+    policy(&outer, &["--call", "inner"]);
+    volume.umount();
+    let option = |place: &Path| format!("launcher={}", place.display());
+
+    volume.mount_with(&[&option(&place)]).expect_success();
+    assert_eq!(call(&outer, &[]).expect_success().stdout, "inner\n");
+    let mut child = Command::new(&stays).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
+    child.stdout.as_mut().expect("stdout").read_exact(&mut [0; 6]).expect("it starts");
+    let program = fs::read_link(format!("/proc/{}/exe", child.id())).expect("its program");
+    assert_eq!(program, place.join("launcher"));
+    drop(child.stdin.take());
+    child.wait().expect("wait");
+    run(brine_command(&["sync"]).arg(volume.mnt())).expect_success();
+    // What a killed daemon left there is taken over by the next of the same volume.
+    volume.kill_daemon();
+    volume.detach();
+    volume.mount_with(&[&option(&place)]).expect_success();
+    assert_eq!(call(&outer, &[]).expect_success().stdout, "inner\n");
+    volume.umount();
+    assert_eq!(fs::read_dir(&place).expect("list").count(), 0, "nothing stays");
+
+    // Nothing of somebody else's is replaced, and nobody else may replace the launcher.
+    fs::write(place.join("launcher"), "mine").expect("write");
+    for (directory, why) in [(&place, "not this volume's"), (&shared, "nobody else can write to")] {
+        let mounted = volume.mount_with(&[&option(directory)]).expect_success();
+        assert!(mounted.stderr.contains("nothing can be run") && mounted.stderr.contains(why), "{mounted}");
+        // As on any mount on which nothing can be run.
+        assert!(Command::new(&inner).status().is_err(), "it is not run");
+        volume.umount();
+    }
+    assert_eq!(fs::read_to_string(place.join("launcher")).expect("read"), "mine");
+    assert_eq!(fs::read_dir(&shared).expect("list").count(), 0);
 }

@@ -14,6 +14,8 @@ use serde_json::Value;
 
 /// A user without rights or files of its own.
 const STRANGER: u32 = 43_210;
+/// The user `nobody`: fusermount3 mounts for users that have a name.
+const NOBODY: u32 = 65_534;
 
 fn small(name: &str) -> TestVolume {
     Builder::new(name).directories(2).geometry(1, 1).option("allow_other").mount()
@@ -136,6 +138,77 @@ fn a_policy_is_suspended_when_somebody_else_changes_the_program() {
     assert_eq!(shown(&function)["policy"]["suspended_by"], STRANGER, "the name was given to another file");
     assert_eq!(fs::metadata(&function).expect("stat").uid(), STRANGER);
     volume.umount();
+}
+
+#[test]
+fn a_policy_is_suspended_when_who_mounts_brings_another_program_back() {
+    let mut volume = Builder::new("exec-restored").directories(2).geometry(1, 1).mount();
+    let function = volume.path("exec/shared");
+    put(&function, "#!/bin/sh\n# first\n", 0o755);
+    put(&volume.path("exec/other"), "#!/bin/sh\n", 0o755);
+    run(brine_command(&["snapshot", "create", "first"]).arg(volume.mnt())).expect_success();
+    let change = || fs::write(&function, "#!/bin/sh\n# second\n").expect("write");
+    let past = format!("{}@first", function.display());
+    let restore: &[&str] = &["restore", &past];
+    let exec = volume.path("exec").display().to_string();
+    let rewind: &[&str] = &["rewind", &exec, "--to", "first"];
+    change();
+    policy(&function, &["--memory", "64M"]).expect_success();
+    policy(&volume.path("exec/other"), &["--memory", "64M"]).expect_success();
+    // By root, who set it.
+    for way in [restore, rewind] {
+        change();
+        volume.brine(way).expect_success();
+        assert_eq!(fs::read_to_string(&function).expect("read"), "#!/bin/sh\n# first\n");
+        assert_eq!(shown(&function)["policy"]["suspended_by"], Value::Null, "{way:?}");
+    }
+    change();
+    volume.umount();
+
+    // By the user whose mount it is later, where users can mount.
+    let for_all = fs::metadata("/dev/fuse").is_ok_and(|meta| meta.mode() & 0o006 == 0o006);
+    if !for_all {
+        eprintln!("/dev/fuse is not for all users here: mounting as one is not tried");
+        return;
+    }
+    let stranger = |args: &[&str]| run(brine_command(args).uid(NOBODY).gid(NOBODY).env("HOME", volume.root()));
+    let owner = format!("{NOBODY}:{NOBODY}");
+    run(Command::new(program("chown")).args(["-R", &owner]).arg(volume.root())).expect_success();
+    let (source, mnt) = (volume.dir(0).display().to_string(), volume.mnt().display().to_string());
+    let options = [volume.base_options(), vec!["nosupervise".to_owned()]].concat().join(",");
+    let suspended = |name: &str| {
+        let path = volume.path(&format!("exec/{name}")).display().to_string();
+        let text = stranger(&["exec", "policy", &path, "--json"]).expect_success().stdout;
+        let shown: Value = serde_json::from_str(&text).expect("JSON");
+        shown["policy"]["suspended_by"].clone()
+    };
+    stranger(&["mount", &source, &mnt, "-o", &options]).expect_success();
+    assert_eq!(suspended("shared"), Value::Null);
+    stranger(&["rewind", &exec, "--to", "first", "--dry-run"]).expect_success();
+    assert_eq!(suspended("shared"), Value::Null, "a trial changes nothing");
+    stranger(restore).expect_success();
+    assert_eq!(suspended("shared"), NOBODY);
+    // It stays so.
+    stranger(&["umount", &mnt]).expect_success();
+    stranger(&["mount", &source, &mnt, "-o", &options]).expect_success();
+    assert_eq!(suspended("shared"), NOBODY);
+    assert_eq!(suspended("other"), Value::Null, "only that of what was brought back");
+    stranger(&["umount", &mnt]).expect_success();
+
+    // A program that is removed, and brought back by a rewind.
+    volume.mount();
+    policy(&function, &["--resume"]).expect_success();
+    fs::remove_file(volume.path("exec/other")).expect("remove");
+    volume.umount();
+    run(Command::new(program("chown")).args(["-R", &owner]).arg(volume.root())).expect_success();
+    let stranger = |args: &[&str]| run(brine_command(args).uid(NOBODY).gid(NOBODY).env("HOME", volume.root()));
+    stranger(&["mount", &source, &mnt, "-o", &options]).expect_success();
+    stranger(rewind).expect_success();
+    let other = volume.path("exec/other").display().to_string();
+    let text = stranger(&["exec", "policy", &other, "--json"]).expect_success().stdout;
+    let shown: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(shown["policy"]["suspended_by"], NOBODY, "{shown}");
+    stranger(&["umount", &mnt]).expect_success();
 }
 
 #[test]

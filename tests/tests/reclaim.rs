@@ -11,3 +11,8 @@ fn space_of_removed_files_comes_back_by_itself() {
 fn gc_usage_retention_and_salt_on_a_mount() {
     println!("{}", reclaim::commands());
 }
+
+#[test]
+fn a_volume_whose_history_is_deleted_is_as_small_as_a_fresh_copy() {
+    println!("{}", reclaim::as_small_as_a_fresh_copy(4));
+}

@@ -114,9 +114,10 @@ impl Shared {
         }
         let alive = spawner.as_mut().is_some_and(Client::is_alive);
         if !alive {
-            log::warn!("the sandbox spawner ended; its runs are lost, another one is started");
-            *spawner = None;
-            *spawner = Some(Client::start(&self.config.program, self.config.volume.as_deref())?);
+            if spawner.take().is_some() {
+                log::warn!("the sandbox spawner ended; its runs are lost, another one is started");
+            }
+            *spawner = Some(self.start_spawner()?);
         }
         let Some(client) = spawner.as_mut() else { return Err(Error::SpawnerLost) };
         let own = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
@@ -125,6 +126,18 @@ impl Shared {
         }
         let (pid, pidfd) = client.make(&make, &fds)?;
         Ok((control, pidfd, pid))
+    }
+
+    /// A spawner, if this machine lets it be; else why not is kept for the status.
+    pub(super) fn start_spawner(&self) -> Result<Client> {
+        let started = Client::start(&self.config.program, self.config.volume.as_deref());
+        let unable = started.as_ref().err().map(ToString::to_string);
+        let mut last = self.unable.lock();
+        if let Some(why) = unable.as_ref().filter(|_| *last != unable) {
+            log::error!("nothing can be run in exec/: {why}");
+        }
+        *last = unable;
+        started
     }
 
     /// The pool's thread: make what is wanted, let go what is not, until the end.

@@ -16,7 +16,15 @@ const BUILD: [&str; 3] = ["/etc", "/proc", "/dev"];
 
 /// Enter it. True if this process may take other identities: root; false if it has a user namespace of its own.
 pub(super) fn enter(volume: Option<&Path>) -> Result<bool, Failure> {
-    let privileged = own_namespaces().map_err(Failure::step("a user namespace; see `brine doctor`"))?;
+    let privileged = own_namespaces().map_err(|error| match error.raw_os_error() {
+        // The system calls that lack of space.
+        Some(libc::ENOSPC) => Failure {
+            code: 125,
+            step: "no user namespace may be made here, or no more of them; see `brine doctor`".into(),
+            errno: 0,
+        },
+        _ => Failure::step("making a user namespace; see `brine doctor`")(error),
+    })?;
     mount_at(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, "").map_err(Failure::step("private mounts"))?;
     let base = ["/tmp", "/run", "/var/tmp"].into_iter().map(PathBuf::from).find(|base| base.is_dir());
     let base = base.unwrap_or_else(|| PathBuf::from("/tmp"));

@@ -5,6 +5,7 @@ mod run;
 mod runs;
 
 use std::ffi::OsString;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use lexopt::{Arg, Parser};
@@ -68,10 +69,19 @@ impl Place {
     /// Ask the daemon, at the socket everybody who may run functions can reach.
     fn ask(&self, request: ExecRequest) -> Result<Value, Failure> {
         let socket = self.socket()?.with_file_name(crate::exec_dir::request::COMMAND_SOCKET);
-        let client = Client::connect(&socket).map_err(|error| {
-            Failure::new(ExitCode::NotMounted, format!("the daemon's socket {}: {error}", socket.display()))
-        })?;
+        let client = Client::connect(&socket).map_err(|error| unreachable(&socket, &error))?;
         client.ask(&Request::Exec { request }, Some(PATIENCE), |_| {})
+    }
+}
+
+/// The daemon cannot be reached at `socket`.
+fn unreachable(socket: &Path, error: &io::Error) -> Failure {
+    match error.kind() {
+        // It is in a directory of the mounting user's own.
+        io::ErrorKind::PermissionDenied => {
+            Failure::new(ExitCode::NotPermitted, "only the user who mounted this volume can run functions on it")
+        }
+        _ => Failure::new(ExitCode::NotMounted, format!("the daemon's socket {}: {error}", socket.display())),
     }
 }
 

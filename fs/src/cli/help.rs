@@ -69,6 +69,7 @@ Options:
   at=SNAPSHOT|TIME      the volume as it was, read-only: a snapshot's name, 2026-01-31T23:59 (UTC), @SECONDS, or 2h for
                         that long before now. One mount of a volume at a time, this one included
   threads=N             FUSE event threads (default 1)
+  launcher=DIR          put the program that starts functions there: see docs/CLI.md
   log=FILE              the daemon's log (default daemon.log in the state directory)
   nosupervise           no supervisor
   suid dev noexec sync dirsync  for the kernel; set-uid programs and devices are off unless asked for

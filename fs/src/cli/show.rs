@@ -38,6 +38,9 @@ pub(super) fn screen(status: &Value) -> String {
         lines.extend(space);
     }
     lines.extend(damage(status));
+    if let Some(why) = status["exec"]["unable"].as_str() {
+        lines.push(format!("\nNothing can be run in exec/: {}", printable(why)));
+    }
     // What is still so was said above.
     let reasons: Vec<String> = strings(&status["health_reason"]).collect();
     let warnings = strings(&status["warnings"]).filter(|warning| !reasons.contains(warning));

@@ -1,14 +1,18 @@
 //! `brine log`, `brine cat`, `brine diff`, `brine restore`, `brine rewind`: past states of what lies at a path.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use lexopt::{Arg, Parser};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, raise};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use serde_json::Value;
 
 use super::args;
@@ -272,8 +276,10 @@ pub(super) fn run_write(mut parser: Parser) -> Result<ExitCode, Failure> {
     // Whether this user may write it is the kernel's to say. Whether somebody runs it is asked again when it is written.
     File::options().write(true).open(&path).map_err(|error| Failure::io(path.display(), &error))?;
     let (beside, mut file) = Beside::of(&path, &inside)?;
-    io::copy(&mut io::stdin().lock(), &mut file)
+    beside
+        .fill(&mut file)
         .map_err(|error| Failure::io(format!("the new content, beside it in {}", beside.path.display()), &error))?;
+    beside.goes_with_signals()?;
     let request = VersionsRequest::Write { path: inside, from: beside.inside.clone(), if_version };
     let done = live.ask_long(&ask(request), |_| {})?;
     beside.taken.set(true);
@@ -283,6 +289,8 @@ pub(super) fn run_write(mut parser: Parser) -> Result<ExitCode, Failure> {
 
 /// Names that are tried for a file beside another.
 const BESIDE_MAX: usize = 16;
+/// Bytes of new content copied at once.
+const COPIED_AT_ONCE: usize = 256 << 10;
 /// What ends a command from outside, and leaves it the time to clear up.
 const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
@@ -292,6 +300,10 @@ struct Beside {
     path: PathBuf,
     inside: PathBuf,
     taken: std::cell::Cell<bool>,
+    /// Signals that end the command; blocked from before the file is there.
+    ending: SigSet,
+    /// What was blocked before.
+    unblocked: SigSet,
 }
 
 impl Beside {
@@ -308,9 +320,8 @@ impl Beside {
             let beside = path.with_file_name(&own);
             match File::options().write(true).create_new(true).mode(0o600).open(&beside) {
                 Ok(file) => {
-                    let made = Self { inside: inside.with_file_name(&own), path: beside, taken: false.into() };
-                    made.goes_with(ending, unblocked)?;
-                    return Ok((made, file));
+                    let inside = inside.with_file_name(&own);
+                    return Ok((Self { path: beside, inside, taken: false.into(), ending, unblocked }, file));
                 }
                 // Left by a command that was killed, or of another host.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tried < BESIDE_MAX => tried += 1,
@@ -322,20 +333,53 @@ impl Beside {
         }
     }
 
-    /// A thread of its own waits for the signals, which are blocked, and lets them do what they do when the file is gone.
-    fn goes_with(&self, ending: SigSet, unblocked: SigSet) -> Result<(), Failure> {
-        let path = self.path.clone();
+    /// Copy standard input to the file. A signal ends the command here also where the input ended after it was sent: what
+    /// an interrupt cuts short, by ending the program that writes it as well, is not all of the content.
+    fn fill(&self, file: &mut File) -> io::Result<()> {
+        let signals = SignalFd::with_flags(&self.ending, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
+        let mut input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let mut buffer = vec![0; COPIED_AT_ONCE];
+        loop {
+            let mut ready = [input.as_fd(), signals.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+            match poll(&mut ready, PollTimeout::NONE) {
+                Err(Errno::EINTR) => continue,
+                polled => polled?,
+            };
+            let has_input = ready[0].any().unwrap_or(true);
+            let count = if has_input { Some(input.read(&mut buffer)?) } else { None };
+            if let Some(sent) = signals.read_signal()?
+                && let Ok(signal) = Signal::try_from(sent.ssi_signo as i32)
+            {
+                end_by(signal, &self.path, self.unblocked);
+            }
+            match count {
+                Some(0) => return Ok(()),
+                Some(count) => file.write_all(&buffer[..count])?,
+                None => {}
+            }
+        }
+    }
+
+    /// From now on a thread of its own waits for the signals, while this one waits for the daemon.
+    fn goes_with_signals(&self) -> Result<(), Failure> {
+        let (path, ending, unblocked) = (self.path.clone(), self.ending, self.unblocked);
         let waits = move || {
-            let Ok(signal) = ending.wait() else { return };
-            let _ = std::fs::remove_file(path);
-            let _ = unblocked.thread_set_mask();
-            let _ = raise(signal);
-            // It was ignored from the start.
-            std::process::exit(128 + signal as i32)
+            if let Ok(signal) = ending.wait() {
+                end_by(signal, &path, unblocked);
+            }
         };
         let thread = std::thread::Builder::new().name("brine-signals".into()).spawn(waits);
         thread.map(drop).map_err(|error| Failure::io("a thread for signals", &error))
     }
+}
+
+/// Let a signal do what it does, when the file is gone.
+fn end_by(signal: Signal, path: &Path, unblocked: SigSet) -> ! {
+    let _ = std::fs::remove_file(path);
+    let _ = unblocked.thread_set_mask();
+    let _ = raise(signal);
+    // It was ignored from the start.
+    std::process::exit(128 + signal as i32)
 }
 
 impl Drop for Beside {

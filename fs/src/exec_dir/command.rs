@@ -12,12 +12,12 @@ use super::grant::Scout;
 use super::host::RunHost;
 use super::policies::Place;
 use super::policy::PolicyChange;
-use super::record::{OUTPUTS_KEPT, OUTPUTS_PUBLISHED, RunRow};
+use super::record::{OUTPUTS_KEPT, OUTPUTS_PUBLISHED, RunRow, key};
 use super::request::{Asker, ExecRequest};
 use crate::exit_code::{ExitCode, Failure};
 
-/// Records told at most.
-const LOG_MAX: u64 = 10_000;
+/// Records told in one answer: all there are at once would take a hundred megabytes.
+const LOG_MAX: u64 = 200;
 
 /// Ends runs.
 pub type Kill<'a> = &'a dyn Fn(RunId);
@@ -50,11 +50,10 @@ pub fn answer(host: &RunHost, request: &ExecRequest, asker: Asker, kill: Kill<'_
             }
         }
         ExecRequest::Publish { run } => publish(host, run, asker),
-        ExecRequest::Log { run: None, max } => {
-            let mut rows = host.runs().newest(LOG_MAX as usize);
-            rows.retain(|row| sees(asker, row));
-            rows.truncate((*max).min(LOG_MAX) as usize);
-            to_json(&rows)
+        ExecRequest::Log { run: None, max, before } => {
+            let before = before.as_ref().map(|(started_ns, id)| key(*started_ns, id));
+            let max = (*max).min(LOG_MAX) as usize;
+            to_json(&host.runs().newest(before, max, |row| sees(asker, row)))
         }
         ExecRequest::Log { run: Some(run), .. } => {
             let mut rows = host.runs().named(run);
@@ -131,8 +130,13 @@ fn policy(host: &RunHost, path: &Path, change: Option<&PolicyChange>, asker: Ask
             let new = change.clone().apply(old, asker.uid);
             new.check().map_err(refuse)?;
             for granted in new.read.iter().chain(&new.write).chain(&new.root).chain(&new.call).chain(&new.open) {
-                if scout.find(Path::new(granted.trim_start_matches('/'))).is_none() {
-                    return Err(refuse(format!("{granted} does not exist, or is reached through a symbolic link")));
+                match scout.find(Path::new(granted.trim_start_matches('/'))).map(|attr| attr.kind) {
+                    Some(FileKind::File | FileKind::Directory) => {}
+                    Some(_) => return Err(refuse(format!("{granted} is neither a file nor a directory"))),
+                    None => {
+                        let why = format!("{granted} does not exist, or is reached through a symbolic link");
+                        return Err(refuse(why));
+                    }
                 }
             }
             Some(new)

@@ -120,9 +120,10 @@ impl Scout<'_> {
             grants.views.push(self.view(&inside, &attr, ViewAccess::Read));
         }
         if !policy.call.is_empty() {
-            let launcher = PathBuf::from(LAUNCHER);
-            let at = self.mountpoint.join(&launcher);
-            grants.views.push(View { source: launcher, ino: None, at, access: ViewAccess::Read });
+            let source = PathBuf::from(LAUNCHER);
+            // Where interpreter lines say it is.
+            let at = self.vfs.exec().launcher().unwrap_or_else(|| self.mountpoint.join(&source));
+            grants.views.push(View { source, ino: None, at, access: ViewAccess::Read });
         }
         // Outer ones first, so that inner ones are laid over them.
         grants.views.sort_by(|one, other| one.at.cmp(&other.at));

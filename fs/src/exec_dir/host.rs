@@ -33,6 +33,7 @@ use super::policy::FunctionPolicy;
 use super::record::{OUTPUTS_DROPPED, OUTPUTS_KEPT, OUTPUTS_PUBLISHED, RunRow};
 use super::runs::Runs;
 use super::staging::{Staging, Stagings};
+use crate::errno::Errno;
 use crate::vfs::Vfs;
 
 /// Bytes of a program read ahead of its first run at most.
@@ -149,13 +150,10 @@ impl RunHost {
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr> {
-        self.vfs.settled(ino).map_err(|errno| match errno.0 {
-            libc::ETXTBSY => Error::Refused("text file busy: it is being written".into()),
-            _ => Error::NotFound("the function".into()),
-        })
+        self.vfs.settled(ino).map_err(unfit)
     }
 
-    /// The kernel has not checked that this caller may run what it has a descriptor of.
+    /// The kernel has not checked that this caller may run what it has a descriptor of, nor that nobody writes to it.
     fn by_descriptor(&self, fd: &OwnedFd, who: &Identity) -> Result<(Arc<Pin>, Attr)> {
         let stat = fstat(fd).map_err(|errno| Error::Refused(format!("the descriptor of the function: {errno}")))?;
         if stat.st_dev != self.device {
@@ -170,7 +168,8 @@ impl RunHost {
         if !permits(&self.vfs, who, ino, EXECUTE) {
             return Err(Error::Refused("permission denied".into()));
         }
-        Ok((pin, attr))
+        self.vfs.await_writers(ino).map_err(unfit)?;
+        Ok((pin, self.attr(ino)?))
     }
 
     /// Where the function is: by the name it was called by if that leads to it, else by the first name that does.
@@ -380,9 +379,9 @@ impl Host for RunHost {
     }
 
     fn refused(&self, id: RunId, caller: &Peer, why: &Error) {
-        let cause = match why {
-            Error::NotFound(_) => ExitCause::NotFound,
-            _ if why.exit_code() == 125 => ExitCause::SandboxFailed,
+        let cause = match why.exit_code() {
+            127 => ExitCause::NotFound,
+            125 => ExitCause::SandboxFailed,
             _ => ExitCause::Refused,
         };
         self.close(id, Some(caller), |row, _, now_ns| row.refuse(cause, why.exit_code(), why.to_string(), now_ns));
@@ -403,6 +402,14 @@ impl Host for RunHost {
             }
             row.end(outcome, now_ns);
         });
+    }
+}
+
+/// Why the content of a function cannot be run.
+fn unfit(errno: Errno) -> Error {
+    match errno.0 {
+        libc::ETXTBSY => Error::Refused("text file busy: it is open to be written".into()),
+        _ => Error::NotFound("the function".into()),
     }
 }
 

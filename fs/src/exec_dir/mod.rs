@@ -24,7 +24,7 @@ pub mod ticket;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -43,8 +43,8 @@ const TICKET_LEN: usize = 32;
 /// The state of the exec directory of a mount.
 #[derive(Default)]
 pub struct ExecDir {
-    /// Everything before the ticket on an interpreter line; none while files cannot be run.
-    line: RwLock<Option<Vec<u8>>>,
+    /// Everything before the ticket on an interpreter line, and the launcher; none while files cannot be run.
+    line: RwLock<Option<(Vec<u8>, PathBuf)>>,
     /// Tickets out.
     pub tickets: Tickets<Arc<Pin>>,
     /// Functions that run, or are about to.
@@ -60,7 +60,7 @@ impl ExecDir {
     /// Why its path cannot stand on an interpreter line.
     pub fn start(&self, launcher: &Path) -> Result<(), &'static str> {
         let line = interpreter_line(launcher.as_os_str())?;
-        *self.line.write() = Some(line);
+        *self.line.write() = Some((line, launcher.to_owned()));
         Ok(())
     }
 
@@ -72,7 +72,12 @@ impl ExecDir {
 
     /// Everything before the ticket on an interpreter line.
     pub(crate) fn line_start(&self) -> Option<Vec<u8>> {
-        self.line.read().clone()
+        self.line.read().as_ref().map(|(line, _)| line.clone())
+    }
+
+    /// The program that files are run by.
+    pub(crate) fn launcher(&self) -> Option<PathBuf> {
+        self.line.read().as_ref().map(|(_, launcher)| launcher.clone())
     }
 }
 

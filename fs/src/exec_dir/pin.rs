@@ -10,27 +10,56 @@ use parking_lot::Mutex;
 
 use crate::vfs::Vfs;
 
-/// Files that are pinned, and how often.
+/// Files that are pinned, files that are open to be written, and how often each.
 #[derive(Default)]
-pub struct Pins(Mutex<HashMap<Ino, usize>>);
+pub struct Pins(Mutex<Uses>);
+
+#[derive(Default)]
+struct Uses {
+    pinned: HashMap<Ino, usize>,
+    written: HashMap<Ino, usize>,
+}
 
 impl Pins {
     /// Whether a file is pinned.
     pub fn holds(&self, ino: Ino) -> bool {
-        self.0.lock().contains_key(&ino)
+        self.0.lock().pinned.contains_key(&ino)
+    }
+
+    /// Whether a file is open to be written. Who closed it may be counted for a moment longer.
+    pub fn is_written(&self, ino: Ino) -> bool {
+        self.0.lock().written.contains_key(&ino)
+    }
+
+    /// A file is opened to be written: false, and not counted, if it is pinned.
+    pub(crate) fn begin_writing(&self, ino: Ino) -> bool {
+        let mut uses = self.0.lock();
+        let free = !uses.pinned.contains_key(&ino);
+        if free {
+            *uses.written.entry(ino).or_default() += 1;
+        }
+        free
+    }
+
+    /// One that was opened so is closed.
+    pub(crate) fn end_writing(&self, ino: Ino) {
+        one_less(&mut self.0.lock().written, ino);
     }
 
     fn add(&self, ino: Ino) {
-        *self.0.lock().entry(ino).or_default() += 1;
+        *self.0.lock().pinned.entry(ino).or_default() += 1;
     }
 
     fn remove(&self, ino: Ino) {
-        let mut pins = self.0.lock();
-        if let Some(count) = pins.get_mut(&ino) {
-            *count -= 1;
-            if *count == 0 {
-                pins.remove(&ino);
-            }
+        one_less(&mut self.0.lock().pinned, ino);
+    }
+}
+
+fn one_less(counts: &mut HashMap<Ino, usize>, ino: Ino) {
+    if let Some(count) = counts.get_mut(&ino) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&ino);
         }
     }
 }

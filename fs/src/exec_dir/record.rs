@@ -127,6 +127,13 @@ pub struct StepsRow {
     pub gone_us: u64,
 }
 
+/// The key of a run's row: by age, then by name.
+pub fn key(started_ns: i64, id: &str) -> Vec<u8> {
+    let mut key = started_ns.max(0).to_be_bytes().to_vec();
+    key.extend_from_slice(id.as_bytes());
+    key
+}
+
 fn us(time: Duration) -> u64 {
     time.as_micros().try_into().unwrap_or(u64::MAX)
 }
@@ -178,11 +185,9 @@ impl RunRow {
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The key of its row: by age, then by name.
+    /// The key of its row.
     pub fn key(&self) -> Vec<u8> {
-        let mut key = self.started_ns.max(0).to_be_bytes().to_vec();
-        key.extend_from_slice(self.id.as_bytes());
-        key
+        key(self.started_ns, &self.id)
     }
 
     /// Whether it has outputs that are kept to be published.

@@ -36,8 +36,11 @@ pub enum ExecRequest {
     Log {
         /// One run, by its name or how it begins.
         run: Option<String>,
-        /// Records at most.
+        /// Records at most; an answer may have fewer, and none only if there are no more.
         max: u64,
+        /// Those older than the run that began then, nanoseconds since 1970, and has this name.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        before: Option<(i64, String)>,
     },
 }
 

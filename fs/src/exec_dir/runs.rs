@@ -1,6 +1,7 @@
 //! The runs of a volume: their rows, which of them are kept, and `.brine/runs/ID/` where they can be read.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 use brine_store::ids::Ino;
@@ -82,10 +83,15 @@ impl Runs {
         }
     }
 
-    /// The newest runs first, at most `max`.
-    pub fn newest(&self, max: usize) -> Vec<RunRow> {
-        let keys: Vec<Vec<u8>> = self.keys.lock().iter().rev().take(max).cloned().collect();
-        keys.iter().filter_map(|key| self.row(key)).collect()
+    /// The newest runs first: at most `max` of those that `shown` holds of and, if `before` is given, whose key is below
+    /// it. Rows are looked at one at a time.
+    pub fn newest(&self, before: Option<Vec<u8>>, max: usize, shown: impl Fn(&RunRow) -> bool) -> Vec<RunRow> {
+        let below = |at: Option<&Vec<u8>>| {
+            let end = at.map_or(Bound::Unbounded, |key| Bound::Excluded(key.clone()));
+            self.keys.lock().range((Bound::Unbounded, end)).next_back().cloned()
+        };
+        let keys = std::iter::successors(below(before.as_ref()), |key| below(Some(key)));
+        keys.filter_map(|key| self.row(&key)).filter(shown).take(max).collect()
     }
 
     /// The runs whose name begins so.

@@ -307,7 +307,7 @@ fn run(
         if let Some(idle) = options.idle {
             unmount_when_idle(&life, idle);
         }
-        match start_exec(&life, &exec_vfs, &mountpoint, device.as_deref(), &service) {
+        match start_exec(&life, &exec_vfs, &mountpoint, device.as_deref(), options.launcher.as_deref(), &service) {
             Ok(server) => public = Some(server),
             // Nobody expects programs to be run on a volume he mounts read-only.
             Err(failure) if failure.code() == ExitCode::ReadOnly => log::info!("nothing can be run: {failure}"),
@@ -372,10 +372,11 @@ fn start_exec(
     vfs: &Arc<Vfs>,
     mountpoint: &Path,
     device: Option<&str>,
+    launcher: Option<&Path>,
     service: &Arc<VolumeService>,
 ) -> Result<Server, Failure> {
     let device = device.ok_or_else(|| Failure::new(ExitCode::Failed, "the mount is not in /proc/self/mountinfo"))?;
-    let exec = ExecSide::new(vfs, mountpoint, device)?;
+    let exec = ExecSide::new(vfs, mountpoint, device, launcher)?;
     let server = exec.listen(Arc::clone(service) as _).map_err(|error| Failure::io("the socket for runs", &error))?;
     exec.start().map_err(|error| Failure::io("starting a thread", &error))?;
     let _ = service.exec.set(Arc::clone(&exec));

@@ -15,6 +15,7 @@ use brine_exec::service::{Host, Service};
 use brine_exec::{Config, Sandboxes, launcher};
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::VolumeId;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::geteuid;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -40,6 +41,9 @@ const LAUNCH_SOCKET: &str = "exec.sock";
 /// Name of the launcher beside it, where the one in the mount cannot be named.
 const LAUNCHER_FILE: &str = "launcher";
 
+/// What helps where the launcher cannot be run.
+const ELSEWHERE: &str = "mount with -o launcher=DIR, a directory whose path has no blank, or elsewhere";
+
 /// How often staged outputs that were kept are looked through, nanoseconds.
 const STAGED_SWEEP_NS: i64 = 600 * 1_000_000_000;
 
@@ -60,17 +64,24 @@ pub(super) struct ExecSide {
     mountpoint: PathBuf,
     device: String,
     directory: PathBuf,
+    /// Where the launcher is beside a link to the socket, if it was asked to be somewhere.
+    placed: Option<PathBuf>,
     stage: Mutex<Stage>,
     watch: Mutex<Option<Watch>>,
 }
 
 impl ExecSide {
     /// Prepare the exec side of a volume that was mounted at `mountpoint` with this device number (`major:minor`). The
-    /// mount itself is not looked at: it need not answer yet.
+    /// mount itself is not looked at: it need not answer yet. `launcher` is a directory for the launcher, if one was asked for.
     ///
     /// # Errors
     /// Why nothing can be run.
-    pub(super) fn new(vfs: &Arc<Vfs>, mountpoint: &Path, shown_device: &str) -> Result<Arc<Self>, Failure> {
+    pub(super) fn new(
+        vfs: &Arc<Vfs>,
+        mountpoint: &Path,
+        shown_device: &str,
+        launcher: Option<&Path>,
+    ) -> Result<Arc<Self>, Failure> {
         if vfs.shows_past() {
             return Err(Failure::new(ExitCode::ReadOnly, "a past state is shown"));
         }
@@ -112,13 +123,18 @@ impl ExecSide {
             sweep_public(Path::new(PUBLIC_DIR), &directory);
         }
         drop(public);
-        if vfs.exec().start(&mountpoint.join(LAUNCHER)).is_err() {
-            // A blank in the mountpoint, or too long for an interpreter line: by a copy beside the socket.
-            let beside = directory.join(LAUNCHER_FILE);
-            write_program(&beside).map_err(|error| Failure::io(beside.display(), &error))?;
-            vfs.exec().start(&beside).map_err(|why| {
-                Failure::new(ExitCode::Refused, format!("{why}: {}; mount elsewhere", mountpoint.display()))
-            })?;
+        let start = |launcher: &Path| {
+            let refused = |why| Failure::new(ExitCode::Refused, format!("{why}: {}; {ELSEWHERE}", launcher.display()));
+            vfs.exec().start(launcher).map_err(refused)
+        };
+        match launcher {
+            Some(place) => start(&place_launcher(place, &socket)?)?,
+            None => {
+                if vfs.exec().start(&mountpoint.join(LAUNCHER)).is_err() {
+                    // A blank in the mountpoint, or too long for an interpreter line: by a copy beside the socket.
+                    start(&copy_launcher(&directory)?)?;
+                }
+            }
         }
         Ok(Arc::new(Self {
             vfs: Arc::clone(vfs),
@@ -126,6 +142,7 @@ impl ExecSide {
             mountpoint: mountpoint.to_owned(),
             device: shown_device.to_owned(),
             directory,
+            placed: launcher.map(Path::to_owned),
             stage: Mutex::new(Stage::Starting(listener)),
             watch: Mutex::new(None),
         }))
@@ -198,6 +215,12 @@ impl ExecSide {
         for file in [COMMAND_SOCKET, LAUNCHER_FILE] {
             let _ = fs::remove_file(self.directory.join(file));
         }
+        if let Some(place) = &self.placed
+            && is_link_to(&place.join(LAUNCH_SOCKET), &self.directory.join(LAUNCH_SOCKET))
+        {
+            let _ = fs::remove_file(place.join(LAUNCHER_FILE));
+            let _ = fs::remove_file(place.join(LAUNCH_SOCKET));
+        }
         if self.directory.starts_with(PUBLIC_DIR) {
             let _ = fs::remove_dir(&self.directory);
         }
@@ -223,7 +246,7 @@ impl ExecSide {
                     "state": "running", "running": running, "sandboxes_ready": status.pooled,
                     "from_pool": status.hits_and_misses.0, "built_cold": status.hits_and_misses.1,
                     "unenforceable": status.unenforceable, "spawner_pid": status.spawner,
-                    "not_removed": status.not_removed,
+                    "not_removed": status.not_removed, "unable": status.unable,
                 })
             }
         }
@@ -267,14 +290,46 @@ fn sweep_public(public: &Path, own: &Path) {
     }
 }
 
-/// The launcher, where everybody may run it.
-fn write_program(at: &Path) -> io::Result<()> {
-    match fs::remove_file(at) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+/// A copy of the launcher in a directory of brine's own, where everybody may run it.
+fn copy_launcher(directory: &Path) -> Result<PathBuf, Failure> {
+    let shown = directory.display();
+    let failed = |error: io::Error| Failure::io(&shown, &error);
+    if statvfs(directory).map_err(io::Error::from).map_err(failed)?.flags().contains(FsFlags::ST_NOEXEC) {
+        let why = format!("no program can be run from {shown}, which is mounted noexec; {ELSEWHERE}");
+        return Err(Failure::new(ExitCode::Refused, why));
+    }
+    let program = directory.join(LAUNCHER_FILE);
+    match fs::remove_file(&program) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
     }
-    fs::write(at, launcher::PROGRAM)?;
-    fs::set_permissions(at, fs::Permissions::from_mode(0o755))
+    fs::write(&program, launcher::PROGRAM).map_err(failed)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    Ok(program)
+}
+
+/// The same in a directory that was named for it, beside a link to the socket. Who could replace the launcher there could
+/// have callers of functions run anything, so nobody else may write to it.
+fn place_launcher(directory: &Path, socket: &Path) -> Result<PathBuf, Failure> {
+    let shown = directory.display();
+    let failed = |error: io::Error| Failure::io(format!("-o launcher={shown}"), &error);
+    let refused = |why: &str| Err(Failure::new(ExitCode::Refused, format!("-o launcher={shown}: {why}")));
+    let meta = fs::symlink_metadata(directory).map_err(failed)?;
+    if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        return refused("must be a directory of your own that nobody else can write to");
+    }
+    let link = directory.join(LAUNCH_SOCKET);
+    if !is_link_to(&link, socket) {
+        if [&link, &directory.join(LAUNCHER_FILE)].iter().any(|path| fs::symlink_metadata(path).is_ok()) {
+            return refused("has a launcher or exec.sock that is not this volume's; give a directory of its own");
+        }
+        std::os::unix::fs::symlink(socket, &link).map_err(failed)?;
+    }
+    copy_launcher(directory)
+}
+
+fn is_link_to(link: &Path, target: &Path) -> bool {
+    fs::read_link(link).is_ok_and(|found| found == target)
 }
 
 /// Listen where everybody may connect. The caller holds the volume's lock, so a socket that is there is a dead daemon's.

@@ -1,7 +1,7 @@
 //! Opening a function to run it.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use brine_store::ids::Ino;
 use brine_store::volume::{Attr, FileKind};
@@ -17,6 +17,10 @@ use crate::exec_dir::{ExecDir, FMODE_EXEC};
 /// Rounds of putting what is buffered of a file that is about to be run; a writer that keeps it busy gets ETXTBSY from
 /// the kernel right after.
 const SETTLE_ROUNDS: usize = 3;
+
+/// That a file was closed is told by the kernel after close(2) returned: within this time, even if there is much to do.
+const CLOSE_WAIT: Duration = Duration::from_millis(500);
+const CLOSE_TICK: Duration = Duration::from_millis(2);
 
 impl Vfs {
     /// The exec directory's state.
@@ -124,6 +128,21 @@ impl Vfs {
     pub fn pin(self: &Arc<Self>, ino: Ino) -> Arc<Pin> {
         let handle = self.hold(ino);
         Pin::new(self, ino, handle)
+    }
+
+    /// Wait until nobody has a file, which is pinned, open to be written: whoever closed it is known of a moment later.
+    ///
+    /// # Errors
+    /// ETXTBSY if somebody keeps it so.
+    pub fn await_writers(&self, ino: Ino) -> Outcome<()> {
+        let deadline = Instant::now() + CLOSE_WAIT;
+        while self.exec.pins.is_written(ino) {
+            if Instant::now() >= deadline {
+                return Err(Errno(libc::ETXTBSY));
+            }
+            std::thread::sleep(CLOSE_TICK);
+        }
+        Ok(())
     }
 
     /// Attributes of a file of which nothing is buffered.

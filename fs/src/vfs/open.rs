@@ -61,18 +61,21 @@ impl Vfs {
             let (number, caching) = self.open_to_run(caller, ino)?;
             return Ok(Handle { number, caching });
         }
-        if writes(flags) {
+        let writer = writes(flags);
+        if writer {
             self.before_change(caller, ino)?;
+            if !self.exec.pins.begin_writing(ino) {
+                return Err(Errno(libc::ETXTBSY));
+            }
         }
-        let node = self.inodes.open(ino, false);
+        let number = self.handle_for(self.inodes.open(ino, false), writer);
         if flags & libc::O_TRUNC != 0
             && let Err(errno) = self.truncate(caller, ino, 0)
         {
-            let gone = self.inodes.close(ino);
-            self.release(gone);
+            self.close_file(number);
             return Err(errno);
         }
-        Ok(Handle { number: self.handle_for(node), caching: Caching::Keep })
+        Ok(Handle { number, caching: Caching::Keep })
     }
 
     /// Make a file, unless it is there by now and O_EXCL was not asked for, and open it.
@@ -93,7 +96,9 @@ impl Vfs {
                 self.name_changed(caller, parent, name);
                 let node = self.inodes.open(attr.ino, true);
                 node.no_xattrs.store(true, Ordering::Relaxed);
-                Ok(Opened { attr, handle: self.handle_for(node) })
+                // Nobody can have pinned what is new.
+                let writer = writes(flags) && self.exec.pins.begin_writing(attr.ino);
+                Ok(Opened { attr, handle: self.handle_for(node, writer) })
             }
             Err(Errno(libc::EEXIST)) if flags & libc::O_EXCL == 0 => {
                 let attr = self.volume.lookup(parent, name).map_err(|error| self.fail("lookup in", parent, &error))?;
@@ -110,10 +115,11 @@ impl Vfs {
 
     /// Keep a file open without the kernel; [`Self::close_file`] lets it go.
     pub fn hold(&self, ino: Ino) -> u64 {
-        self.handle_for(self.inodes.open(ino, false))
+        self.handle_for(self.inodes.open(ino, false), false)
     }
 
-    pub(super) fn handle_for(&self, node: Arc<FileNode>) -> u64 {
+    /// `writer`: it was counted as one.
+    fn handle_for(&self, node: Arc<FileNode>, writer: bool) -> u64 {
         let (seen, seen_commit) = (node.errors.position(), self.commit_errors.position());
         self.files.insert(OpenFile {
             node,
@@ -121,6 +127,7 @@ impl Vfs {
             seen: AtomicU32::new(seen),
             seen_commit: AtomicU32::new(seen_commit),
             wrote: AtomicBool::new(false),
+            writer,
         })
     }
 
@@ -155,6 +162,9 @@ impl Vfs {
             return;
         }
         if let Some(file) = self.files.remove(handle) {
+            if file.writer {
+                self.exec.pins.end_writing(file.node.ino);
+            }
             let gone = self.inodes.close(file.node.ino);
             self.release(gone);
         }

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -130,6 +130,8 @@ pub struct Volume {
     /// Collections of the housekeeper's that came to their end, and bytes that they gave back.
     collections: AtomicU64,
     given_back: AtomicU64,
+    /// When a writer last waited for nothing, and what had been given back then.
+    in_vain: Mutex<Option<(Instant, u64)>>,
     retention: Mutex<Retention>,
     /// Former states that are being read, and by how many.
     pinned: Mutex<BTreeMap<Generation, usize>>,

@@ -348,6 +348,7 @@ impl Volume {
             hungry: AtomicUsize::new(0),
             collections: AtomicU64::new(0),
             given_back: AtomicU64::new(0),
+            in_vain: Mutex::default(),
             retention: Mutex::default(),
             pinned: Mutex::default(),
             counting: Mutex::default(),

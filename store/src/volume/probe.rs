@@ -75,7 +75,7 @@ impl NoMember {
     fn text(&self) -> String {
         match self {
             Self::Io(error) => error.to_string(),
-            Self::NoMarker => "it holds no superblock; is the disk mounted there?".into(),
+            Self::NoMarker => "it holds no superblock (is the disk mounted there?)".into(),
             Self::Damaged(reason) => format!("its superblock is damaged ({reason})"),
         }
     }

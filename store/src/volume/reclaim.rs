@@ -136,9 +136,13 @@ impl Volume {
             return;
         }
         let began = Instant::now();
-        // One that runs already does not count.
         let collections = || self.collections.load(Ordering::Acquire);
         let given_back = || self.given_back.load(Ordering::Acquire);
+        let told = *self.in_vain.lock();
+        if told.is_some_and(|(at, then)| at.elapsed() < SPACE_PATIENCE && then == given_back()) && !self.may_free() {
+            return;
+        }
+        // A collection that runs already does not count.
         let mut seen = (began, collections() + 1, given_back());
         self.hungry.fetch_add(1, Ordering::AcqRel);
         while !self.has_space(bytes) && began.elapsed() < SPACE_PATIENCE_MAX && self.writable().is_ok() {
@@ -147,6 +151,7 @@ impl Volume {
             }
             let in_vain = collections() >= seen.1 + COLLECTIONS_TRIED && !self.may_free();
             if in_vain || seen.0.elapsed() >= SPACE_PATIENCE {
+                *self.in_vain.lock() = Some((Instant::now(), seen.2));
                 break;
             }
             if let Some(housekeeper) = &*self.housekeeper.lock() {
@@ -157,12 +162,9 @@ impl Volume {
         self.hungry.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// The housekeeper's gc gave space back.
+    /// The housekeeper's gc gave space of blocks back. That of the log alone is none: commits take as much again.
     pub(crate) fn note_given_back(&self, bytes: u64) {
-        if bytes > 0 {
-            self.given_back.fetch_add(bytes, Ordering::AcqRel);
-            self.space_was_freed();
-        }
+        self.given_back.fetch_add(bytes, Ordering::AcqRel);
     }
 
     /// The housekeeper's gc came to its end.

@@ -123,17 +123,25 @@ posix_fadvise = 2.0
 copy_file_range = 10.0
 ";
 
-/// fsx: `operations` random ones on one file, read back after each; every kind it knows.
-pub fn fsx(operations: u64) -> String {
-    // It outlives the patience with the program.
+/// fsx: random operations of every kind it knows, all read back after each, `operations` on each of `files` files at once.
+pub fn fsx(files: u64, operations: u64) -> String {
+    // It outlives the patience with the programs.
     let volume = Builder::new("fsx").directories(3).geometry(2, 1).lifetime(PATIENCE * 5).mount();
     let seed = crate::seed("fsx");
     let config = volume.root().join("fsx.toml");
     fs::write(&config, WEIGHTS).expect("write the configuration");
-    let mut command = Command::new(tool("fsx"));
-    command.arg("-N").arg(operations.to_string()).arg("-S").arg((seed & 0x7fff_ffff).to_string());
-    command.arg("-f").arg(&config).arg(volume.path("fsx"));
-    run_for(&mut command, PATIENCE * 4).expect_success();
+    let run_one = &|number: u64| {
+        let mut command = Command::new(tool("fsx"));
+        let seed = seed.wrapping_add(number) & 0x7fff_ffff;
+        command.arg("-N").arg(operations.to_string()).arg("-S").arg(seed.to_string());
+        command.arg("-f").arg(&config).arg(volume.path(&format!("fsx{number}")));
+        run_for(&mut command, PATIENCE * 4)
+    };
+    let finished: Vec<_> = std::thread::scope(|scope| {
+        let running: Vec<_> = (0..files).map(|number| scope.spawn(move || run_one(number))).collect();
+        running.into_iter().map(|one| one.join().expect("a thread that runs fsx")).collect()
+    });
+    finished.into_iter().for_each(|one| drop(one.expect_success()));
     volume.expect_clean();
-    format!("{operations} operations, seed {seed}")
+    format!("{operations} operations on each of {files} files, seed {seed}")
 }

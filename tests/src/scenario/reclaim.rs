@@ -1,14 +1,18 @@
 //! Space given back: of removed files and of history, in the directories themselves.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::random::content;
-use crate::{Builder, TestVolume};
+use crate::{Builder, TestVolume, run};
+
+/// How long a volume may be used here: files are made by the hundred thousand, perhaps on a busy machine.
+const LIFETIME: Duration = Duration::from_secs(1800);
 
 /// Bytes that the segments take on their devices; what is preallocated past their ends does not count.
 fn device_bytes(volume: &TestVolume) -> u64 {
@@ -33,6 +37,10 @@ fn json(volume: &TestVolume, args: &[&str]) -> Value {
     serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished}"))
 }
 
+fn volume(name: &str) -> TestVolume {
+    Builder::new(name).directories(3).geometry(2, 1).lifetime(LIFETIME).mount()
+}
+
 /// Nothing but the newest state is kept.
 fn forget_history(volume: &TestVolume) {
     json(volume, &["retention", "set", "--all", "0", "--minutely", "0", "--hourly", "0"]);
@@ -42,7 +50,7 @@ fn forget_history(volume: &TestVolume) {
 /// nobody having asked for it.
 #[track_caller]
 pub fn removed_files(count: u64) -> String {
-    let volume = Builder::new("removed-files").directories(3).geometry(2, 1).mount();
+    let volume = volume("removed-files");
     forget_history(&volume);
     fs::write(volume.path("kept"), content(1, 3 << 20)).expect("write");
     volume.sync();
@@ -67,6 +75,63 @@ pub fn removed_files(count: u64) -> String {
     assert!(fs::read(volume.path("kept")).expect("read") == content(1, 3 << 20), "a kept file is wrong");
     volume.expect_clean();
     format!("{} MiB of {count} files were back after {took:.0} s", (full - before - left) >> 20)
+}
+
+/// A tree that was changed over and over, with a snapshot of each round; all history is deleted, and what is left takes
+/// at most a twentieth more than the same tree copied to a fresh volume.
+#[track_caller]
+pub fn as_small_as_a_fresh_copy(rounds: u64) -> String {
+    const FILES: u64 = 32;
+    let old = volume("history-deleted");
+    let tree = old.path("tree");
+    fs::create_dir(&tree).expect("mkdir");
+    for round in 0..rounds {
+        // Large files overwritten in part, replaced and cut; small ones that share stripes with what stays.
+        for n in 0..FILES {
+            let (path, seed) = (tree.join(format!("large{n}")), 1000 * round + n);
+            match (round, (n + round) % 4) {
+                (0, _) | (_, 0) => fs::write(&path, content(seed, 1 << 20)).expect("write"),
+                (_, 1) => {
+                    let file = fs::OpenOptions::new().write(true).open(&path).expect("open");
+                    file.write_all_at(&content(seed, 200_000), 100_000 + 50_000 * n).expect("write");
+                }
+                (_, 2) => {
+                    let file = fs::OpenOptions::new().write(true).open(&path).expect("open");
+                    file.set_len((1 << 20) - 30_000 * n % (1 << 19)).expect("truncate");
+                }
+                _ => {}
+            }
+        }
+        let small = tree.join(format!("small{round}"));
+        fs::create_dir(&small).expect("mkdir");
+        for n in 0..300 {
+            fs::write(small.join(n.to_string()), content(500_000 + 1000 * round + n, 5000)).expect("write");
+        }
+        if round > 0 && round % 2 == 0 {
+            fs::remove_dir_all(tree.join(format!("small{}", round - 1))).expect("remove");
+        }
+        json(&old, &["snapshot", "create", &format!("round {round}")]);
+    }
+    let full = device_bytes(&old);
+    for round in 0..rounds {
+        json(&old, &["snapshot", "delete", &format!("round {round}")]);
+    }
+    forget_history(&old);
+    let report = json(&old, &["gc"]);
+    assert_eq!(report["problems"], Value::Array(Vec::new()), "{report:#}");
+    let left = device_bytes(&old);
+
+    let fresh = volume("history-never-was");
+    run(Command::new("cp").arg("-a").arg(&tree).arg(fresh.mnt())).expect_success();
+    forget_history(&fresh);
+    json(&fresh, &["gc"]);
+    let wanted = device_bytes(&fresh);
+    assert!(full > 2 * wanted, "history took too little to tell: {full} bytes, {wanted} without");
+    assert!(left <= wanted + wanted / 20, "{left} bytes of {full} are left, a fresh copy takes {wanted}: {report:#}");
+    run(Command::new("diff").arg("-r").arg(&tree).arg(fresh.path("tree"))).expect_success();
+    old.expect_clean();
+    let more = left as f64 / wanted as f64 * 100.0 - 100.0;
+    format!("{} of {} KiB are left, a fresh copy takes {} ({more:+.1}%)", left >> 10, full >> 10, wanted >> 10)
 }
 
 /// The commands on a mount: what they say agrees with the directories, and wrong rules change nothing.

@@ -20,7 +20,8 @@ use nix::sys::stat::{Mode, umask};
 use serde_json::Value;
 
 use super::super::{args, output};
-use super::place;
+use super::{place, unreachable};
+use crate::control::with_short_name;
 use crate::exec_dir::request::ExecRequest;
 use crate::exit_code::{ExitCode, Failure};
 
@@ -55,7 +56,18 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
     PASSED.iter().for_each(|signal| passed.add(*signal));
     let unblocked = SigSet::thread_get_mask().unwrap_or_else(|_| SigSet::empty());
     let _ = passed.thread_block();
-    let done = call(Path::new(&name), argv, &passed)?;
+    let done = match call(Path::new(&name), argv, &passed) {
+        Ok(done) => done,
+        // As a launcher would end.
+        Err(failure) => {
+            output::note(&failure.to_string());
+            std::process::exit(match failure.code() {
+                ExitCode::NotFound => 127,
+                ExitCode::NotPermitted | ExitCode::Refused => 126,
+                _ => 125,
+            })
+        }
+    };
     if let (Some(fd), Some(run)) = (result_fd, &done.run) {
         tell(fd, Path::new(&name), run)?;
     }
@@ -93,9 +105,9 @@ fn call(path: &Path, argv: Vec<OsString>, passed: &SigSet) -> Result<Done, Failu
     // The mount is busy as long as this lives.
     let _mount = o_path(&function.mount.point)?;
     let socket = function.socket()?;
-    let stream = UnixStream::connect(&socket).map_err(|error| {
-        Failure::new(ExitCode::NotMounted, format!("the daemon's socket {}: {error}", socket.display()))
-    })?;
+    // An ordinary user's is in his state directory, whose path may be longer than an address.
+    let stream = with_short_name(&socket, |name| UnixStream::connect(name));
+    let stream = stream.map_err(|error| unreachable(&socket, &error))?;
     let broken =
         |error: &dyn std::fmt::Display| Failure::new(ExitCode::NotMounted, format!("talking to the daemon: {error}"));
     send_frame(&stream, Kind::Request, &request(argv).encode(), &[file.as_raw_fd()]).map_err(|error| broken(&error))?;
@@ -173,7 +185,7 @@ fn pass_signals(init: &OwnedFd, passed: &SigSet) -> Result<(), Failure> {
 
 /// The run's record, as JSON, to a descriptor that whoever started this command has opened.
 fn tell(fd: RawFd, path: &Path, run: &str) -> Result<(), Failure> {
-    let rows = place(path)?.ask(ExecRequest::Log { run: Some(run.to_owned()), max: 1 })?;
+    let rows = place(path)?.ask(ExecRequest::Log { run: Some(run.to_owned()), max: 1, before: None })?;
     let text = rows.get(0).unwrap_or(&Value::Null).to_string();
     let mut out = File::options()
         .write(true)

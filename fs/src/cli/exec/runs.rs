@@ -4,7 +4,7 @@ use lexopt::{Arg, Parser};
 use serde_json::Value;
 
 use super::super::{args, output};
-use super::place_or_only;
+use super::{Place, place_or_only};
 use crate::exec_dir::request::ExecRequest;
 use crate::exit_code::{ExitCode, Failure};
 use crate::telemetry::timestamp;
@@ -70,11 +70,11 @@ pub(super) fn log(mut parser: Parser) -> Result<ExitCode, Failure> {
     }
     let place = place_or_only(at)?;
     if names.is_empty() {
-        list(&place.ask(ExecRequest::Log { run: None, max })?, as_json);
+        list(&newest(&place, max)?, as_json);
         return Ok(ExitCode::Success);
     }
     let [run] = args::exactly(names, "the name of a run")?;
-    let answer = place.ask(ExecRequest::Log { run: Some(run.to_string_lossy().into_owned()), max: 1 })?;
+    let answer = place.ask(ExecRequest::Log { run: Some(run.to_string_lossy().into_owned()), max: 1, before: None })?;
     let row = answer.get(0).unwrap_or(&Value::Null);
     if as_json {
         output::say_json(row);
@@ -82,6 +82,20 @@ pub(super) fn log(mut parser: Parser) -> Result<ExitCode, Failure> {
         show(row);
     }
     Ok(ExitCode::Success)
+}
+
+/// Records, as many as are told at a time.
+fn newest(place: &Place, max: u64) -> Result<Value, Failure> {
+    let (mut rows, mut before) = (Vec::new(), None);
+    while (rows.len() as u64) < max {
+        let max = max - rows.len() as u64;
+        let Value::Array(more) = place.ask(ExecRequest::Log { run: None, max, before })? else { break };
+        let Some(last) = more.last() else { break };
+        let started_ns = last.get("started_ns").and_then(Value::as_i64).unwrap_or_default();
+        before = Some((started_ns, text(last, "id").to_owned()));
+        rows.extend(more);
+    }
+    Ok(Value::Array(rows))
 }
 
 fn text<'a>(row: &'a Value, field: &str) -> &'a str {

@@ -31,7 +31,7 @@ pub fn points() -> Vec<Point> {
         ("dbench", || applications::dbench(&mut mounted("dbench"), 30)),
         ("a copy of 10 GiB", || applications::large_copy(10)),
         ("a directory of a million entries", || load::large_directory(1_000_000)),
-        ("a million operations of fsx", || posix::fsx(1_000_000)),
+        ("a million operations of fsx", || posix::fsx(4, 250_000)),
         ("figures of a source tree", figures),
     ]
 }

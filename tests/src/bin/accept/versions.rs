@@ -13,6 +13,7 @@ pub fn points() -> Vec<Point> {
         ("versions have no gaps", || versions::versions_have_no_gaps(4, 500)),
         ("a tree is rewound and back", || versions::rewinds_a_whole_tree(20_000)),
         ("a snapshot takes less than 50 ms", || versions::snapshot_is_instant(100_000, Duration::from_millis(50))),
+        ("as small as a fresh copy once history is deleted", || reclaim::as_small_as_a_fresh_copy(6)),
         ("the space of 100,000 removed files", || reclaim::removed_files(100_000)),
         ("dead names cost a listing nothing", || versions::dead_names_cost_a_listing_nothing(1_000_000, 20)),
     ]
