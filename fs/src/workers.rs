@@ -14,29 +14,29 @@ use parking_lot::Mutex;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A fixed number of threads fed from one queue, first come first served.
+/// A fixed number of threads fed from one queue, first come first served. Without threads every job runs where it is given.
 pub struct Pool {
     queue: Mutex<Option<Sender<Job>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Pool {
-    /// Start `threads` threads (at least one), named `name-N`.
+    /// Start `threads` threads, named `name-N`.
     ///
     /// # Errors
     /// What the system says when it cannot start a thread.
     pub fn new(name: &str, threads: usize) -> io::Result<Self> {
         let (sender, receiver) = unbounded::<Job>();
         let mut started = Vec::new();
-        for index in 0..threads.max(1) {
+        for index in 0..threads {
             let receiver = receiver.clone();
             let thread = thread::Builder::new().name(format!("{name}-{index}"));
             started.push(thread.spawn(move || receiver.iter().for_each(run_caught))?);
         }
-        Ok(Self { queue: Mutex::new(Some(sender)), threads: Mutex::new(started) })
+        Ok(Self { queue: Mutex::new((threads > 0).then_some(sender)), threads: Mutex::new(started) })
     }
 
-    /// Run `job` on one of the threads; after [`Self::finish`], here and now.
+    /// Run `job` on one of the threads; without any, and after [`Self::finish`], here and now.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) {
         let sender = self.queue.lock().clone();
         match sender {
@@ -130,6 +130,14 @@ mod tests {
         let later = Arc::clone(&sum);
         pool.run(move || later.store(1, Ordering::Relaxed));
         assert_eq!(sum.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn without_threads_a_job_is_done_when_it_was_given() {
+        let done = Arc::new(AtomicU64::new(0));
+        let job = Arc::clone(&done);
+        Pool::new("test", 0).unwrap().run(move || job.store(1, Ordering::Relaxed));
+        assert_eq!(done.load(Ordering::Relaxed), 1);
     }
 
     #[test]

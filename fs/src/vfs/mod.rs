@@ -78,7 +78,7 @@ pub struct VfsOptions {
     pub commit_interval: Duration,
     /// Threads for requests that wait for a disk.
     pub io_threads: usize,
-    /// Threads that seal chunks.
+    /// Threads that seal chunks; 0: whoever writes does, so that a write returns with its whole chunks stored.
     pub seal_threads: usize,
     /// Furthest a sequential reader is read ahead, bytes; 0: not at all.
     pub readahead_bytes: u64,

@@ -9,7 +9,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use brine_fs::vfs::Vfs;
 use brine_store::backing::{Backing, Call, Fault, FaultyBacking, MemBacking, Rule};
@@ -20,8 +19,8 @@ use brine_store::retention::Rules;
 
 use crate::model::{Model, State, difference};
 use crate::random::Random;
-use crate::workload::{Op, carry_out, read_state};
-use crate::world::{Scratch, World, filesystem};
+use crate::workload::{Op, carry_out, carry_out_told, read_state};
+use crate::world::{NO_COMMITS, Scratch, World, filesystem, steady_filesystem};
 
 /// Where in the flow a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -257,14 +256,14 @@ fn ops_of(phase: Phase) -> Vec<Op> {
 }
 
 fn prepare(geometry: (usize, usize)) -> Before {
-    let world = World::format(geometry.0, geometry.1);
+    let world = World::format_steady(geometry.0, geometry.1);
     let mut model = Model::default();
     let scratch = Scratch::new();
     let state_dir = scratch.path().join("state");
     world.put_files(&state_dir);
     let there = |_, disk| Some(Arc::new(disk) as Arc<dyn Backing>);
     let volume = world.open(&state_dir, there).expect("open");
-    let (vfs, _) = filesystem(volume, Duration::from_secs(3600)).expect("start threads");
+    let (vfs, _) = steady_filesystem(volume).expect("start threads");
     // So that gc has something to do.
     let nothing = Rules { all_s: 0, minutely_s: 0, hourly_s: 0, ..Rules::default() };
     vfs.volume().set_retention_rules(&nothing).expect("set rules");
@@ -329,20 +328,20 @@ fn run(before: &Before, part: Part, strike: Option<&Strike>) -> Result<Seen, Str
     count(Phase::Open);
     let refused = opened.is_err();
     if let Ok(volume) = opened {
-        let (vfs, told) = filesystem(volume, Duration::from_secs(3600)).map_err(|error| error.to_string())?;
+        let (vfs, told) = steady_filesystem(volume).map_err(|error| error.to_string())?;
         for phase in PHASES[1..].iter().filter(|phase| part.goes_through(**phase)) {
             arm(*phase);
             for op in ops_of(*phase) {
-                let found = carry_out(&vfs, &op).map_err(|errno| errno.0);
+                let (accepted, found) = carry_out_told(&vfs, &op);
+                let found = found.map_err(|errno| errno.0);
                 last = found;
+                if accepted {
+                    model.apply(&op).map_err(|errno| format!("{op:?} is accepted, the model says {errno}"))?;
+                    states.push(model.state());
+                }
                 match found {
-                    Ok(()) => {
-                        model.apply(&op).map_err(|errno| format!("{op:?} succeeds, the model says {errno}"))?;
-                        states.push(model.state());
-                        if op.acknowledges() {
-                            acknowledged = states.len() - 1;
-                        }
-                    }
+                    Ok(()) if op.acknowledges() => acknowledged = states.len() - 1,
+                    Ok(()) => {}
                     // What was refused because something before it was: the model must refuse it as well.
                     Err(errno) if errno == libc::ENOENT && model.clone().apply(&op) == Err(errno) => {}
                     Err(errno) => errnos.push(errno),
@@ -425,7 +424,7 @@ fn look(world: &World, states: &[State], acknowledged: usize) -> Result<(), Stri
         let volume = after
             .open(&state_dir, |_, disk| Some(Arc::new(disk) as Arc<dyn Backing>))
             .map_err(|error| format!("afterwards, without faults, it does not open: {error}"))?;
-        let (vfs, told) = filesystem(volume, Duration::from_secs(3600)).map_err(|error| error.to_string())?;
+        let (vfs, told) = filesystem(volume, NO_COMMITS).map_err(|error| error.to_string())?;
         let state = read_state(&vfs)
             .map_err(|what| format!("afterwards {what}; {:?}; {:?}", vfs.volume().warnings(), told.lock()))?;
         let found = states[acknowledged..].contains(&state);

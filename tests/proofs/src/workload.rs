@@ -254,6 +254,24 @@ fn sync_file(vfs: &Arc<Vfs>, handle: u64) -> Outcome<()> {
     answer.recv().unwrap_or(Err(Errno::IO))
 }
 
+/// As [`carry_out`], and whether the operation was accepted: a write is, though closing the file may tell of an error
+/// that was deferred.
+pub fn carry_out_told(vfs: &Arc<Vfs>, op: &Op) -> (bool, Outcome<()>) {
+    let Op::Write { path, offset, len, seed } = op else {
+        let outcome = carry_out(vfs, op);
+        return (outcome.is_ok(), outcome);
+    };
+    let mut accepted = false;
+    let outcome = opened(vfs, path, |handle| {
+        let bytes = noise(*seed, *len);
+        let written = vfs.write(handle, *offset, &bytes, false)?;
+        assert_eq!(written as usize, bytes.len(), "a write is accepted whole or refused");
+        accepted = true;
+        Ok(())
+    });
+    (accepted, outcome)
+}
+
 /// Carry an operation out on a filesystem.
 ///
 /// # Errors
@@ -268,12 +286,7 @@ pub fn carry_out(vfs: &Arc<Vfs>, op: &Op) -> Outcome<()> {
         }),
         Op::Mkdir { path } => make(vfs, path, FileKind::Directory, 0o755, None),
         Op::Symlink { path, target } => make(vfs, path, FileKind::Symlink, 0o777, Some(target.as_bytes())),
-        Op::Write { path, offset, len, seed } => opened(vfs, path, |handle| {
-            let bytes = noise(*seed, *len);
-            let written = vfs.write(handle, *offset, &bytes, false)?;
-            assert_eq!(written as usize, bytes.len(), "a write is accepted whole or refused");
-            Ok(())
-        }),
+        Op::Write { .. } => carry_out_told(vfs, op).1,
         Op::Truncate { path, len } => at(vfs, path, |ino| {
             let change = AttrChange { size: Some(*len), ..AttrChange::default() };
             match vfs.attr(ino)?.kind {

@@ -232,18 +232,34 @@ impl Directories for Places {
 /// What was reported to the operator.
 pub type Told = Arc<Mutex<Vec<String>>>;
 
+/// Interval of commits that nobody asks for where none are wanted.
+pub const NO_COMMITS: Duration = Duration::from_secs(3600);
+
 /// The filesystem above a volume, with few threads. What it reports to the operator is kept.
 ///
 /// # Errors
 /// What the system says when it cannot start a thread.
 pub fn filesystem(volume: Arc<Volume>, commit_interval: Duration) -> io::Result<(Arc<Vfs>, Told)> {
+    filesystem_of(volume, commit_interval, 2)
+}
+
+/// As [`filesystem`] over a [steady](Pace::steady) volume: nothing is done but what an operation asks for, and before it
+/// returns, so that equal operations make equal calls.
+///
+/// # Errors
+/// What the system says when it cannot start a thread.
+pub fn steady_filesystem(volume: Arc<Volume>) -> io::Result<(Arc<Vfs>, Told)> {
+    filesystem_of(volume, NO_COMMITS, 0)
+}
+
+fn filesystem_of(volume: Arc<Volume>, commit_interval: Duration, seal_threads: usize) -> io::Result<(Arc<Vfs>, Told)> {
     let told = Told::default();
     let teller = Arc::clone(&told);
     let options = VfsOptions {
         dirty_limit_bytes: 8 << 20,
         commit_interval,
         io_threads: 1,
-        seal_threads: 2,
+        seal_threads,
         readahead_bytes: 0,
         atime: Atime::Off,
         dir_atime: true,
