@@ -13,6 +13,9 @@ use crate::policy::{Limits, MEMORY_BYTES_MIN, Network};
 
 /// Views of one run at most: one a granted argument (256), and as many by policy.
 pub const VIEWS_MAX: usize = 512;
+/// The program that interpreter lines name, from the root of the volume.
+pub const LAUNCHER: &str = ".brine/launcher";
+
 /// Bytes of argv and environment together at most; the kernel's own bound is 6 MiB.
 pub const ARGUMENT_BYTES_MAX: usize = 6 << 20;
 /// Runs that invoke runs: levels at most.

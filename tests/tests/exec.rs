@@ -509,9 +509,10 @@ fn what_a_run_began_with_is_kept_while_it_runs() {
 fn functions_run_below_a_mountpoint_with_a_blank() {
     let mut volume = small("exec with a blank");
     let inner = function(&volume, "inner", "echo inner \"$1\"");
-    let outer = function(&volume, "outer", &format!("'{}' \"$1\"", inner.display()));
+    // By the credential it was given, and by its socket when descriptors were closed.
+    let outer = function(&volume, "outer", &format!("'{0}' \"$1\"; exec 3>&-; '{0}' \"$1\"", inner.display()));
     policy(&outer, &["--call", "inner"]);
-    assert_eq!(call(&outer, &["an argument"]).expect_success().stdout, "inner an argument\n");
+    assert_eq!(call(&outer, &["an argument"]).expect_success().stdout, "inner an argument\n".repeat(2));
     volume.umount();
 }
 

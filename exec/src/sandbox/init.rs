@@ -21,7 +21,7 @@ use super::launch::{Ready, With, launch};
 use super::message::{EndedBy, Failure, Finished, Make, Run};
 use super::root;
 use super::terminal::Terminal;
-use crate::plan::Root;
+use crate::plan::{LAUNCHER, Root};
 use crate::protocol::frame::{Frame, Kind, receive_frame, send_frame};
 use crate::protocol::{Streams, Window};
 use crate::sys;
@@ -121,6 +121,19 @@ fn listener(path: &Path) -> io::Result<OwnedFd> {
     Ok(UnixListener::bind(name)?.into())
 }
 
+/// A launcher looks for the socket beside itself, which may be elsewhere: a link is there.
+fn lead_there(run: &Run, socket: &Path) -> io::Result<()> {
+    let launcher = run.views.iter().find(|view| view.source.as_path() == Path::new(LAUNCHER));
+    let beside = launcher.map(|launcher| launcher.at.with_file_name(socket.file_name().unwrap_or_default()));
+    match beside.filter(|beside| beside != socket) {
+        Some(link) => {
+            std::fs::create_dir_all(link.parent().unwrap_or(Path::new("/")))?;
+            std::os::unix::fs::symlink(socket, link)
+        }
+        None => Ok(()),
+    }
+}
+
 fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failure> {
     let malformed = |_| Failure { code: 125, step: "a malformed order to run".into(), errno: 0 };
     let run = Run::decode(body).map_err(malformed)?;
@@ -131,6 +144,7 @@ fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Res
     let credential = fds.next();
     if let Some(path) = &run.credential {
         let socket = listener(path).map_err(Failure::step("the socket of the credential"))?;
+        lead_there(&run, path).map_err(Failure::step("the way to the socket of the credential"))?;
         send_frame(control, Kind::Listens, &[], &[socket.as_raw_fd()])
             .map_err(Failure::step("the socket of the credential"))?;
     }

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
+use brine_exec::plan::LAUNCHER;
 use brine_exec::{Identity, View, ViewAccess};
 use brine_store::ids::{Ino, ROOT_INO, Version};
 use brine_store::volume::{Attr, FileKind};
@@ -14,8 +15,6 @@ use super::policy::FunctionPolicy;
 use crate::control_dir::is_reserved;
 use crate::vfs::Vfs;
 
-/// What interpreter lines name, from the root of the volume.
-pub const LAUNCHER: &str = ".brine/launcher";
 /// Where a run finds its credential, beside the launcher, from the root of the volume.
 pub const CREDENTIAL: &str = ".brine/exec.sock";
 /// Arguments that grant reading a file at most.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use brine_exec::plan::LAUNCHER;
 use brine_exec::service::{Host, Service};
 use brine_exec::{Config, Sandboxes, launcher};
 use brine_store::clock::{Clock, SystemClock};
@@ -25,7 +26,6 @@ use crate::control::{self, Server};
 use crate::exec_dir::code::CodeNodes;
 use crate::exec_dir::command;
 use crate::exec_dir::entrance::{Launcher, SocketLink};
-use crate::exec_dir::grant::LAUNCHER;
 use crate::exec_dir::host::RunHost;
 use crate::exec_dir::open::OpenFiles;
 use crate::exec_dir::request::{Asker, COMMAND_SOCKET, ExecRequest};
