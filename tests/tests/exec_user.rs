@@ -251,3 +251,94 @@ as $U brine umount $mnt
     world.put(make);
     world.run(script).expect_success();
 }
+
+/// By root: a group in each hierarchy that limits something is the user's, and the script's processes are in it. In version
+/// 2 only a daemon that is alone in its group can limit others below it, so this is for machines with version 1.
+const DELEGATED: &str = r#"
+groups=
+for tree in $(awk '{ for (at = 7; at < NF && $at != "-"; at++); if ($(at + 1) == "cgroup2") print $5; \
+    if ($(at + 1) == "cgroup" && $(at + 3) ~ /(^|,)(memory|pids|cpu|cpuacct)(,|$)/) print $5 }' /proc/self/mountinfo); do
+    for controller in cpu memory pids; do echo +$controller > $tree/cgroup.subtree_control; done 2> /dev/null
+    group=$tree/brine-test-$N
+    mkdir $group && groups="$groups $group" || exit 1
+    for file in "" /cgroup.procs /cgroup.threads /cgroup.subtree_control /tasks; do
+        [ ! -e $group$file ] || chown $U $group$file
+    done
+    echo $$ > $group/cgroup.procs || exit 1
+done
+leave() {
+    for group in $groups; do
+        echo $$ > ${group%/*}/cgroup.procs
+        for process in $(cat $group/cgroup.procs); do kill -9 $process; done
+        find $group -depth -type d -exec rmdir {} \;
+    done
+}
+trap leave EXIT
+"#;
+
+#[test]
+fn with_control_groups_of_his_own_an_ordinary_users_limits_are_enforced() {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read");
+    if !mounts.lines().any(|line| line.contains(" - cgroup ") && line.contains("memory")) {
+        eprintln!("skipped: no control groups of version 1");
+        return;
+    }
+    let world = World::new("user-limits");
+    world.put(
+        r#"
+has "$(brine doctor)" "memory, processes and processor by control groups" doctor
+function_of f <<'END'
+echo hello
+END
+is "$(mnt/exec/f)" hello "a run, without best effort"
+function_of greedy --memory 32M --scratch 1M <<'END'
+x=x; while :; do x=$x$x; done
+END
+said=$(bash -c 'mnt/exec/greedy; exit $?' 2>&1); is $? 137 "a greedy run"
+has "$said" "more than its 32 MiB of memory" "a greedy run"
+has "$(cause)" memory "its record"
+function_of forks --memory 64M --pids 16 <<'END'
+for n in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do sleep 5 & done; wait
+END
+mnt/exec/forks 2> /dev/null && fail "it had more processes than it may"
+has "$(cause)" pids "its record"
+brine umount mnt || fail "umount"
+for path in $(awk -F: '{ print $3 }' /proc/self/cgroup); do
+    left=$(find /sys/fs/cgroup -path "*$path/brine-*" -type d 2> /dev/null)
+    [ "$path" = / ] || is "$left" "" "groups that are left"
+done
+"#,
+    );
+    world.run(&format!("N={}\n{DELEGATED}as $U bash \"$R/script\"", std::process::id())).expect_success();
+}
+
+#[test]
+fn a_launcher_that_cannot_be_run_where_it_would_be_is_put_elsewhere() {
+    let world = World::new("user-launcher");
+    world.put(
+        r#"
+function_of f --best-effort on <<'END'
+echo hello
+END
+is "$(mnt/exec/f)" hello "a run; the mount itself is not noexec"
+brine umount mnt
+mkdir "a blank"
+# Neither the mountpoint nor the state directory can be on an interpreter line or hold a program.
+said=$(brine mount d0 "a blank" -o "keyfile=$HOME/key" 2>&1) || fail "$said"
+has "$said" "mounted noexec; mount with -o launcher=DIR" "mount"
+"a blank/exec/f" 2> /dev/null && fail "it ran"
+is "$(wc -l < "a blank/exec/f")" 2 "as a file"
+brine umount "a blank"
+said=$(brine mount d0 "a blank" -o "keyfile=$HOME/key,launcher=$R/place" 2>&1) || fail "$said"
+is "$said" "" "mount with launcher="
+is "$("a blank/exec/f")" hello "a run"
+brine umount "a blank"
+is "$(ls "$R/place")" "" "what is left"
+"#,
+    );
+    let script = r#"
+mount -t tmpfs -o noexec,uid=$U,mode=755,size=512m tmpfs "$R/home" || exit 1
+mkdir "$R/place" && chown $U "$R/place" || exit 1
+as $U bash "$R/script""#;
+    world.run(script).expect_success();
+}

@@ -42,7 +42,7 @@ struct Litter {
     mounts: usize,
     /// Descriptors of the daemon and its spawner, but for the files that hold the volume: those are kept open by age.
     descriptors: usize,
-    /// Temporary files and directories.
+    /// Temporary files and directories of the volume.
     temporary: usize,
 }
 
@@ -99,12 +99,15 @@ impl Litter {
             let links = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             links.filter(|link| fs::read_link(link.path()).is_ok_and(|target| !holds(&target))).count()
         };
+        // Others of this machine have theirs there.
+        let shared = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+        let shared = shared.filter(|entry| entry.file_name().to_string_lossy().contains(&label)).count();
         Self {
             processes: below.len(),
             groups: groups(Path::new("/sys/fs/cgroup"), &label, 4),
             mounts: lines(daemon, &volume.root().display().to_string()) + lines(spawner, ""),
             descriptors: open(daemon) + open(spawner),
-            temporary: count("/dev/shm") + count(&format!("/run/brine-exec/{label}")),
+            temporary: shared + count(&format!("/run/brine-exec/{label}")),
         }
     }
 
