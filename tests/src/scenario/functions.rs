@@ -145,9 +145,10 @@ impl Memory {
     }
 
     /// What it grew by and what of that is not explained by the pages of the database, each of which takes some more in
-    /// memory than in the file.
+    /// memory than in the file: once for the writer, and once, up to 8 MiB, for whoever reads all of it for a checkpoint,
+    /// which is freed each time and kept by the C library for the next.
     fn unexplained(&self, since: &Self) -> i64 {
-        self.own - since.own - (self.metadata - since.metadata) * 5 / 4
+        self.own - since.own - (self.metadata - since.metadata) * 5 / 2
     }
 }
 
