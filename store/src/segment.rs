@@ -60,6 +60,17 @@ impl OpenSegment {
     }
 }
 
+/// Whether a segment was announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Announced {
+    /// Durably, in every occupied slot.
+    Durably,
+    /// Nothing but room was missing.
+    NoRoom,
+    /// Some directory failed.
+    Not,
+}
+
 /// Where a run of records was placed.
 #[derive(Clone, Debug)]
 pub struct Extent {
@@ -327,6 +338,7 @@ impl Segments {
         first_len: u64,
         limit: Duration,
     ) -> Result<OpenSegment> {
+        let mut outcome = Announced::Not;
         // A member that fails here is left out of the next attempt, so this ends.
         for _ in 0..=self.set.members().len() {
             self.await_quorum(limit, || self.others_suffice());
@@ -357,12 +369,16 @@ impl Segments {
                 capacity,
                 unwritten: AtomicU64::new(0),
             };
-            if self.announce_in(&segment, generation, limit) {
+            outcome = self.announce_in(&segment, generation, limit);
+            if outcome == Announced::Durably {
                 state.previous = Some(placed);
                 return Ok(segment);
             }
         }
-        Err(Error::TooFewMembers { healthy: 0, needed: self.min_ack() })
+        Err(match outcome {
+            Announced::NoRoom => Error::NoSpace,
+            _ => Error::TooFewMembers { healthy: 0, needed: self.min_ack() },
+        })
     }
 
     /// Members that can be written and tell their room; `healthy` are those that have enough for a segment.
@@ -383,8 +399,8 @@ impl Segments {
         self.set.rooms(PATIENCE).into_iter().filter_map(told).collect()
     }
 
-    /// True if every occupied slot was announced durably.
-    fn announce_in(&self, segment: &OpenSegment, generation: Generation, limit: Duration) -> bool {
+    /// Announce a segment in every occupied slot.
+    fn announce_in(&self, segment: &OpenSegment, generation: Generation, limit: Duration) -> Announced {
         let OpenSegment { id, incarnation, capacity, ref slots, .. } = *segment;
         let header = |slot: usize| {
             let header = SegmentHeader {
@@ -405,17 +421,23 @@ impl Segments {
         let members: Vec<MemberId> = headers.iter().map(|(member, _)| *member).collect();
         let enough = |_: &[bool]| self.others_suffice();
         let results = self.set.create_segments(headers, id, capacity, &self.wait(&members, &enough, limit));
-        let mut done = true;
+        let mut outcome = Announced::Durably;
         for (member, result) in members.iter().zip(results) {
             if let Err(error) = result {
+                // What it told before is not true any more; or it has room, and no inodes.
+                if matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) {
+                    self.set.get(member).inspect(|member| member.room_is_wrong());
+                    outcome = outcome.max(Announced::NoRoom);
+                } else {
+                    outcome = Announced::Not;
+                }
                 // A writer that was fenced made it: no fault of the directory. The next number is tried.
                 if error.kind() != std::io::ErrorKind::AlreadyExists {
                     self.set.report_write_error(member, &format!("create segment {id}"), &error);
                 }
-                done = false;
             }
         }
-        done
+        outcome
     }
 
     /// How long calls on these members are waited for: `limit` if too few of them answer, but not less than is usual.

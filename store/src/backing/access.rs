@@ -35,14 +35,14 @@ impl Member {
     /// Its room, as it was half a second ago at most; older if the directory does not answer at once. `None` if it is not
     /// there, or never told.
     pub fn space(self: &Arc<Self>) -> Option<Space> {
-        self.told_space().ok()
+        Some(self.told_space().ok()?.1)
     }
 
-    /// As [`Self::space`].
+    /// As [`Self::space`], and when it was asked: what was written since is not in it.
     ///
     /// # Errors
     /// Why it does not tell: the directory's own error; `NotFound`: it cannot be written; `TimedOut`.
-    pub fn told_space(self: &Arc<Self>) -> io::Result<Space> {
+    pub fn told_space(self: &Arc<Self>) -> io::Result<(Instant, Space)> {
         if !self.is_healthy() && !self.room.known.lock().is_fresh(&self.limits) {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -54,6 +54,11 @@ impl Member {
     /// Some patience, or more where nobody is ever to be late.
     fn least(&self, patience: Duration) -> Duration {
         patience.max(self.limits.hedge_after_min)
+    }
+
+    /// It has less room than it told: it is asked again before anybody is told anything.
+    pub fn room_is_wrong(self: &Arc<Self>) {
+        self.room.known.lock().last = None;
     }
 
     /// Have a thread ask the directory for its room, if what is known of it is too old and nobody asks already: a
@@ -71,13 +76,14 @@ impl Member {
         let member = self.clone();
         let asked = self.submit_commit(move || {
             let running = member.begin(CallKind::Probe);
+            let asked = Instant::now();
             let answer = backing.space();
             drop(running);
             let mut room = member.room.known.lock();
             room.asked = false;
             match answer {
                 Ok(space) => {
-                    room.last = Some((Instant::now(), space));
+                    room.last = Some((asked, space));
                     room.error = None;
                 }
                 Err(error) => room.error = Some(error),
@@ -96,7 +102,7 @@ impl Member {
     ///
     /// # Errors
     /// The directory's own; `NotFound`: it cannot be written; `TimedOut`.
-    fn await_room(self: &Arc<Self>, enough: Instant, deadline: Instant) -> io::Result<Space> {
+    fn await_room(self: &Arc<Self>, enough: Instant, deadline: Instant) -> io::Result<(Instant, Space)> {
         let mut room = self.room.known.lock();
         while room.asked {
             let until = if room.last.is_some() { enough } else { deadline };
@@ -105,7 +111,7 @@ impl Member {
             }
         }
         match (&room.last, &room.error) {
-            (Some((_, space)), _) => Ok(space.clone()),
+            (Some((asked, space)), _) => Ok((*asked, space.clone())),
             (None, Some(error)) => Err(io::Error::new(error.kind(), error.to_string())),
             (None, None) if room.asked => {
                 Err(io::Error::new(io::ErrorKind::TimedOut, "it does not tell how much room it has"))
@@ -242,7 +248,7 @@ impl BackingSet {
         let begun = Instant::now();
         let answer = |member: Arc<Member>| {
             let enough = begun + member.least(SPACE_PATIENCE);
-            let room = member.await_room(enough, enough.max(begun + patience));
+            let room = member.await_room(enough, enough.max(begun + patience)).map(|(_, space)| space);
             if room.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
                 member.mark_sick();
             }

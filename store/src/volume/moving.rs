@@ -39,7 +39,9 @@ impl Volume {
             batch.retain(|row| row.state != BlockState::Condemned);
             if !batch.is_empty() {
                 let _held = self.gate();
-                moved += self.blocks.relocate(&batch)?;
+                let bytes = self.blocks.relocate(&batch)?;
+                self.space.wrote(bytes);
+                moved += bytes;
             }
         }
     }

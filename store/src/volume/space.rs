@@ -3,6 +3,7 @@
 //! What a user can write depends on how free space is spread: a stripe needs k+m different members. The figure is
 //! the largest T such that members together could give k+m shares of T, no member giving more than it has or than T.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -26,6 +27,9 @@ const RESERVE_MIN: u64 = 16 << 20;
 const OVERHEAD_FIXED: u64 = 1024;
 /// What headers, padding and alignment add to a stripe at worst, as a share of the data (1/16), and per request, bytes.
 const OVERHEAD_SHARE: u64 = 16;
+
+/// What is written within so long is remembered as one.
+const PORTION_TIME: Duration = Duration::from_millis(20);
 
 /// With less than this part of the usable space free, it is tight.
 const TIGHT_SHARE: u64 = 10;
@@ -51,8 +55,39 @@ struct Sample {
     /// A directory that could be written and does not tell its room, and why, if there are too few others.
     untold: Option<(PathBuf, String)>,
     raw: RawSpace,
-    /// Bytes of plaintext written since.
-    written: u64,
+    /// What was written since the directories were asked.
+    written: Written,
+}
+
+/// Bytes of plaintext that were written, by time.
+#[derive(Debug, Default)]
+struct Written {
+    /// When the first and the last of each were, and how much.
+    portions: VecDeque<(Instant, Instant, u64)>,
+    sum: u64,
+}
+
+impl Written {
+    fn add(&mut self, now: Instant, bytes: u64) {
+        self.sum += bytes;
+        match self.portions.back_mut() {
+            Some((first, last, sum)) if now.duration_since(*first) < PORTION_TIME => {
+                *last = now;
+                *sum += bytes;
+            }
+            _ => self.portions.push_back((now, now, bytes)),
+        }
+    }
+
+    /// What was written before then does not matter any more.
+    fn forget_before(&mut self, then: Instant) {
+        while let Some((_, last, bytes)) = self.portions.front()
+            && *last < then
+        {
+            self.sum -= bytes;
+            self.portions.pop_front();
+        }
+    }
 }
 
 /// Accounts of space of one open volume.
@@ -125,15 +160,15 @@ impl Space {
         self.sample.lock().taken = None;
     }
 
-    /// Tell that `bytes` of plaintext were appended since the last sample.
+    /// Tell that `bytes` of plaintext were appended just now.
     pub fn wrote(&self, bytes: u64) {
-        self.sample.lock().written += bytes + bytes / OVERHEAD_SHARE;
+        self.sample.lock().written.add(Instant::now(), bytes + bytes / OVERHEAD_SHARE);
     }
 
     fn usable_free(&self) -> u64 {
         let mut sample = self.sample.lock();
         self.refresh(&mut sample);
-        sample.raw.usable_free.saturating_sub(sample.written)
+        sample.raw.usable_free.saturating_sub(sample.written.sum)
     }
 
     /// True if nine tenths of what fits is used, counting what is promised.
@@ -147,8 +182,8 @@ impl Space {
         let mut sample = self.sample.lock();
         self.refresh(&mut sample);
         let mut raw = sample.raw;
-        raw.usable_free = raw.usable_free.saturating_sub(sample.written);
-        raw.movable = raw.movable.saturating_sub(sample.written);
+        raw.usable_free = raw.usable_free.saturating_sub(sample.written.sum);
+        raw.movable = raw.movable.saturating_sub(sample.written.sum);
         raw
     }
 
@@ -159,10 +194,14 @@ impl Space {
         }
         // Members on one filesystem share its free space: each gets an equal part.
         let mut untold = None;
+        let mut asked: Option<Instant> = None;
         let mut spaces = Vec::new();
         for member in self.set.members().iter().filter(|member| member.can_read()) {
             match member.told_space() {
-                Ok(space) => spaces.push(space),
+                Ok((at, space)) => {
+                    asked = Some(asked.map_or(at, |other| other.min(at)));
+                    spaces.push(space);
+                }
                 Err(error) if member.is_healthy() => untold = Some((member.path().to_path_buf(), error.to_string())),
                 Err(_) => {}
             }
@@ -186,7 +225,11 @@ impl Space {
         untold = untold.filter(|_| spaces.len() < self.geometry.data());
         // It is asked again at once.
         let taken = untold.is_none().then(Instant::now);
-        *sample = Sample { taken, untold, raw, written: 0 };
+        // The answers may be older than this moment.
+        if let Some(asked) = asked {
+            sample.written.forget_before(asked);
+        }
+        (sample.taken, sample.untold, sample.raw) = (taken, untold, raw);
     }
 }
 
@@ -236,5 +279,25 @@ mod tests {
     fn fewer_members_than_slots_carry_one_share_each() {
         assert_eq!(usable(vec![100; 4], g(4, 2)), 400);
         assert_eq!(usable(vec![100; 3], g(4, 2)), 0);
+    }
+
+    #[test]
+    fn what_was_written_since_the_directories_were_asked_counts() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut written = Written::default();
+        for ms in 0..100 {
+            written.add(at(ms), 10);
+        }
+        assert_eq!(written.sum, 1000);
+        // A portion that went on after that counts whole.
+        written.forget_before(at(50));
+        assert_eq!(written.sum, 600);
+        written.forget_before(at(50));
+        assert_eq!(written.sum, 600);
+        written.forget_before(at(200));
+        assert_eq!(written.sum, 0);
+        written.add(at(300), 7);
+        assert_eq!(written.sum, 7);
     }
 }
