@@ -135,7 +135,16 @@ pub fn fsx(files: u64, operations: u64) -> String {
         let seed = seed.wrapping_add(number) & 0x7fff_ffff;
         command.arg("-N").arg(operations.to_string()).arg("-S").arg(seed.to_string());
         command.arg("-f").arg(&config).arg(volume.path(&format!("fsx{number}")));
-        run_for(&mut command, PATIENCE * 4)
+        let finished = run_for(&mut command, PATIENCE * 4);
+        if !finished.success() {
+            // At once, and of each: what it found may look right by the time the others have ended.
+            let held = fs::read(volume.path(&format!("fsx{number}"))).ok();
+            let good = fs::read(volume.path(&format!("fsx{number}.fsxgood"))).ok();
+            let differs =
+                held.iter().zip(&good).find_map(|(held, good)| held.iter().zip(good).position(|(a, b)| a != b));
+            eprintln!("fsx on file {number}: {}; first difference now: {differs:?}", finished.text());
+        }
+        finished
     };
     let finished: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..files).map(|number| scope.spawn(move || run_one(number))).collect();
