@@ -48,6 +48,8 @@ const GRACE: Duration = Duration::from_secs(8);
 const DEAD_BYTES_MIN: u64 = 16 << 20;
 /// Background: pause after a collection, in multiples of the time that its planning and its checkpoints took.
 const REST: u32 = 10;
+/// Background: with more sealed bytes dead than this the pause is the shorter, the more there are.
+const REST_BYTES: u64 = 64 << 20;
 /// Background: time spent freeing in one round of housekeeping.
 const ROUND: Duration = Duration::from_millis(150);
 
@@ -90,7 +92,7 @@ pub struct GcReport {
 #[derive(Clone, Copy, Debug)]
 enum Phase {
     /// Nothing to do before then.
-    Resting { until: Instant, since: Instant },
+    Resting { since: Instant },
     /// References are being counted.
     Auditing,
     /// Unreferenced blocks are being condemned.
@@ -136,7 +138,7 @@ impl Gc {
             images: None,
             no_punch: BTreeSet::new(),
             stopped: None,
-            phase: Phase::Resting { until: now + PAUSE_MIN, since: now },
+            phase: Phase::Resting { since: now },
             marks: VecDeque::from([(now, committed)]),
             grace: committed,
             worked: Duration::ZERO,
@@ -314,11 +316,13 @@ impl Gc {
         }
         let mut report = GcReport::default();
         match self.phase {
-            Phase::Resting { until, since } => {
+            Phase::Resting { since } => {
                 let now = Instant::now();
-                let worth = pressed || volume.meta().counters().dead_bytes >= DEAD_BYTES_MIN;
+                let counters = volume.meta().counters();
+                let worth = pressed || counters.dead_bytes >= DEAD_BYTES_MIN;
                 let committed = volume.meta().committed();
-                let changed = self.seen != Some(committed) || volume.meta().counters().dead_blocks > 0;
+                let changed = self.seen != Some(committed) || counters.dead_blocks > 0;
+                let until = since + pause(self.worked, counters.dead_bytes);
                 // Who waits for space is told that there is none once a collection found none.
                 if (hungry || changed && now >= until) && (worth || now >= since + PAUSE_MAX) {
                     self.seen = Some(committed);
@@ -350,7 +354,7 @@ impl Gc {
                     Some(past) => Phase::Waiting { past, asked: None },
                     None => {
                         volume.note_collected();
-                        self.rest()
+                        Phase::Resting { since: Instant::now() }
                     }
                 };
                 log::debug!("gc: {planned} bytes to free, {moved} moved");
@@ -387,7 +391,7 @@ impl Gc {
                     self.plans.clear();
                     volume.space_was_freed();
                     volume.note_collected();
-                    self.phase = self.rest();
+                    self.phase = Phase::Resting { since: Instant::now() };
                 }
             }
         }
@@ -410,12 +414,13 @@ impl Gc {
             self.marks.pop_front();
         }
     }
+}
 
-    /// However large the volume, all this takes a tenth of one processor at most.
-    fn rest(&self) -> Phase {
-        let now = Instant::now();
-        Phase::Resting { until: now + (self.worked * REST).max(PAUSE_MIN), since: now }
-    }
+/// How long to rest after `worked`, with `dead` sealed bytes to free: however large the volume, all this takes a tenth of one
+/// processor at most, but for what it gives back.
+fn pause(worked: Duration, dead: u64) -> Duration {
+    let share = REST_BYTES as f64 / dead.max(REST_BYTES) as f64;
+    (worked * REST).mul_f64(share).max(PAUSE_MIN)
 }
 
 /// Passes of one collection at most.

@@ -240,3 +240,12 @@ fn directories_are_left_alone_by_a_dry_run() {
     assert!(collect(&volume).freed_bytes > 20 << 20);
     volume.close(&NothingDirty).unwrap();
 }
+
+#[test]
+fn the_more_there_is_to_free_the_shorter_is_the_pause() {
+    let seconds = Duration::from_secs;
+    assert_eq!(pause(Duration::ZERO, 0), PAUSE_MIN);
+    assert_eq!(pause(seconds(3), REST_BYTES), seconds(30));
+    assert_eq!(pause(seconds(3), 4 * REST_BYTES), seconds(30) / 4);
+    assert_eq!(pause(seconds(3), u64::MAX), PAUSE_MIN);
+}
