@@ -123,6 +123,15 @@ posix_fadvise = 2.0
 copy_file_range = 10.0
 ";
 
+/// After how many operations fsx 0.3.2 gave up over a mistake of its own: now and then it allocates no bytes, which is
+/// EINVAL by POSIX, and takes that for a filesystem that cannot allocate. It does so on every filesystem.
+fn ended_by_itself(text: &str) -> Option<u64> {
+    let last = text.lines().rev().find(|line| line.contains("[ERROR fsx]"))?;
+    let (steps, what) = last.split("[ERROR fsx]").nth(1)?.trim().split_once(' ')?;
+    let nothing = what.trim_start().starts_with("POSIX_FALLOCATE") && last.contains(" 0x0 bytes");
+    (nothing && text.contains("does not support posix_fallocate")).then(|| steps.parse().ok())?
+}
+
 /// fsx: random operations of every kind it knows, all read back after each, `operations` on each of `files` files at once.
 pub fn fsx(files: u64, operations: u64) -> String {
     // It outlives the patience with the programs.
@@ -131,20 +140,29 @@ pub fn fsx(files: u64, operations: u64) -> String {
     let config = volume.root().join("fsx.toml");
     fs::write(&config, WEIGHTS).expect("write the configuration");
     let run_one = &|number: u64| {
-        let mut command = Command::new(tool("fsx"));
-        let seed = seed.wrapping_add(number) & 0x7fff_ffff;
-        command.arg("-N").arg(operations.to_string()).arg("-S").arg(seed.to_string());
-        command.arg("-f").arg(&config).arg(volume.path(&format!("fsx{number}")));
-        let finished = run_for(&mut command, PATIENCE * 4);
-        if !finished.success() {
-            // At once, and of each: what it found may look right by the time the others have ended.
-            let held = fs::read(volume.path(&format!("fsx{number}"))).ok();
-            let good = fs::read(volume.path(&format!("fsx{number}.fsxgood"))).ok();
-            let differs =
-                held.iter().zip(&good).find_map(|(held, good)| held.iter().zip(good).position(|(a, b)| a != b));
-            eprintln!("fsx on file {number}: {}; first difference now: {differs:?}", finished.text());
+        let mut left = operations;
+        for round in 0.. {
+            let file = volume.path(&format!("fsx{number}-{round}"));
+            let seed = seed.wrapping_add(number + files * round) & 0x7fff_ffff;
+            let mut command = Command::new(tool("fsx"));
+            command.arg("-N").arg(left.to_string()).arg("-S").arg(seed.to_string());
+            command.arg("-f").arg(&config).arg(&file);
+            let finished = run_for(&mut command, PATIENCE * 4);
+            match ended_by_itself(&finished.text()) {
+                Some(done) if !finished.success() && done < left => left -= done,
+                _ if finished.success() => return finished,
+                _ => {
+                    // At once, and of each: what it found may look right by the time the others have ended.
+                    let good = fs::read(format!("{}.fsxgood", file.display())).ok();
+                    let held = fs::read(&file).ok();
+                    let differs =
+                        held.iter().zip(&good).find_map(|(held, good)| held.iter().zip(good).position(|(a, b)| a != b));
+                    eprintln!("fsx on file {number}: {}; first difference now: {differs:?}", finished.text());
+                    return finished;
+                }
+            }
         }
-        finished
+        unreachable!("it runs until it succeeds or fails")
     };
     let finished: Vec<_> = std::thread::scope(|scope| {
         let running: Vec<_> = (0..files).map(|number| scope.spawn(move || run_one(number))).collect();
@@ -153,4 +171,23 @@ pub fn fsx(files: u64, operations: u64) -> String {
     finished.into_iter().for_each(|one| drop(one.expect_success()));
     volume.expect_clean();
     format!("{operations} operations on each of {files} files, seed {seed}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fsx_got_wrong_itself_is_told_apart() {
+        let text = |size: &str, what: &str| {
+            format!(
+                "{what}\n[ERROR fsx] LOG DUMP\n[ERROR fsx] 130342 POSIX_FALLOCATE  0x2810 =>  0x280f ({size} bytes)\n"
+            )
+        };
+        let own = "Test file system does not support posix_fallocate.";
+        assert_eq!(ended_by_itself(&text("    0x0", own)), Some(130_342));
+        assert_eq!(ended_by_itself(&text("   0x10", own)), None);
+        assert_eq!(ended_by_itself(&text("    0x0", "miscompare")), None);
+        assert_eq!(ended_by_itself("miscompare"), None);
+    }
 }
