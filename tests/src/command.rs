@@ -149,6 +149,18 @@ fn package_of(program: &str) -> &str {
     }
 }
 
+/// The error of a call that must not succeed.
+///
+/// # Panics
+/// If it succeeded.
+#[track_caller]
+pub fn errno<T>(result: std::io::Result<T>) -> i32 {
+    match result {
+        Ok(_) => panic!("it succeeded"),
+        Err(error) => error.raw_os_error().expect("a system error"),
+    }
+}
+
 /// Runs to the end; at most [`PATIENCE`].
 #[track_caller]
 pub fn run(command: &mut Command) -> Finished {

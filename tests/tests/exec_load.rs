@@ -3,28 +3,18 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use brine_tests::command::exit;
+use brine_tests::scenario::functions::function;
 use brine_tests::volume::{brine_command, wait_until};
 use brine_tests::{Builder, TestVolume, content, program, run};
 use serde_json::Value;
 
 fn small(name: &str) -> TestVolume {
     Builder::new(name).directories(2).geometry(1, 1).mount()
-}
-
-fn function(volume: &TestVolume, name: &str, body: &str, policy: &[&str]) -> PathBuf {
-    let path = volume.path("exec").join(name);
-    fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("write");
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
-    if !policy.is_empty() {
-        run(brine_command(&["exec", "policy"]).arg(&path).args(policy)).expect_success();
-    }
-    path
 }
 
 /// All of them end by themselves, with 0, in time; what each said.

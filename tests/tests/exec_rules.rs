@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use brine_tests::command::exit;
+use brine_tests::command::{errno, exit};
 use brine_tests::volume::{brine_command, wait_until};
 use brine_tests::{Builder, Finished, TestVolume, environment, program, run};
 use serde_json::Value;
@@ -24,10 +24,6 @@ fn small(name: &str) -> TestVolume {
 fn put(path: &Path, content: &str, mode: u32) {
     fs::write(path, content).expect("write");
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
-}
-
-fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
-    result.expect_err("it succeeded").raw_os_error().expect("a system error")
 }
 
 fn policy(function: &Path, options: &[&str]) -> Finished {

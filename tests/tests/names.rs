@@ -7,7 +7,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use brine_tests::command::{shell, shell_as};
+use brine_tests::command::{errno, shell, shell_as};
 use brine_tests::environment::STRANGER;
 use brine_tests::scenario::load;
 use brine_tests::sys::{get_xattr, list_xattrs, remove_xattr, set_xattr};
@@ -19,14 +19,6 @@ use nix::unistd::mkfifo;
 
 fn small(name: &str) -> TestVolume {
     TestVolume::new(name, 3, (2, 1))
-}
-
-#[track_caller]
-fn errno<T>(result: std::io::Result<T>) -> i32 {
-    match result {
-        Ok(_) => panic!("it succeeded"),
-        Err(error) => error.raw_os_error().expect("a system error"),
-    }
 }
 
 /// The names in a directory, but for the exec directory that every volume has in its root.

@@ -19,7 +19,7 @@ use super::target::{Live, Offline, Target, resolve};
 use super::{args, output};
 use crate::control::{Progress, Request, RetentionChange, RetentionRequest, SaltRequest, answer_retention};
 use crate::exit_code::{ExitCode, Failure};
-use crate::mount::harden;
+use crate::mount::{Secret, harden};
 use crate::telemetry::{self, printable};
 
 /// Damaged files listed for people; `--json` has them all.
@@ -148,8 +148,13 @@ pub(super) fn perform(target: &Target, request: &Request, asked: &Asked) -> Resu
     outcome
 }
 
-/// Open the volume in this process for the time it takes.
-fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgress) -> Result<Value, Failure> {
+/// Open a volume that is not mounted in this process, for as long as `work` takes.
+pub(super) fn opened<T>(
+    offline: &Offline,
+    (known, state_dir): (&SecretArgs, Option<&Path>),
+    read_only: bool,
+    work: impl FnOnce(&Volume, Secret) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     if let Some(pid) = offline.probe.holder {
         return Err(Failure::new(
             ExitCode::Busy,
@@ -161,7 +166,20 @@ fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgr
     }
     harden();
     telemetry::log_to_terminal();
-    let unlock = asked.secret.unlock(&offline.name())?.into_unlock();
+    let secret = known.unlock(&offline.name())?;
+    let unlock = secret.clone().into_unlock();
+    let volume = Volume::open(open_options(offline.sources.clone(), unlock, state_dir.map(Path::to_owned), read_only))?;
+    volume.warnings().iter().for_each(|warning| output::warn(warning));
+    let outcome = work(&volume, secret);
+    // What was found is worth telling even if closing fails; what was healed is not said healed then.
+    let closed = Arc::clone(&volume).close(&NothingDirty);
+    let answer = outcome?;
+    closed?;
+    Ok(answer)
+}
+
+/// Do it in this process.
+fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgress) -> Result<Value, Failure> {
     let read_only = matches!(
         request,
         Request::Check { repair: false, .. }
@@ -170,14 +188,7 @@ fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgr
             | Request::Retention { ask: RetentionRequest { change: RetentionChange::None, .. } }
             | Request::Salt { ask: SaltRequest::Show }
     );
-    let volume = Volume::open(open_options(offline.sources.clone(), unlock, asked.state_dir.clone(), read_only))?;
-    volume.warnings().iter().for_each(|warning| output::warn(warning));
-    let outcome = work(&volume, request, progress);
-    // What was found is worth telling even if closing fails; what was healed is not said healed then.
-    let closed = Arc::clone(&volume).close(&NothingDirty);
-    let report = outcome?;
-    closed?;
-    Ok(report)
+    opened(offline, (&asked.secret, asked.state_dir.as_deref()), read_only, |volume, _| work(volume, request, progress))
 }
 
 fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Value, Failure> {

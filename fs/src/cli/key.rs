@@ -1,20 +1,17 @@
 //! `brine key`: the secrets that open a volume.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use brine_store::volume::{KdfCost, NewKey, NothingDirty, SlotKind, Unlock, Volume, probe};
+use brine_store::volume::{KdfCost, NewKey, SlotKind, Unlock, Volume, probe};
 use lexopt::{Arg, Parser};
 use serde_json::json;
 
+use super::check::opened;
 use super::secret::SecretArgs;
-use super::status::open_options;
 use super::target::{Target, resolve};
 use super::{args, output};
 use crate::control::Request;
 use crate::exit_code::{ExitCode, Failure};
-use crate::mount::harden;
-use crate::telemetry;
 
 struct Asked {
     json: bool,
@@ -107,17 +104,9 @@ fn change<T>(
             ));
         }
     };
-    harden();
-    telemetry::log_to_terminal();
-    let secret = asked.known.unlock(&offline.name())?;
-    let options = open_options(offline.sources.clone(), secret.clone().into_unlock(), asked.state_dir.clone(), false);
-    let volume = Volume::open(options)?;
-    volume.warnings().iter().for_each(|warning| output::warn(warning));
-    let outcome = work(&volume, &secret.into_unlock());
-    let closed = Arc::clone(&volume).close(&NothingDirty);
-    let answer = outcome?;
-    closed?;
-    Ok(answer)
+    opened(&offline, (&asked.known, asked.state_dir.as_deref()), false, |volume, secret| {
+        work(volume, &secret.into_unlock())
+    })
 }
 
 fn add(mut asked: Asked) -> Result<(), Failure> {

@@ -157,10 +157,10 @@ impl Gc {
                 continue;
             }
             let (live, _) = self.live(volume, row.id)?;
-            if live.is_empty() || !self.wastes(volume, row, &live) {
+            let alive: u64 = live.iter().map(|(_, len)| len).sum();
+            if live.is_empty() || !self.wastes(volume, row, &live, alive) {
                 continue;
             }
-            let alive: u64 = live.iter().map(|(_, len)| len).sum();
             if moved + alive * u64::from(row.data) > room {
                 log::debug!("gc: no room to move what lives in segment {}", row.id);
                 continue;
@@ -176,9 +176,9 @@ impl Gc {
         Ok(moved)
     }
 
-    /// True if, after punching what can be punched, less than half of what a segment takes is alive.
-    fn wastes(&self, volume: &Volume, row: &SegmentRow, live: &[(u64, u64)]) -> bool {
-        let alive: u64 = live.iter().map(|(_, len)| len).sum();
+    /// True if, after punching what can be punched, less than half of what a segment takes is alive: `alive` bytes of each
+    /// file, at `live`.
+    fn wastes(&self, volume: &Volume, row: &SegmentRow, live: &[(u64, u64)], alive: u64) -> bool {
         let dead = complement(live, row.capacity);
         let holes = punchable(&dead);
         let punched = (row.capacity - holes).max(alive);

@@ -49,6 +49,37 @@ pub(super) fn fresh(name: &str) -> (Scratch, Meta) {
     (dir, meta)
 }
 
+/// A key, another for each number.
+pub(super) fn key(number: u64) -> BlockKey {
+    let mut key = [0; 32];
+    key[..8].copy_from_slice(&(number + 1).to_le_bytes());
+    BlockKey(key)
+}
+
+/// Its block, which nothing refers to.
+pub(super) fn block(number: u64) -> BlockRow {
+    BlockRow {
+        id: test_block_id(&key(number)),
+        digest: ContentDigest([number as u8; 32]),
+        domain: u64::MAX,
+        epoch: 1,
+        index: 0,
+        segment: SegmentId(1),
+        offset: 4096 * number,
+        record_len: 4096,
+        stripe_blocks: 1,
+        message_offset: 0,
+        sealed_len: 4120,
+        plain_len: 4096,
+        refs: 0,
+        state: BlockState::Live,
+        state_since: Generation(0),
+        verified: false,
+        codec: 0,
+        since: Generation(0),
+    }
+}
+
 mod audit;
 mod codec;
 mod exec_border;

@@ -21,7 +21,12 @@ fn volume(name: &str) -> TestVolume {
     Builder::new(name).directories(2).geometry(1, 1).lifetime(Duration::from_secs(4 * 3600)).mount()
 }
 
-fn function(volume: &TestVolume, name: &str, body: &str, policy: &[&str]) -> PathBuf {
+/// A function that is a shell script, and its policy: options of `brine exec policy`.
+///
+/// # Panics
+/// If it cannot be made.
+#[track_caller]
+pub fn function(volume: &TestVolume, name: &str, body: &str, policy: &[&str]) -> PathBuf {
     let path = volume.path("exec").join(name);
     fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("write");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");

@@ -9,20 +9,12 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 use brine_tests::TestVolume;
-use brine_tests::command::shell;
+use brine_tests::command::{errno, shell};
 use brine_tests::sys::{get_xattr, list_xattrs, set_xattr};
 use serde_json::Value;
 
 fn small(name: &str) -> TestVolume {
     TestVolume::new(name, 3, (2, 1))
-}
-
-#[track_caller]
-fn errno<T>(result: std::io::Result<T>) -> i32 {
-    match result {
-        Ok(_) => panic!("it succeeded"),
-        Err(error) => error.raw_os_error().expect("a system error"),
-    }
 }
 
 /// `brine snapshot WORDS... MOUNTPOINT --json`.

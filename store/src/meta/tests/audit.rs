@@ -3,36 +3,8 @@
 use super::*;
 use crate::meta::sql::number;
 
-fn key(number: u8) -> BlockKey {
-    BlockKey([number; 32])
-}
-
-fn put_block(meta: &Meta, number: u8) {
-    let row = BlockRow {
-        id: test_block_id(&key(number)),
-        digest: ContentDigest([number; 32]),
-        domain: 0,
-        epoch: 0,
-        index: 0,
-        segment: SegmentId(1),
-        offset: 4096 * u64::from(number),
-        record_len: 512,
-        stripe_blocks: 1,
-        message_offset: 0,
-        sealed_len: 300,
-        plain_len: 200,
-        refs: 0,
-        state: BlockState::Live,
-        state_since: Generation(0),
-        verified: false,
-        codec: 0,
-        since: Generation(0),
-    };
-    meta.with(|txn| txn.put_block(&row)).unwrap();
-}
-
 /// A file with these blocks in its first chunks.
-fn file_of(meta: &Meta, name: &str, blocks: impl IntoIterator<Item = u8>) -> Ino {
+fn file_of(meta: &Meta, name: &str, blocks: impl IntoIterator<Item = u64>) -> Ino {
     let ino = meta.with(|txn| txn.create(ROOT_INO, name.as_bytes(), &file(0))).unwrap().ino;
     let chunks: Vec<_> = (0..).map(ChunkNo).zip(blocks.into_iter().map(|number| Some(key(number)))).collect();
     meta.with(|txn| txn.put_extents(ino, &chunks)).unwrap();
@@ -52,7 +24,9 @@ fn finish(meta: &Meta) -> Vec<String> {
 fn two_files(name: &str) -> (Scratch, Meta, [Ino; 2]) {
     let (dir, meta) = fresh(name);
     meta.with(|txn| txn.set_history(true)).unwrap();
-    (0..20).for_each(|number| put_block(&meta, number));
+    for number in 0..20 {
+        assert!(meta.with(|txn| txn.put_block(&block(number))).unwrap());
+    }
     let files = [file_of(&meta, "a", 0..20), file_of(&meta, "b", (0..20).rev())];
     meta.commit_generation().unwrap();
     (dir, meta, files)
