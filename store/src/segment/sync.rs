@@ -1,0 +1,318 @@
+//! What was appended and is not known synced, syncing it, and which slots lack something of it.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::MutexGuard;
+
+use super::{Extent, OpenSegment, QUORUM_PATIENCE, Segments};
+use crate::backing::Syncs;
+use crate::error::{Error, Result};
+use crate::ids::{MemberId, SegmentId};
+
+/// Appended bytes per file after which their write-back is started, so that a later sync finds little to do.
+const WRITEBACK_STEP: u64 = 4 << 20;
+
+/// What was appended to a segment and is not known synced.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    segment: Arc<OpenSegment>,
+    /// Stripes were: every occupied slot has a shard of each.
+    stripes: bool,
+    /// Slots of the records that were written as whole copies; equal ones once.
+    copies: Vec<u64>,
+    /// Offset of the first of it, bytes.
+    from: u64,
+}
+
+impl Unsynced {
+    /// Slots whose files have unsynced bytes.
+    fn slots(&self) -> u64 {
+        let stripes = if self.stripes { self.segment.occupied() } else { 0 };
+        self.copies.iter().fold(stripes, |all, copies| all | copies)
+    }
+}
+
+/// What a segment's slots lack.
+#[derive(Debug, Default)]
+pub(super) struct Lacking {
+    /// In these slots a sync failed or was left out: what was appended there last may be missing.
+    slots: u64,
+    /// Offset of the first that missed a sync of this writer, bytes, until it is [taken](Segments::take_missed).
+    missed_from: Option<u64>,
+}
+
+type Due = BTreeMap<SegmentId, Unsynced>;
+
+/// A sync that was begun; what it covers is due again if it is never waited for.
+#[derive(Debug)]
+#[must_use = "nothing is known durable before it is waited for"]
+pub struct SyncInFlight<'a> {
+    segments: &'a Segments,
+    files: Vec<(MemberId, SegmentId)>,
+    syncs: Option<Syncs>,
+    due: Due,
+    bytes: u64,
+    _alone: MutexGuard<'a, ()>,
+}
+
+impl SyncInFlight<'_> {
+    /// Wait for it. Errors as of [`Segments::sync`].
+    pub fn wait(mut self) -> Result<()> {
+        let due = std::mem::take(&mut self.due);
+        match self.syncs.take() {
+            Some(syncs) => self.segments.end_sync(&self.files, syncs, due, self.bytes),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for SyncInFlight<'_> {
+    fn drop(&mut self) {
+        if self.syncs.is_some() {
+            self.segments.due_again(std::mem::take(&mut self.due), self.bytes);
+        }
+    }
+}
+
+impl Segments {
+    /// Tell that stripes of `len` bytes a file were appended at `extent`, after they were: from now on a sync covers
+    /// them. Starts write-back now and then.
+    pub fn appended(&self, extent: &Extent, len: u64) {
+        let segment = &extent.segment;
+        self.note_unsynced(extent, len, |unsynced| unsynced.stripes = true);
+        if segment.unwritten.fetch_add(len, Ordering::Relaxed) + len < WRITEBACK_STEP {
+            return;
+        }
+        segment.unwritten.store(0, Ordering::Relaxed);
+        let end = extent.offset + len;
+        let start = end.saturating_sub(2 * WRITEBACK_STEP);
+        for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
+            member.start_writeback(segment.id, start, end - start);
+        }
+    }
+
+    /// As [`Self::appended`], of a record that was written in whole copies into `slots`.
+    pub fn appended_copies(&self, extent: &Extent, len: u64, slots: u64) {
+        self.note_unsynced(extent, len, |unsynced| {
+            if !unsynced.copies.contains(&slots) {
+                unsynced.copies.push(slots);
+            }
+        });
+    }
+
+    fn note_unsynced(&self, extent: &Extent, len: u64, note: impl FnOnce(&mut Unsynced)) {
+        let Extent { segment, offset, .. } = extent;
+        let mut state = self.state.lock();
+        let nothing = || Unsynced { segment: segment.clone(), stripes: false, copies: Vec::new(), from: *offset };
+        let unsynced = state.unsynced.entry(segment.id).or_insert_with(nothing);
+        unsynced.from = unsynced.from.min(*offset);
+        note(unsynced);
+        self.unsynced_bytes.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// Bytes of every file appended since the last sync.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.unsynced_bytes.load(Ordering::Relaxed)
+    }
+
+    /// True if bytes were appended since the last successful sync.
+    pub fn has_unsynced(&self) -> bool {
+        !self.state.lock().unsynced.is_empty()
+    }
+
+    /// True if stripes were appended since the last successful sync.
+    pub fn has_unsynced_stripes(&self) -> bool {
+        self.state.lock().unsynced.values().any(|unsynced| unsynced.stripes)
+    }
+
+    /// Slots of a segment in which a sync failed or was left out: what was appended there last may be missing.
+    pub fn lacking(&self, segment: SegmentId) -> u64 {
+        self.lacking.lock().get(&segment).map_or(0, |lacking| lacking.slots)
+    }
+
+    /// Segments with slots in which a sync failed or was left out, with those slots.
+    pub fn lacking_segments(&self) -> Vec<(SegmentId, u64)> {
+        self.lacking.lock().iter().map(|(id, lacking)| (*id, lacking.slots)).collect()
+    }
+
+    /// These slots of a segment lack something until [`Self::caught_up`] says otherwise.
+    pub fn note_lacking(&self, segment: SegmentId, slots: u64) {
+        if slots != 0 {
+            self.lacking.lock().entry(segment).or_default().slots |= slots;
+        }
+    }
+
+    /// Segments of which something missed a sync of this writer and was not taken since.
+    pub fn missed(&self) -> Vec<SegmentId> {
+        let lacking = self.lacking.lock();
+        lacking.iter().filter(|(_, lacking)| lacking.missed_from.is_some()).map(|(id, _)| *id).collect()
+    }
+
+    /// From which offset on a segment missed a sync, bytes: told once.
+    pub fn take_missed(&self, segment: SegmentId) -> Option<u64> {
+        self.lacking.lock().get_mut(&segment)?.missed_from.take()
+    }
+
+    /// It is to be told again: nothing could be done about it.
+    pub fn give_back_missed(&self, segment: SegmentId, from: u64) {
+        if let Some(lacking) = self.lacking.lock().get_mut(&segment) {
+            lacking.missed_from = Some(lacking.missed_from.map_or(from, |other| other.min(from)));
+        }
+    }
+
+    /// These slots of a segment hold everything again, durably.
+    pub fn caught_up(&self, segment: SegmentId, slots: u64) {
+        let mut lacking = self.lacking.lock();
+        if let Some(left) = lacking.get_mut(&segment) {
+            left.slots &= !slots;
+            if left.slots == 0 {
+                lacking.remove(&segment);
+            }
+        }
+    }
+
+    /// Make every appended record durable in every healthy slot that holds it, and in at least [`Self::min_ack`] slots
+    /// of each segment (of whole copies in k-1 fewer).
+    ///
+    /// Records appended while this runs may or may not be covered: they are listed for the next call. After an error
+    /// what was to be synced stays listed, so that no later sync passes over it.
+    pub fn sync(&self) -> Result<()> {
+        self.begin_sync().wait()
+    }
+
+    /// As [`Self::sync`], in two steps: there is something to do while the directories are at it. `None` if it cannot be
+    /// begun at once, because another sync runs or directories are silent.
+    pub fn try_begin_sync(&self) -> Option<SyncInFlight<'_>> {
+        let alone = self.syncing.try_lock()?;
+        if !self.has_quorum(&self.state.lock().unsynced) {
+            return None;
+        }
+        Some(self.begin_alone(alone))
+    }
+
+    /// As [`Self::try_begin_sync`], waiting until it can.
+    pub fn begin_sync(&self) -> SyncInFlight<'_> {
+        let alone = self.syncing.lock();
+        self.await_quorum(QUORUM_PATIENCE, || self.has_quorum(&self.state.lock().unsynced));
+        self.begin_alone(alone)
+    }
+
+    /// True if the directories that answer are enough for what is to be synced.
+    fn has_quorum(&self, due: &Due) -> bool {
+        due.values().all(|unsynced| self.shortfall(unsynced, self.healthy(&unsynced.segment)).is_none())
+    }
+
+    fn begin_alone<'a>(&'a self, alone: MutexGuard<'a, ()>) -> SyncInFlight<'a> {
+        let due = std::mem::take(&mut self.state.lock().unsynced);
+        let bytes = self.unsynced_bytes.swap(0, Ordering::Relaxed);
+        let mut files: Vec<(MemberId, SegmentId)> = Vec::new();
+        for (id, unsynced) in &due {
+            let slots = unsynced.slots() & self.healthy(&unsynced.segment);
+            let members = unsynced.segment.slots.iter().enumerate();
+            files.extend(
+                members.filter(|(slot, _)| slots >> slot & 1 == 1).filter_map(|(_, m)| m.map(|member| (member, *id))),
+            );
+        }
+        let syncs = self.set.begin_syncs(&files);
+        SyncInFlight { segments: self, files, syncs: Some(syncs), due, bytes, _alone: alone }
+    }
+
+    fn end_sync(&self, files: &[(MemberId, SegmentId)], syncs: Syncs, due: Due, bytes: u64) -> Result<()> {
+        if due.is_empty() {
+            return Ok(());
+        }
+        let slot_of = |unsynced: &Unsynced, member: &MemberId| {
+            unsynced.segment.slots.iter().position(|slot| slot.as_ref() == Some(member))
+        };
+        let slot_mask = |(member, id): &(MemberId, SegmentId)| {
+            due.get(id).and_then(|unsynced| slot_of(unsynced, member)).map_or(0, |slot| 1 << slot)
+        };
+        let enough = |done: &[bool]| {
+            let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
+            for (file, _) in files.iter().zip(done).filter(|(_, done)| **done) {
+                *good.entry(file.1).or_default() |= slot_mask(file);
+            }
+            due.iter().all(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)).is_none())
+        };
+        let members: Vec<MemberId> = files.iter().map(|(member, _)| *member).collect();
+        let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
+        let mut failed = Vec::new();
+        for (member, id, outcome) in syncs.wait(&self.wait(&members, &enough, QUORUM_PATIENCE)) {
+            match outcome {
+                Ok(()) => *good.entry(id).or_default() |= slot_mask(&(member, id)),
+                Err(error) => {
+                    self.set.report_write_error(&member, &format!("sync segment {id}"), &error);
+                    failed.push(id);
+                }
+            }
+        }
+        for segment in failed {
+            self.abandon(segment);
+        }
+        let short = due.iter().find_map(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)));
+        let mut lacking = self.lacking.lock();
+        for (id, unsynced) in &due {
+            let missed = unsynced.slots() & !good.get(id).copied().unwrap_or(0);
+            if missed != 0 {
+                let lacking = lacking.entry(*id).or_default();
+                lacking.slots |= missed;
+                lacking.missed_from = Some(lacking.missed_from.map_or(unsynced.from, |other| other.min(unsynced.from)));
+            }
+        }
+        drop(lacking);
+        match short {
+            None => Ok(()),
+            Some(error) => {
+                self.due_again(due, bytes);
+                Err(error)
+            }
+        }
+    }
+
+    /// What was to be synced was not.
+    fn due_again(&self, due: Due, bytes: u64) {
+        let mut state = self.state.lock();
+        for (id, old) in due {
+            match state.unsynced.entry(id) {
+                Entry::Vacant(entry) => drop(entry.insert(old)),
+                Entry::Occupied(mut entry) => {
+                    let newer = entry.get_mut();
+                    newer.stripes |= old.stripes;
+                    newer.from = newer.from.min(old.from);
+                    newer.copies.extend(old.copies);
+                }
+            }
+        }
+        drop(state);
+        self.unsynced_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What is wrong if only the slots `good` of a segment were synced.
+    fn shortfall(&self, unsynced: &Unsynced, good: u64) -> Option<Error> {
+        let short = |slots: u64, needed: usize| {
+            let healthy = (slots & good).count_ones() as usize;
+            (healthy < needed).then_some(Error::TooFewMembers { healthy, needed })
+        };
+        let segment = &unsynced.segment;
+        let stripes = unsynced.stripes.then(|| short(segment.occupied(), self.needed_in(segment))).flatten();
+        stripes.or_else(|| unsynced.copies.iter().find_map(|slots| short(*slots, self.copies_needed(segment))))
+    }
+
+    /// Slots of a segment that must be synced now: `min_slots`, lowered by slots whose members are known lost, never
+    /// below k.
+    fn needed_in(&self, segment: &OpenSegment) -> usize {
+        if self.fixed {
+            return self.min_slots;
+        }
+        let left = segment.slots.iter().flatten().filter_map(|id| self.set.get(id)).filter(|m| !m.is_lost()).count();
+        self.min_slots.min(left.max(self.geometry.data()))
+    }
+
+    /// Of whole copies: with so many, a record survives what a stripe does that is synced in [`Self::needed_in`] slots.
+    pub(super) fn copies_needed(&self, segment: &OpenSegment) -> usize {
+        self.needed_in(segment) - segment.geometry.data() + 1
+    }
+}
