@@ -25,7 +25,7 @@ mod number {
     pub const GETCWD: usize = 79;
     pub const UMASK: usize = 95;
     pub const GETPRIORITY: usize = 140;
-    pub const MLOCKALL: usize = 151;
+    pub const MLOCK: usize = 149;
     pub const OPENAT: usize = 257;
     pub const PPOLL: usize = 271;
     pub const SIGNALFD4: usize = 289;
@@ -55,7 +55,7 @@ mod number {
     pub const GETCWD: usize = 17;
     pub const UMASK: usize = 166;
     pub const GETPRIORITY: usize = 141;
-    pub const MLOCKALL: usize = 230;
+    pub const MLOCK: usize = 228;
     pub const OPENAT: usize = 56;
     pub const PPOLL: usize = 73;
     pub const SIGNALFD4: usize = 74;
@@ -240,11 +240,12 @@ pub fn touch_pages(words: &Words) {
                     core::ptr::read_volatile(at as *const u8);
                     at += PAGE;
                 }
+                // What cannot be locked may be read again later, which is as good unless the daemon died. Memory that is
+                // not the file's needs none: locking a whole stack costs a fault for every page of it.
+                syscall(MLOCK, [header.address, header.file_size, 0, 0, 0, 0]);
             }
         }
     }
-    // What cannot be locked may be read again later, which is as good unless the daemon died.
-    plain(MLOCKALL, [1, 0, 0, 0]);
 }
 
 /// `path` is followed by a zero, as every string of the kernel's stack is.

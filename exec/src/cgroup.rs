@@ -245,18 +245,27 @@ impl Group {
         self.places.all().all(|place| fs::read_to_string(place.join("cgroup.procs")).is_ok_and(|list| list.is_empty()))
     }
 
+    /// The most it used at one time, and nothing else: each file that is read costs a run some of its time.
+    pub fn peaks(&self) -> GroupUsage {
+        let v2 = self.places.backend == Backend::V2;
+        let peak = if v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        let pids = self.places.pids.as_ref().and_then(|pids| read_number(pids, "pids.peak"));
+        GroupUsage {
+            memory_peak_bytes: self.places.memory.as_ref().and_then(|memory| read_number(memory, peak)),
+            pids_peak: pids.and_then(|peak| u32::try_from(peak).ok()),
+            ..GroupUsage::default()
+        }
+    }
+
     /// What it used so far.
     pub fn usage(&self) -> GroupUsage {
         let v2 = self.places.backend == Backend::V2;
-        let mut usage = GroupUsage::default();
+        let mut usage = self.peaks();
         if let Some(memory) = &self.places.memory {
-            let peak = if v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
-            usage.memory_peak_bytes = read_number(memory, peak);
             let events = if v2 { "memory.events" } else { "memory.oom_control" };
             usage.oom_kills = read_word(memory, events, "oom_kill").unwrap_or(0);
         }
         if let Some(pids) = &self.places.pids {
-            usage.pids_peak = read_number(pids, "pids.peak").and_then(|peak| u32::try_from(peak).ok());
             usage.fork_failures = read_word(pids, "pids.events", "max").unwrap_or(0);
         }
         usage.cpu = if v2 {

@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use crate::plan::{Identity, Template};
 
+/// No run of a kind for so long, and sandboxes of it are made: most programs have ended then.
+pub(crate) const QUIET: Duration = Duration::from_millis(3);
+
 /// Bounds of a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolBounds {
@@ -44,6 +47,16 @@ struct Shelf<S, L> {
     asked: Instant,
 }
 
+impl<S, L> Shelf<S, L> {
+    fn missing(&self) -> usize {
+        self.target.saturating_sub(self.ready.len() + self.making)
+    }
+
+    fn can_wait(&self, now: Instant) -> bool {
+        (self.ready.len() * 2 >= self.target || self.target == 1) && now.saturating_duration_since(self.asked) < QUIET
+    }
+}
+
 /// Unused sandboxes `S`, made with limits `L`.
 #[derive(Debug)]
 pub(crate) struct Pool<S, L> {
@@ -75,19 +88,23 @@ impl<S, L: Copy> Pool<S, L> {
         found
     }
 
-    /// What should be made next, if anything. [`Self::put`] or [`Self::not_made`] must follow.
-    pub fn wanted(&mut self) -> Option<(Kind, L)> {
+    /// What should be made at `now`, if anything. [`Self::put`] or [`Self::not_made`] must follow. Where a run has taken one
+    /// and left half of them, or was the only one so far, nothing is made for [`QUIET`]: it would be in the way of that run.
+    pub fn wanted(&mut self, now: Instant) -> Option<(Kind, L)> {
         let all: usize = self.shelves.values().map(|shelf| shelf.ready.len() + shelf.making).sum();
         if all >= self.bounds.all {
             return None;
         }
-        let missing = |shelf: &Shelf<S, L>| shelf.target.saturating_sub(shelf.ready.len() + shelf.making);
-        let (kind, shelf) = self.shelves.iter_mut().max_by_key(|(_, shelf)| missing(shelf))?;
-        if missing(shelf) == 0 {
-            return None;
-        }
+        let due = |shelf: &Shelf<S, L>| shelf.missing() > 0 && !shelf.can_wait(now);
+        let shelves = self.shelves.iter_mut().filter(|(_, shelf)| due(shelf));
+        let (kind, shelf) = shelves.max_by_key(|(_, shelf)| shelf.missing())?;
         shelf.making += 1;
         Some((kind.clone(), shelf.limits))
+    }
+
+    /// Whether something will be made when it has been quiet.
+    pub fn is_waiting(&self, now: Instant) -> bool {
+        self.shelves.values().any(|shelf| shelf.missing() > 0 && shelf.can_wait(now))
     }
 
     /// It was made. Comes back if nobody wants it any more.
@@ -153,7 +170,7 @@ mod tests {
 
     fn fill(pool: &mut Pool<u32, ()>) -> usize {
         let mut made = 0;
-        while let Some((kind, ())) = pool.wanted() {
+        while let Some((kind, ())) = pool.wanted(Instant::now() + QUIET) {
             assert!(pool.put(&kind, made).is_none());
             made += 1;
         }
@@ -183,13 +200,34 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_made_beside_a_run_that_left_enough() {
+        let mut pool: Pool<u32, ()> = Pool::new(PoolBounds::default());
+        let start = Instant::now();
+        let fill = |pool: &mut Pool<u32, ()>, now| {
+            std::iter::from_fn(|| pool.wanted(now).map(|(kind, ())| pool.put(&kind, 0))).count()
+        };
+        pool.take(&kind(1), (), start);
+        assert!(pool.wanted(start).is_none() && pool.is_waiting(start), "the first of its kind");
+        assert_eq!(fill(&mut pool, start + QUIET), 1);
+        let mut later = start + QUIET;
+        assert!(pool.take(&kind(1), (), later).is_some());
+        assert!(pool.take(&kind(1), (), later).is_none(), "the next one comes at once");
+        assert_eq!(fill(&mut pool, later), 1, "none was left, half of them are again");
+        assert!(pool.is_waiting(later));
+        later += QUIET;
+        assert_eq!(fill(&mut pool, later), 1);
+        assert!(pool.take(&kind(1), (), later).is_some());
+        assert_eq!(fill(&mut pool, later), 0, "half of them are left");
+    }
+
+    #[test]
     fn what_cannot_be_made_is_not_tried_again_and_again() {
         let mut pool: Pool<u32, ()> = Pool::new(PoolBounds::default());
         pool.take(&kind(1), (), Instant::now());
-        let (kind, ()) = pool.wanted().unwrap();
+        let (kind, ()) = pool.wanted(Instant::now() + QUIET).unwrap();
         pool.not_made(&kind);
-        assert!(pool.wanted().is_none());
+        assert!(pool.wanted(Instant::now() + QUIET).is_none());
         pool.take(&kind, (), Instant::now());
-        assert!(pool.wanted().is_some(), "until a run asks again");
+        assert!(pool.wanted(Instant::now() + QUIET).is_some(), "until a run asks again");
     }
 }

@@ -29,7 +29,7 @@ use crate::run_record::{Outcome, RunId, Steps};
 use crate::sandbox::message;
 use crate::spawner::Client;
 use make::Sandbox;
-pub use running::{Event, Running};
+pub use running::{Event, Remains, Running};
 
 /// Period in which the pool is looked through for what is not needed any more.
 const POOL_TICK: Duration = Duration::from_secs(1);
@@ -275,7 +275,7 @@ impl Sandboxes {
         drop(streams);
         let outcome = self.begin(RunId::random(), plan, None, Some(theirs), None)?.running.wait(|_| {});
         drop(ours);
-        outcome
+        outcome.map(|(outcome, _)| outcome)
     }
 
     /// End a run. False if it is not going on.

@@ -22,7 +22,7 @@ use crate::plan::{Identity, Plan};
 use crate::protocol::frame::{Kind, receive_frame, send_frame_within};
 use crate::protocol::{Ended, Request};
 use crate::run_record::{Outcome, RunId, Verdict};
-use crate::sandboxes::{Event, Sandboxes};
+use crate::sandboxes::{Event, Remains, Sandboxes};
 use crate::sys;
 use credential::{Credential, Inside, Seat};
 
@@ -71,6 +71,9 @@ pub trait Host: Send + Sync + 'static {
     /// The run ended and no process of it is left. Called before its launcher hears: revoke, publish, record here; what
     /// is changed in `outcome` (verdict, cause, line) is what the launcher is told.
     fn ended(&self, outcome: &mut Outcome);
+
+    /// The launcher has heard of what was refused or ended: what nobody waits for can be done now.
+    fn told(&self);
 }
 
 /// Launchers are served until this is stopped or dropped.
@@ -212,7 +215,10 @@ impl Talk {
             Ok(Some((asked, caller))) => {
                 let id = RunId::random();
                 match self.answer(id, asked, &caller) {
-                    Ok(Some(ended)) => self.say(&ended),
+                    Ok(Some((ended, remains))) => {
+                        self.say(&ended);
+                        drop(remains);
+                    }
                     Ok(None) => {}
                     Err(error) => {
                         self.host.refused(id, &caller, &error);
@@ -221,13 +227,14 @@ impl Talk {
                 }
             }
             // It looked and went.
-            Ok(None) => {}
+            Ok(None) => return,
             Err(error) => self.say(&refusal(&error)),
         }
+        self.host.told();
     }
 
-    /// What it is told in the end, if anything.
-    fn answer(&self, id: RunId, asked: Asked, caller: &Caller) -> Result<Option<Ended>> {
+    /// What it is told in the end, if anything, and what can be taken apart then.
+    fn answer(&self, id: RunId, asked: Asked, caller: &Caller) -> Result<Option<(Ended, Option<Remains>)>> {
         if let Some(parent) = self.parent()
             && !is_below(caller.pid, parent.init)
         {
@@ -235,8 +242,8 @@ impl Talk {
         }
         match asked {
             Asked::Run { request, function, connection } => {
-                let outcome = self.run(id, *request, function, connection, caller)?;
-                Ok(Some(Ended { verdict: outcome.verdict, line: outcome.line }))
+                let (outcome, remains) = self.run(id, *request, function, connection, caller)?;
+                Ok(Some((Ended { verdict: outcome.verdict, line: outcome.line }, Some(remains))))
             }
             Asked::Open(path, run) => {
                 match self.host.open(run, &path, caller) {
@@ -245,7 +252,7 @@ impl Talk {
                         Ok(None)
                     }
                     // No run, so there is no record of it.
-                    Err(error) => Ok(Some(refusal(&error))),
+                    Err(error) => Ok(Some((refusal(&error), None))),
                 }
             }
         }
@@ -286,7 +293,7 @@ impl Talk {
         function: Option<OwnedFd>,
         connection: Option<OwnedFd>,
         caller: &Caller,
-    ) -> Result<Outcome> {
+    ) -> Result<(Outcome, Remains)> {
         let plan = self.host.admit(id, request, function, caller, self.parent().map(|parent| parent.run))?;
         let pair = match plan.credential {
             Some(_) => Some(UnixStream::pair().map_err(Error::step("making the credential"))?),
@@ -306,7 +313,7 @@ impl Talk {
             // Ours is closed then: the launcher's end is the only one, and if it never got it the run ends.
             self.tell(SEND_WAIT, Kind::Accepted, &id.0, &[launcher.as_raw_fd()]);
         }
-        let mut outcome = begun.running.wait(|event| match event {
+        let (mut outcome, remains) = begun.running.wait(|event| match event {
             Event::Started => self.host.started(id),
             Event::Listens(socket) => {
                 if let Err(error) = credential.hear_connections(socket) {
@@ -317,7 +324,7 @@ impl Talk {
         // What it invoked is over, too.
         drop(credential);
         self.host.ended(&mut outcome);
-        Ok(outcome)
+        Ok((outcome, remains))
     }
 
     fn parent(&self) -> Option<&Inside> {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use brine_exec::{Config, Error, ExitCause, RunId, Sandboxes};
 use harness::{Place, limits};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 /// What the kernel holds for this process and its sandboxes, counted.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,7 +74,7 @@ fn counts(place: &Place) -> Counts {
     Counts {
         descriptors: open("self"),
         spawner_descriptors: open(&spawner.to_string()),
-        mounts: fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count(),
+        mounts: fs::read_to_string("/proc/thread-self/mountinfo").unwrap().lines().count(),
         groups: groups(&label(place)),
         children,
         namespaces: namespaces.len(),
@@ -96,10 +98,18 @@ fn settle(place: &Place, expected: &Counts) {
     }
 }
 
+/// From now on this thread, and those it starts, do not see what others mount.
+fn see_own_mounts_only() {
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    let none: Option<&str> = None;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+}
+
 /// X15. The number of rounds is taken from the environment for longer soaks: `BRINE_SOAK_RUNS`.
 #[test]
 fn nothing_is_left_after_runs_of_every_kind() {
     let rounds = std::env::var("BRINE_SOAK_RUNS").ok().and_then(|text| text.parse().ok()).unwrap_or(240) / 8;
+    see_own_mounts_only();
     let place = Place::with(|config| config.pool.of_kind = 0);
     let small = |change: fn(&mut brine_exec::Limits)| {
         limits(|limits| {

@@ -39,12 +39,12 @@ fn that_a_program_runs_is_told_however_long_its_start_took() {
     let launcher = begun.launcher.unwrap();
     send_frame(&launcher, Kind::Streams, &Streams::default().encode(), &[]).unwrap();
     let mut told = None;
-    let outcome = begun.running.wait(|event| {
+    let ended = begun.running.wait(|event| {
         if matches!(event, Event::Started) {
             told = Some(Instant::now());
         }
     });
-    assert_eq!(outcome.unwrap().cause, ExitCause::Exited(0));
+    assert_eq!(ended.unwrap().0.cause, ExitCause::Exited(0));
     assert!(told.expect("it started").elapsed() > Duration::from_secs(2), "it was told only with the end");
 }
 

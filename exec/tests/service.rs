@@ -67,6 +67,8 @@ impl Host for Tester {
 
     fn started(&self, _: RunId) {}
 
+    fn told(&self) {}
+
     fn ended(&self, outcome: &mut Outcome) {
         self.outcomes.lock().unwrap().push(outcome.clone());
     }

@@ -50,6 +50,9 @@ const DEAD_BYTES_MIN: u64 = 16 << 20;
 const REST: u32 = 10;
 /// Background: with more sealed bytes dead than this the pause is the shorter, the more there are.
 const REST_BYTES: u64 = 64 << 20;
+/// Background: nor is it long after a collection that left a larger part than this of what the volume takes to the next:
+/// the log of much that was removed.
+const REST_PART: f64 = 0.125;
 /// Background: time spent freeing in one round of housekeeping.
 const ROUND: Duration = Duration::from_millis(150);
 
@@ -119,6 +122,8 @@ pub(crate) struct Gc {
     grace: Generation,
     /// What planning and checkpoints of the running collection took.
     worked: Duration,
+    /// Part of what the volume takes in the directories that it left to the next collection.
+    left: f64,
     /// The state that the last collection began with: while it is the newest there is nothing to do.
     seen: Option<Generation>,
     audited: bool,
@@ -142,6 +147,7 @@ impl Gc {
             marks: VecDeque::from([(now, committed)]),
             grace: committed,
             worked: Duration::ZERO,
+            left: 0.0,
             seen: None,
             audited: false,
             condemned: false,
@@ -322,7 +328,7 @@ impl Gc {
                 let worth = pressed || counters.dead_bytes >= DEAD_BYTES_MIN;
                 let committed = volume.meta().committed();
                 let changed = self.seen != Some(committed) || counters.dead_blocks > 0;
-                let until = since + pause(self.worked, counters.dead_bytes);
+                let until = since + pause(self.worked, counters.dead_bytes, self.left);
                 // Who waits for space is told that there is none once a collection found none.
                 if (hungry || changed && now >= until) && (worth || now >= since + PAUSE_MAX) {
                     self.seen = Some(committed);
@@ -353,6 +359,7 @@ impl Gc {
                 self.phase = match past {
                     Some(past) => Phase::Waiting { past, asked: None },
                     None => {
+                        self.left = 0.0;
                         volume.note_collected();
                         Phase::Resting { since: Instant::now() }
                     }
@@ -391,6 +398,9 @@ impl Gc {
                     self.plans.clear();
                     volume.space_was_freed();
                     volume.note_collected();
+                    let began = Instant::now();
+                    self.left = volume.reclaimable()? as f64 / volume.taken()?.max(1) as f64;
+                    self.worked += began.elapsed();
                     self.phase = Phase::Resting { since: Instant::now() };
                 }
             }
@@ -416,10 +426,11 @@ impl Gc {
     }
 }
 
-/// How long to rest after `worked`, with `dead` sealed bytes to free: however large the volume, all this takes a tenth of one
+/// How long to rest after `worked`, with `dead` sealed bytes to free, and this part of all left to be: however large the volume, all this takes a tenth of one
 /// processor at most, but for what it gives back.
-fn pause(worked: Duration, dead: u64) -> Duration {
+fn pause(worked: Duration, dead: u64, left: f64) -> Duration {
     let share = REST_BYTES as f64 / dead.max(REST_BYTES) as f64;
+    let share = share.min(REST_PART / left.max(REST_PART));
     (worked * REST).mul_f64(share).max(PAUSE_MIN)
 }
 

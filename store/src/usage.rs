@@ -160,7 +160,7 @@ pub fn usage(volume: &Volume, path: Option<&Path>) -> Result<UsageReport> {
     report.snapshot_bytes = sealed(&pinned);
     let geometry = volume.geometry();
     report.redundancy_bytes = report.stored_bytes * geometry.parity() as u64 / geometry.data() as u64;
-    report.raw_bytes = state.segments()?.iter().flat_map(|row| volume.allocated(row)).sum();
+    report.raw_bytes = volume.taken()?;
     report.reclaimable_bytes = volume.reclaimable()?;
     Ok(report)
 }

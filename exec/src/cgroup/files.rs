@@ -1,7 +1,7 @@
 //! Reading and writing of control files.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -23,13 +23,19 @@ pub(super) fn write_if_there(place: &Path, name: &str, text: &str) -> io::Result
 
 /// A file that holds one number; `None` also for `max`.
 pub(super) fn read_number(place: &Path, name: &str) -> Option<u64> {
-    fs::read_to_string(place.join(name)).ok()?.trim().parse().ok()
+    read(place, name)?.trim().parse().ok()
 }
 
 /// The number behind `word` in a file of lines `word number`.
 pub(super) fn read_word(place: &Path, name: &str, word: &str) -> Option<u64> {
-    let text = fs::read_to_string(place.join(name)).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.trim().parse().ok())
+    read(place, name)?.lines().find_map(|line| line.strip_prefix(word)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// One read, as the kernel makes the whole text for each.
+fn read(place: &Path, name: &str) -> Option<String> {
+    let mut text = [0; 4096];
+    let len = File::open(place.join(name)).and_then(|mut file| file.read(&mut text)).ok()?;
+    Some(String::from_utf8_lossy(&text[..len]).into_owned())
 }
 
 /// A handle on a directory.

@@ -12,7 +12,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use super::{Over, POOL_TICK, Shared};
 use crate::cgroup::{Group, GroupLimits};
 use crate::error::{Error, Result};
-use crate::pool::Kind as PoolKind;
+use crate::pool::{self, Kind as PoolKind};
 use crate::protocol::frame::{Kind, receive_frame};
 use crate::sandbox::message::{Failure, Make};
 use crate::spawner::Client;
@@ -144,7 +144,7 @@ impl Shared {
     pub(super) fn keep_pool(&self) {
         let mut pool = self.pool.lock();
         while !self.stopping.load(Ordering::SeqCst) {
-            if let Some((kind, limits)) = pool.wanted() {
+            if let Some((kind, limits)) = pool.wanted(Instant::now()) {
                 drop(pool);
                 let made = self.make(&kind, &limits);
                 pool = self.pool.lock();
@@ -159,7 +159,8 @@ impl Shared {
                 surplus.into_iter().for_each(|sandbox| self.dispose(Over { sandbox, _promise: None }));
                 continue;
             }
-            self.pool_changed.wait_for(&mut pool, POOL_TICK);
+            let wait = if pool.is_waiting(Instant::now()) { pool::QUIET } else { POOL_TICK };
+            self.pool_changed.wait_for(&mut pool, wait);
             let surplus = pool.surplus(Instant::now());
             surplus.into_iter().for_each(|sandbox| self.dispose(Over { sandbox, _promise: None }));
         }

@@ -37,6 +37,12 @@ pub struct Running {
     sandbox: Disposed,
 }
 
+/// What is left of a run that is over: an empty sandbox, and what it was promised.
+#[derive(Debug)]
+pub struct Remains {
+    _running: Running,
+}
+
 /// Why the daemon ended a run from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
@@ -79,16 +85,25 @@ impl Running {
         self.sandbox.get().pid
     }
 
-    /// Wait until the program and all it started is gone. `tell` is called with what happens meanwhile.
+    /// Wait until the program and all it started is gone. `tell` is called with what happens meanwhile. The sandbox is
+    /// taken apart when what is left of it is dropped: whoever waits for the outcome may be told before.
     ///
     /// # Errors
     /// It could not be started, or its sandbox broke before it was.
-    pub fn wait(mut self, mut tell: impl FnMut(Event)) -> Result<Outcome> {
+    pub fn wait(mut self, mut tell: impl FnMut(Event)) -> Result<(Outcome, Remains)> {
         let finished = self.watch(&mut tell);
         self.steps.gone = self.begun.elapsed();
-        let usage = self.sandbox.get().group.usage();
+        let group = &self.sandbox.get().group;
+        let usage = match &finished {
+            // Its init has told the rest, and nothing else is asked of a program that succeeded.
+            Ok((Some(report), None)) if report.status == 0 => group.peaks(),
+            _ => group.usage(),
+        };
         match finished {
-            Ok((finished, by)) => Ok(self.outcome(finished, by, &usage)),
+            Ok((finished, by)) => {
+                let outcome = self.outcome(finished, by, &usage);
+                Ok((outcome, Remains { _running: self }))
+            }
             Err(error) => Err(error),
         }
     }

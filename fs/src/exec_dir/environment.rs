@@ -1,8 +1,13 @@
 //! Which variables of a caller's environment a run gets: by name, from a list. What changes how programs are loaded is
 //! on no list.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{Uid, User};
+use parking_lot::Mutex;
 
 /// Passed on from every caller.
 const PASSED: [&str; 6] = ["LANG", "LANGUAGE", "TZ", "TERM", "COLUMNS", "LINES"];
@@ -20,6 +25,33 @@ const NEVER: [&str; 9] = [
     "RES_OPTIONS",
     "TZDIR",
 ];
+
+/// How long a user is taken to have the name found last. A directory service may take as long to answer as a run.
+const NAME_LIFE: Duration = Duration::from_secs(10);
+/// Users whose names are remembered.
+const NAMES_MAX: usize = 256;
+
+/// Names of users, remembered for [`NAME_LIFE`].
+#[derive(Default)]
+pub struct UserNames(Mutex<HashMap<u32, (Option<String>, Instant)>>);
+
+impl UserNames {
+    /// Of user `uid`, if it has one.
+    pub fn name(&self, uid: u32) -> Option<String> {
+        if let Some((name, found)) = self.0.lock().get(&uid)
+            && found.elapsed() < NAME_LIFE
+        {
+            return name.clone();
+        }
+        let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map(|user| user.name);
+        let mut names = self.0.lock();
+        if names.len() >= NAMES_MAX {
+            names.clear();
+        }
+        names.insert(uid, (name.clone(), Instant::now()));
+        name
+    }
+}
 
 /// Whether a policy may name this variable; says why not.
 ///

@@ -19,11 +19,10 @@ use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::Ino;
 use brine_store::volume::{Attr, FileKind, GenerationPin};
 use nix::sys::stat::fstat;
-use nix::unistd::{Uid, User};
 use parking_lot::Mutex;
 
 use super::code::{CodeNodes, CodePin};
-use super::environment;
+use super::environment::{self, UserNames};
 use super::grant::{CREDENTIAL, Input, Scout};
 use super::open::{OpenFiles, Opened};
 use super::permission::{EXECUTE, READ, permits};
@@ -84,6 +83,7 @@ pub struct RunHost {
     runs: Arc<Runs>,
     stagings: Arc<Stagings>,
     opens: Arc<OpenFiles>,
+    users: UserNames,
     active: Mutex<HashMap<RunId, Active>>,
 }
 
@@ -98,7 +98,8 @@ impl RunHost {
         stagings: Arc<Stagings>,
         opens: Arc<OpenFiles>,
     ) -> Self {
-        Self { vfs, mountpoint, device, code, runs, stagings, opens, active: Mutex::default() }
+        let (users, active) = (UserNames::default(), Mutex::default());
+        Self { vfs, mountpoint, device, code, runs, stagings, opens, users, active }
     }
 
     /// The volume.
@@ -239,7 +240,7 @@ impl RunHost {
             at: self.mountpoint.join(&function.path),
             access: ViewAccess::Read,
         };
-        let user = User::from_uid(Uid::from_raw(identity.uid)).ok().flatten().map(|user| user.name);
+        let user = self.users.name(identity.uid);
         let granted = grants.views.iter().map(|view| view.source.clone()).collect();
         let scope = grants.views.clone();
         let staging = match policy.stage {
@@ -293,7 +294,12 @@ impl RunHost {
             (None, None) => return,
         };
         end(&mut row, &withheld, now_ns);
-        self.runs.put(&row);
+        if row.outputs == OUTPUTS_KEPT {
+            // They go if nothing says that they are to be kept.
+            self.runs.put(&row);
+        } else {
+            self.runs.note_ended(&row);
+        }
     }
 }
 
@@ -328,7 +334,7 @@ impl Host for RunHost {
                 row.staged = staging.rows().to_vec();
                 row.scope.iter_mut().filter(|row| row.access == "write").for_each(|row| row.access = "stage".into());
             }
-            self.runs.put(&row);
+            self.runs.note(&row);
         }
         // Also of what is refused now: `refused` makes the record.
         let mut active = Active {
@@ -387,7 +393,14 @@ impl Host for RunHost {
         self.close(id, Some(caller), |row, _, now_ns| row.refuse(cause, why.exit_code(), why.to_string(), now_ns));
     }
 
-    fn started(&self, _id: RunId) {}
+    fn started(&self, id: RunId) {
+        let key = self.active.lock().get(&id).map(|active| active.row.key());
+        key.into_iter().for_each(|key| self.runs.write(&key));
+    }
+
+    fn told(&self) {
+        self.runs.settle();
+    }
 
     fn ended(&self, outcome: &mut Outcome) {
         // Held until the record says what became of it: no sweep takes it before.

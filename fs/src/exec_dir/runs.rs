@@ -1,6 +1,6 @@
 //! The runs of a volume: their rows, which of them are kept, and `.brine/runs/ID/` where they can be read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
@@ -21,7 +21,7 @@ pub const KEPT_NS: i64 = 30 * 24 * 3600 * 1_000_000_000;
 /// More than this many too many are forgotten together.
 const FORGET_BATCH: usize = 256;
 
-/// Runs on a read-only mount that are known: the newest.
+/// Runs whose rows the volume does not take, as on a read-only mount, that are known: the newest.
 const UNWRITTEN_MAX: usize = 1000;
 
 const FILES: [&str; 2] = ["status.json", "usage.json"];
@@ -31,8 +31,10 @@ pub struct Runs {
     vfs: Weak<Vfs>,
     /// Keys of the rows: the oldest first. The name of a run is the last 32 bytes of its key.
     keys: Mutex<BTreeSet<Vec<u8>>>,
-    /// Rows that the volume does not take, because it is read-only: gone with the mount.
-    unwritten: Mutex<BTreeMap<Vec<u8>, RunRow>>,
+    /// Rows that the volume does not have, or not as they are: they are read from here.
+    unwritten: Mutex<BTreeMap<Vec<u8>, Arc<RunRow>>>,
+    /// Keys of ended runs whose rows wait to be written.
+    waiting: Mutex<VecDeque<Vec<u8>>>,
     since_ns: i64,
 }
 
@@ -44,8 +46,13 @@ impl Runs {
     pub fn new(vfs: &Arc<Vfs>, now_ns: i64) -> brine_store::Result<Arc<Self>> {
         let rows = vfs.volume().run_records()?;
         let keys = rows.iter().map(|row| row.key.to_vec()).collect();
-        let runs =
-            Self { vfs: Arc::downgrade(vfs), keys: Mutex::new(keys), unwritten: Mutex::default(), since_ns: now_ns };
+        let runs = Self {
+            vfs: Arc::downgrade(vfs),
+            keys: Mutex::new(keys),
+            unwritten: Mutex::default(),
+            waiting: Mutex::default(),
+            since_ns: now_ns,
+        };
         if vfs.volume().is_read_only().is_none() {
             for row in rows {
                 // A row this version cannot read is kept as it is.
@@ -59,27 +66,55 @@ impl Runs {
         Ok(Arc::new(runs))
     }
 
-    /// Write a run's row. What the store refuses is logged: a record that is missing stops no run.
-    pub fn put(&self, row: &RunRow) {
-        let Some(vfs) = self.vfs.upgrade() else { return };
+    /// A run's row, for everybody to read from now on. [`Self::write`] follows.
+    pub fn note(&self, row: &RunRow) {
         let key = row.key();
-        if vfs.volume().is_read_only().is_some() {
-            let mut unwritten = self.unwritten.lock();
-            unwritten.insert(key.clone(), row.clone());
-            let oldest = if unwritten.len() > UNWRITTEN_MAX { unwritten.pop_first() } else { None };
-            drop(unwritten);
-            let mut keys = self.keys.lock();
-            keys.insert(key);
-            oldest.into_iter().for_each(|(key, _)| {
-                keys.remove(&key);
-            });
-            return;
+        self.unwritten.lock().insert(key.clone(), Arc::new(row.clone()));
+        self.keys.lock().insert(key);
+    }
+
+    /// [`Self::note`] of a run that ended: [`Self::settle`] follows.
+    pub fn note_ended(&self, row: &RunRow) {
+        self.note(row);
+        self.waiting.lock().push_back(row.key());
+    }
+
+    /// [`Self::note`], and write it.
+    pub fn put(&self, row: &RunRow) {
+        self.note(row);
+        self.write(&row.key());
+    }
+
+    /// Write what runs that ended have noted; when this returns, it is written, by whomever.
+    pub fn settle(&self) {
+        let mut waiting = self.waiting.lock();
+        while let Some(key) = waiting.pop_front() {
+            self.write(&key);
         }
-        match vfs.put_run_record(&key, &row.encode()) {
-            Ok(()) => {
-                self.keys.lock().insert(key);
+    }
+
+    /// Write a row as it was noted last. What the store refuses is logged, and kept as long as the mount: a record that
+    /// cannot be written stops no run.
+    pub fn write(&self, key: &[u8]) {
+        let Some(row) = self.unwritten.lock().get(key).cloned() else { return };
+        let Some(vfs) = self.vfs.upgrade() else { return };
+        let written = if vfs.volume().is_read_only().is_some() {
+            false
+        } else {
+            let put = vfs.put_run_record(key, &row.encode());
+            put.inspect_err(|error| log::warn!("record of run {}: {error}", row.id)).is_ok()
+        };
+        let mut unwritten = self.unwritten.lock();
+        if written {
+            // It may have been noted anew meanwhile.
+            if unwritten.get(key).is_some_and(|last| Arc::ptr_eq(last, &row)) {
+                unwritten.remove(key);
             }
-            Err(error) => log::warn!("record of run {}: {error}", row.id),
+        } else if unwritten.len() > UNWRITTEN_MAX
+            && let Some((oldest, _)) = unwritten.pop_first()
+        {
+            drop(unwritten);
+            self.keys.lock().remove(&oldest);
         }
     }
 
@@ -103,7 +138,7 @@ impl Runs {
 
     fn row(&self, key: &[u8]) -> Option<RunRow> {
         if let Some(row) = self.unwritten.lock().get(key) {
-            return Some(row.clone());
+            return Some(RunRow::clone(row));
         }
         let row = self.vfs.upgrade()?.volume().run_record(key).ok()??;
         RunRow::decode(&row).ok()

@@ -197,6 +197,11 @@ impl ExecSide {
         Ok(())
     }
 
+    /// What runs that ended have noted is written when this returns.
+    pub(super) fn settle(&self) {
+        self.host.runs().settle();
+    }
+
     /// Refuse runs, end those that go on, and let go of every copy of the mount. Safe to call more than once.
     pub(super) fn stop(&self) {
         self.vfs.exec().stop();
@@ -204,6 +209,7 @@ impl ExecSide {
         if let Stage::Running(service, sandboxes) = stage {
             service.stop();
             sandboxes.stop();
+            self.settle();
         }
         let _ = fs::remove_file(self.directory.join(LAUNCH_SOCKET));
     }

@@ -177,6 +177,9 @@ impl Service for VolumeService {
         if self.volume.is_read_only().is_some() {
             return Ok(json!({ "generation": self.volume.status()?.generation }));
         }
+        if let Some(exec) = self.exec.get() {
+            exec.settle();
+        }
         let (sender, receiver) = std::sync::mpsc::channel();
         self.vfs.sync_all(move |outcome| {
             let _ = sender.send(outcome);

@@ -244,8 +244,10 @@ fn directories_are_left_alone_by_a_dry_run() {
 #[test]
 fn the_more_there_is_to_free_the_shorter_is_the_pause() {
     let seconds = Duration::from_secs;
-    assert_eq!(pause(Duration::ZERO, 0), PAUSE_MIN);
-    assert_eq!(pause(seconds(3), REST_BYTES), seconds(30));
-    assert_eq!(pause(seconds(3), 4 * REST_BYTES), seconds(30) / 4);
-    assert_eq!(pause(seconds(3), u64::MAX), PAUSE_MIN);
+    assert_eq!(pause(Duration::ZERO, 0, 0.0), PAUSE_MIN);
+    assert_eq!(pause(seconds(3), REST_BYTES, REST_PART), seconds(30));
+    assert_eq!(pause(seconds(3), 4 * REST_BYTES, 0.0), seconds(30) / 4);
+    assert_eq!(pause(seconds(3), u64::MAX, 0.0), PAUSE_MIN);
+    assert_eq!(pause(seconds(3), 0, 4.0 * REST_PART), seconds(30) / 4);
+    assert_eq!(pause(seconds(3), u64::MAX, 1.0), PAUSE_MIN);
 }

@@ -378,6 +378,14 @@ impl Volume {
         slots.filter_map(|id| self.set.get(id)?.allocated(row.id).ok()).collect()
     }
 
+    /// Bytes that segments take on all devices.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn taken(&self) -> Result<u64> {
+        Ok(self.meta.reader()?.segments()?.iter().flat_map(|row| self.allocated(row)).sum())
+    }
+
     /// Bytes of all devices that hold nothing alive, estimated: what segments take, less what rows and images need. Some
     /// of it is the log since the checkpoint before the last, which can be freed after the next two.
     ///
