@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -95,7 +94,7 @@ impl Ledger {
         Arc::new(Self { capacity, state: Mutex::default(), changed: Condvar::new() })
     }
 
-    /// A promise of `need` to a run of `uid`, as soon as it can be had; given up soon after `unwanted` is set.
+    /// A promise of `need` to a run of `uid`, as soon as it can be had; given up soon after `unwanted` says so.
     ///
     /// # Errors
     /// [`Error::Refused`] if it never can, or is unwanted; [`Error::Full`] if too many wait or the wait is over;
@@ -105,7 +104,7 @@ impl Ledger {
         uid: u32,
         need: Need,
         nested: bool,
-        unwanted: Option<&AtomicBool>,
+        unwanted: Option<&dyn Fn() -> bool>,
     ) -> Result<Promise> {
         if !self.fits(&State::default(), &need, nested) {
             return Err(Error::Refused(format!(
@@ -131,7 +130,7 @@ impl Ledger {
             if (nested || first(&state) == Some(number)) && self.fits(&state, &need, nested) {
                 break Ok(());
             }
-            if unwanted.is_some_and(|unwanted| unwanted.load(Ordering::SeqCst)) {
+            if unwanted.is_some_and(|unwanted| unwanted()) {
                 break Err(Error::Refused("who asked for it has ended".into()));
             }
             let until = unwanted.map_or(deadline, |_| deadline.min(Instant::now() + UNWANTED_TICK));
@@ -208,6 +207,7 @@ impl Drop for Promise {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     fn ledger(wait: Duration) -> Arc<Ledger> {
         Ledger::new(Capacity { memory_bytes: 800, pids: 800, runs: 80, waiting: 4, wait })
@@ -268,7 +268,7 @@ mod tests {
         let held = ledger.promise(1, BIG, false, None).unwrap();
         let unwanted = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let waits = scope.spawn(|| ledger.promise(1, BIG, false, Some(&unwanted)));
+            let waits = scope.spawn(|| ledger.promise(1, BIG, false, Some(&|| unwanted.load(Ordering::SeqCst))));
             while ledger.status().waiting == 0 {
                 std::thread::yield_now();
             }

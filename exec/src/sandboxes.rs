@@ -29,6 +29,7 @@ use crate::run_record::{Outcome, RunId, Steps};
 use crate::sandbox::message;
 use crate::spawner::Client;
 use make::Sandbox;
+pub(crate) use make::is_readable;
 pub use running::{Event, Remains, Running};
 
 /// Period in which the pool is looked through for what is not needed any more.
@@ -193,7 +194,7 @@ impl Sandboxes {
 
     /// Promise a plan its limits, and start it in a sandbox of its own. The program starts when its standard
     /// descriptors come over `connection`, of which the init gets this end, or over [`Begun::launcher`]. It waits for room
-    /// until `unwanted` is set.
+    /// until `unwanted` says that nobody wants it any more.
     ///
     /// # Errors
     /// Why it was not started; nothing is left of it.
@@ -203,7 +204,7 @@ impl Sandboxes {
         plan: &Plan,
         credential: Option<OwnedFd>,
         connection: Option<OwnedFd>,
-        unwanted: Option<&AtomicBool>,
+        unwanted: Option<&dyn Fn() -> bool>,
     ) -> Result<Begun> {
         let shared = &self.shared;
         let begun = Instant::now();

@@ -22,7 +22,7 @@ use crate::plan::{Identity, Plan};
 use crate::protocol::frame::{Kind, receive_frame, send_frame_within};
 use crate::protocol::{Ended, Request};
 use crate::run_record::{Outcome, RunId, Verdict};
-use crate::sandboxes::{Event, Remains, Sandboxes};
+use crate::sandboxes::{Event, Remains, Sandboxes, is_readable};
 use crate::sys;
 use credential::{Credential, Inside, Seat};
 
@@ -300,8 +300,9 @@ impl Talk {
             None => None,
         };
         let (outer, inner) = pair.unzip();
-        let ended = self.parent.as_ref().map(Seat::ended);
-        let begun = self.sandboxes.begin(id, &plan, inner.map(OwnedFd::from), connection, ended)?;
+        // While it waits for room: the run it is in can end, and so can the launcher, which says nothing more.
+        let gone = || self.parent.as_ref().is_some_and(Seat::has_ended) || is_readable(&self.launcher, Duration::ZERO);
+        let begun = self.sandboxes.begin(id, &plan, inner.map(OwnedFd::from), connection, Some(&gone))?;
         if let Some(seat) = &self.parent {
             seat.begun(id);
         }

@@ -2,9 +2,10 @@
 //! sandboxes are ready.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use brine_tests::command::exit;
@@ -153,5 +154,50 @@ fn plain_umount_with_sandboxes_ready_ends_all_within_two_seconds() {
         assert_eq!(last(&volume).len() as u64, records, "so were the records of runs");
         assert!(last(&volume).iter().all(|row| row["cause"] == "exited"));
     }
+    volume.umount();
+}
+
+/// A function that was started, and the lines it says.
+struct Started {
+    child: Child,
+    said: Receiver<String>,
+}
+
+fn start(path: &Path) -> Started {
+    let mut child = piped(path).stdin(Stdio::piped()).spawn().expect("start");
+    let (sender, said) = std::sync::mpsc::channel();
+    let out = BufReader::new(child.stdout.take().expect("stdout"));
+    std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    Started { child, said }
+}
+
+#[test]
+fn runs_for_which_there_is_no_room_wait_their_turn() {
+    let mut volume = small("load-ledger");
+    let memory = fs::read_to_string("/proc/meminfo").expect("read");
+    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let mib: u64 = total.expect("a total").parse::<u64>().expect("a number") / 1024;
+    // Runs may be promised some two thirds of the machine: one of these, not two.
+    let part = format!("{}M", mib * 2 / 5);
+    let f = function(&volume, "large", "echo runs; read x", &["--memory", &part, "--scratch", "1M"]);
+    let of_status = |name: &str| volume.status()["exec"][name].as_u64();
+    let mut first = start(&f);
+    assert_eq!(first.said.recv_timeout(Duration::from_secs(20)).expect("it starts"), "runs");
+    let mut given_up = start(&f);
+    let mut second = start(&f);
+    assert!(second.said.recv_timeout(Duration::from_secs(1)).is_err(), "there is no room for it");
+    assert_eq!((of_status("running"), of_status("waiting")), (Some(3), Some(2)));
+    // Who asked and went waits no more.
+    given_up.child.kill().expect("kill");
+    given_up.child.wait().expect("wait");
+    assert!(wait_until(Duration::from_secs(5), || of_status("waiting") == Some(1)), "{:#}", volume.status()["exec"]);
+
+    drop(first.child.stdin.take());
+    first.child.wait().expect("wait");
+    assert_eq!(second.said.recv_timeout(Duration::from_secs(20)).expect("its turn comes"), "runs");
+    drop(second.child.stdin.take());
+    assert!(!second.child.wait().expect("wait").success(), "`read` met the end");
+    assert!(wait_until(Duration::from_secs(20), || of_status("running") == Some(0)), "{:#}", volume.status()["exec"]);
+    assert!(given_up.said.recv().is_err(), "nothing of it ran");
     volume.umount();
 }

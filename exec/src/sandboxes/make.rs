@@ -48,7 +48,7 @@ impl Sandbox {
 }
 
 /// Whether `fd` becomes readable (a process handle: ends) in time.
-pub(super) fn is_readable(fd: impl AsFd, wait: Duration) -> bool {
+pub(crate) fn is_readable(fd: impl AsFd, wait: Duration) -> bool {
     let deadline = Instant::now() + wait;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

@@ -117,9 +117,9 @@ pub(super) struct Seat {
 }
 
 impl Seat {
-    /// Set when what is done for it is of no use any more.
-    pub fn ended(&self) -> &AtomicBool {
-        &self.inside.ended
+    /// Whether what is done for it is of no use any more.
+    pub fn has_ended(&self) -> bool {
+        self.inside.ended.load(Ordering::SeqCst)
     }
 
     /// A run was begun for it.

@@ -249,7 +249,8 @@ impl ExecSide {
             Stage::Running(_, sandboxes) => {
                 let status = sandboxes.status();
                 json!({
-                    "state": "running", "running": running, "sandboxes_ready": status.pooled,
+                    "state": "running", "running": running, "waiting": status.ledger.waiting,
+                    "sandboxes_ready": status.pooled,
                     "from_pool": status.hits_and_misses.0, "built_cold": status.hits_and_misses.1,
                     "unenforceable": status.unenforceable, "spawner_pid": status.spawner,
                     "not_removed": status.not_removed, "unable": status.unable,
