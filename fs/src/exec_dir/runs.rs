@@ -35,6 +35,8 @@ pub struct Runs {
     unwritten: Mutex<BTreeMap<Vec<u8>, Arc<RunRow>>>,
     /// Keys of ended runs whose rows wait to be written.
     waiting: Mutex<VecDeque<Vec<u8>>>,
+    /// Held by who writes them: never by who notes one.
+    settling: Mutex<()>,
     since_ns: i64,
 }
 
@@ -51,6 +53,7 @@ impl Runs {
             keys: Mutex::new(keys),
             unwritten: Mutex::default(),
             waiting: Mutex::default(),
+            settling: Mutex::default(),
             since_ns: now_ns,
         };
         if vfs.volume().is_read_only().is_none() {
@@ -87,8 +90,9 @@ impl Runs {
 
     /// Write what runs that ended have noted; when this returns, it is written, by whomever.
     pub fn settle(&self) {
-        let mut waiting = self.waiting.lock();
-        while let Some(key) = waiting.pop_front() {
+        let _alone = self.settling.lock();
+        let next = || self.waiting.lock().pop_front();
+        while let Some(key) = next() {
             self.write(&key);
         }
     }
