@@ -9,7 +9,7 @@ use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use brine_tests::command::exit;
-use brine_tests::scenario::functions::function;
+use brine_tests::scenario::functions::{control_groups, function};
 use brine_tests::volume::{brine_command, wait_until};
 use brine_tests::{Builder, TestVolume, content, program, run};
 use serde_json::Value;
@@ -155,6 +155,32 @@ fn plain_umount_with_sandboxes_ready_ends_all_within_two_seconds() {
         assert!(last(&volume).iter().all(|row| row["cause"] == "exited"));
     }
     volume.umount();
+}
+
+#[test]
+fn a_lazy_umount_leaves_nothing_of_the_sandboxes() {
+    let mut volume = small("load-lazy");
+    let f = function(&volume, "f", "exit 3", &[]);
+    assert_eq!(Command::new(&f).status().expect("run").code(), Some(3));
+    let ready = || volume.status()["exec"]["sandboxes_ready"].as_u64() > Some(0);
+    assert!(wait_until(Duration::from_secs(20), ready), "sandboxes are ready");
+    let id = volume.status()["volume"].as_str().expect("its id").to_owned();
+    assert!(control_groups(&id) > 0, "this machine has control groups");
+    run(Command::new(program("umount")).arg("-l").arg(volume.mnt())).expect_success();
+    let gone = wait_until(Duration::from_secs(20), || processes(&volume).is_empty());
+    assert!(gone, "{:?}", processes(&volume));
+    assert_eq!(control_groups(&id), 0, "control groups are left");
+    assert!(!Path::new("/run/brine-exec").join(&id).exists(), "its sockets are gone");
+    volume.forget_daemon();
+
+    // While they are only being made.
+    for _ in 0..5 {
+        volume.mount();
+        run(Command::new(program("umount")).arg("-l").arg(volume.mnt())).expect_success();
+        assert!(wait_until(Duration::from_secs(20), || processes(&volume).is_empty()), "{:?}", processes(&volume));
+        assert_eq!(control_groups(&id), 0, "control groups are left");
+        volume.forget_daemon();
+    }
 }
 
 /// A function that was started, and the lines it says.

@@ -25,12 +25,13 @@ pub mod ticket;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
 
 use pin::{Pin, Pins};
 use policies::Policies;
+use runs::Runs;
 use ticket::Tickets;
 
 /// Set in the flags of an open by the kernel when it is about to run the file (FMODE_EXEC).
@@ -51,6 +52,8 @@ pub struct ExecDir {
     pub(crate) pins: Pins,
     /// What functions were granted.
     pub policies: Policies,
+    /// Records of runs.
+    pub(crate) runs: OnceLock<Arc<Runs>>,
 }
 
 impl ExecDir {
@@ -64,10 +67,13 @@ impl ExecDir {
         Ok(())
     }
 
-    /// From now on nothing is run, and what is about to be is refused.
+    /// From now on nothing is run, and what is about to be is refused. Records of runs that ended are written.
     pub fn stop(&self) {
         *self.line.write() = None;
         self.tickets.clear();
+        if let Some(runs) = self.runs.get() {
+            runs.settle();
+        }
     }
 
     /// Everything before the ticket on an interpreter line.

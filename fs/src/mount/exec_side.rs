@@ -9,7 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use brine_exec::plan::LAUNCHER;
 use brine_exec::service::{Host, Service};
@@ -44,6 +45,9 @@ const LAUNCHER_FILE: &str = "launcher";
 /// What helps where the launcher cannot be run.
 const ELSEWHERE: &str = "mount with -o launcher=DIR, a directory whose path has no blank, or elsewhere";
 
+/// How long the end of a mount waits for what makes sandboxes to come to life, so that it can be ended.
+const START_WAIT: Duration = Duration::from_secs(5);
+
 /// How often staged outputs that were kept are looked through, nanoseconds.
 const STAGED_SWEEP_NS: i64 = 600 * 1_000_000_000;
 
@@ -67,6 +71,10 @@ pub(super) struct ExecSide {
     /// Where the launcher is beside a link to the socket, if it was asked to be somewhere.
     placed: Option<PathBuf>,
     stage: Mutex<Stage>,
+    /// Held while all is ended, by whomever: the process must not end before that is done.
+    stopping: Mutex<()>,
+    /// Makes what makes sandboxes.
+    starter: Mutex<Option<JoinHandle<()>>>,
     watch: Mutex<Option<Watch>>,
 }
 
@@ -99,6 +107,7 @@ impl ExecSide {
         vfs.exec().policies.load(vfs.volume().policies()?);
         let now_ns = SystemClock.now_ns();
         let runs = Runs::new(vfs, now_ns)?;
+        let _ = vfs.exec().runs.set(Arc::clone(&runs));
         let code = CodeNodes::new(vfs, now_ns);
         let stagings = Stagings::new(vfs, now_ns);
         stagings.sweep(&runs, now_ns);
@@ -144,6 +153,8 @@ impl ExecSide {
             directory,
             placed: launcher.map(Path::to_owned),
             stage: Mutex::new(Stage::Starting(listener)),
+            stopping: Mutex::new(()),
+            starter: Mutex::new(None),
             watch: Mutex::new(None),
         }))
     }
@@ -173,7 +184,9 @@ impl ExecSide {
                 exec.stop();
             }
         };
-        std::thread::Builder::new().name("brine-exec-start".into()).spawn(starting).map(drop)
+        let starter = std::thread::Builder::new().name("brine-exec-start".into()).spawn(starting)?;
+        *self.starter.lock() = Some(starter);
+        Ok(())
     }
 
     fn start_sandboxes(&self) -> Result<(), brine_exec::Error> {
@@ -203,7 +216,9 @@ impl ExecSide {
     }
 
     /// Refuse runs, end those that go on, and let go of every copy of the mount. Safe to call more than once.
+    /// When it returns all of that is done, also if another thread does it.
     pub(super) fn stop(&self) {
+        let _whole = self.stopping.lock();
         self.vfs.exec().stop();
         let stage = std::mem::replace(&mut *self.stage.lock(), Stage::Stopped);
         if let Stage::Running(service, sandboxes) = stage {
@@ -217,6 +232,12 @@ impl ExecSide {
     /// It is over: as [`Self::stop`], nothing is watched any more, and nothing stays in the directory of the sockets.
     pub(super) fn finish(&self) {
         self.stop();
+        // What was being made meanwhile goes again.
+        let starter = self.starter.lock().take();
+        let deadline = Instant::now() + START_WAIT;
+        while starter.as_ref().is_some_and(|starter| !starter.is_finished()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         drop(self.watch.lock().take());
         for file in [COMMAND_SOCKET, LAUNCHER_FILE] {
             let _ = fs::remove_file(self.directory.join(file));

@@ -78,6 +78,11 @@ fn count(path: &str) -> usize {
     fs::read_dir(path).map_or(0, Iterator::count)
 }
 
+/// Control groups that are a volume's, by its id.
+pub fn control_groups(id: &str) -> usize {
+    groups(Path::new("/sys/fs/cgroup"), id, 4)
+}
+
 /// Directories below `dir` whose path has `label` in it.
 fn groups(dir: &Path, label: &str, depth: usize) -> usize {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
@@ -109,7 +114,7 @@ impl Litter {
         let shared = shared.filter(|entry| entry.file_name().to_string_lossy().contains(&label)).count();
         Self {
             processes: below.len(),
-            groups: groups(Path::new("/sys/fs/cgroup"), &label, 4),
+            groups: control_groups(&label),
             mounts: lines(daemon, &volume.root().display().to_string()) + lines(spawner, ""),
             descriptors: open(daemon) + open(spawner),
             temporary: shared + count(&format!("/run/brine-exec/{label}")),
