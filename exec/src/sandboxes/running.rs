@@ -102,6 +102,8 @@ impl Running {
         match finished {
             Ok((finished, by)) => {
                 let outcome = self.outcome(finished, by, &usage);
+                // It is not going on any more, whatever is left of it.
+                self.sandbox.shared.active.lock().remove(&self.id);
                 Ok((outcome, Remains { _running: self }))
             }
             Err(error) => Err(error),
