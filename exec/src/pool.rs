@@ -168,9 +168,9 @@ mod tests {
         }
     }
 
-    fn fill(pool: &mut Pool<u32, ()>) -> usize {
+    fn fill(pool: &mut Pool<u32, ()>, now: Instant) -> usize {
         let mut made = 0;
-        while let Some((kind, ())) = pool.wanted(Instant::now() + QUIET) {
+        while let Some((kind, ())) = pool.wanted(now) {
             assert!(pool.put(&kind, made).is_none());
             made += 1;
         }
@@ -182,14 +182,14 @@ mod tests {
         let bounds = PoolBounds { of_kind: 3, all: 4, idle: Duration::from_secs(10) };
         let mut pool = Pool::new(bounds);
         let start = Instant::now();
-        assert_eq!(fill(&mut pool), 0, "nothing is made for nobody");
+        assert_eq!(fill(&mut pool, start + QUIET), 0, "nothing is made for nobody");
         for _ in 0..5 {
             assert_eq!(pool.take(&kind(1), (), start), None);
         }
-        assert_eq!(fill(&mut pool), 3, "of one kind");
+        assert_eq!(fill(&mut pool, start + QUIET), 3, "of one kind");
         assert!(pool.take(&kind(2), (), start).is_none(), "never another identity's");
         pool.take(&kind(2), (), start);
-        assert_eq!(fill(&mut pool), 1, "in all");
+        assert_eq!(fill(&mut pool, start + QUIET), 1, "in all");
         assert!(pool.take(&kind(1), (), start).is_some());
         assert_eq!(pool.surplus(start), Vec::<u32>::new());
         let mut left = pool.ready();
@@ -203,9 +203,6 @@ mod tests {
     fn nothing_is_made_beside_a_run_that_left_enough() {
         let mut pool: Pool<u32, ()> = Pool::new(PoolBounds::default());
         let start = Instant::now();
-        let fill = |pool: &mut Pool<u32, ()>, now| {
-            std::iter::from_fn(|| pool.wanted(now).map(|(kind, ())| pool.put(&kind, 0))).count()
-        };
         pool.take(&kind(1), (), start);
         assert!(pool.wanted(start).is_none() && pool.is_waiting(start), "the first of its kind");
         assert_eq!(fill(&mut pool, start + QUIET), 1);

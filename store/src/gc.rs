@@ -426,8 +426,8 @@ impl Gc {
     }
 }
 
-/// How long to rest after `worked`, with `dead` sealed bytes to free, and this part of all left to be: however large the volume, all this takes a tenth of one
-/// processor at most, but for what it gives back.
+/// How long to rest after `worked`, with `dead` sealed bytes to free and the part `left` of what the volume takes: however
+/// large it is, all this takes a tenth of one processor at most, but for what it gives back.
 fn pause(worked: Duration, dead: u64, left: f64) -> Duration {
     let share = REST_BYTES as f64 / dead.max(REST_BYTES) as f64;
     let share = share.min(REST_PART / left.max(REST_PART));
