@@ -257,7 +257,7 @@ impl Gc {
     ) -> Result<GcReport> {
         let mut report = GcReport { dry_run: options.dry_run, ..GcReport::default() };
         if options.dry_run {
-            report.reclaimable_bytes = volume.reclaimable()?;
+            report.reclaimable_bytes = volume.taken()?.reclaimable_bytes;
             return Ok(report);
         }
         commit()?;
@@ -303,7 +303,7 @@ impl Gc {
             commit()?;
         }
         self.plans.clear();
-        report.reclaimable_bytes = volume.reclaimable()?;
+        report.reclaimable_bytes = volume.taken()?.reclaimable_bytes;
         if let Some(reason) = &self.stopped
             && !report.problems.contains(reason)
         {
@@ -399,7 +399,8 @@ impl Gc {
                     volume.space_was_freed();
                     volume.note_collected();
                     let began = Instant::now();
-                    self.left = volume.reclaimable()? as f64 / volume.taken()?.max(1) as f64;
+                    let taken = volume.taken()?;
+                    self.left = taken.reclaimable_bytes as f64 / taken.bytes.max(1) as f64;
                     self.worked += began.elapsed();
                     self.phase = Phase::Resting { since: Instant::now() };
                 }

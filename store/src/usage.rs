@@ -160,8 +160,8 @@ pub fn usage(volume: &Volume, path: Option<&Path>) -> Result<UsageReport> {
     report.snapshot_bytes = sealed(&pinned);
     let geometry = volume.geometry();
     report.redundancy_bytes = report.stored_bytes * geometry.parity() as u64 / geometry.data() as u64;
-    report.raw_bytes = volume.taken()?;
-    report.reclaimable_bytes = volume.reclaimable()?;
+    let taken = volume.taken()?;
+    (report.raw_bytes, report.reclaimable_bytes) = (taken.bytes, taken.reclaimable_bytes);
     Ok(report)
 }
 

@@ -61,6 +61,15 @@ impl Drop for GenerationPin {
     }
 }
 
+/// What segments take on all devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// All of it.
+    pub bytes: u64,
+    /// What of it gc may give back.
+    pub reclaimable_bytes: u64,
+}
+
 /// No stripe is freed while this is held.
 #[derive(Debug)]
 pub struct Maintenance<'a>(#[allow(dead_code, reason = "held for its lifetime")] MutexGuard<'a, ()>);
@@ -378,25 +387,17 @@ impl Volume {
         slots.filter_map(|id| self.set.get(id)?.allocated(row.id).ok()).collect()
     }
 
-    /// Bytes that segments take on all devices.
+    /// Bytes that segments take on all devices, and those of them that hold nothing alive, estimated: all but what rows
+    /// and images need. Some of it is the log since the checkpoint before the last, which can be freed after the next two.
     ///
     /// # Errors
     /// [`Error::Database`].
-    pub fn taken(&self) -> Result<u64> {
-        Ok(self.meta.reader()?.segments()?.iter().flat_map(|row| self.allocated(row)).sum())
-    }
-
-    /// Bytes of all devices that hold nothing alive, estimated: what segments take, less what rows and images need. Some
-    /// of it is the log since the checkpoint before the last, which can be freed after the next two.
-    ///
-    /// # Errors
-    /// [`Error::Database`].
-    pub fn reclaimable(&self) -> Result<u64> {
+    pub fn taken(&self) -> Result<Taken> {
         let state = self.meta.reader()?;
         let live = state.live_bytes(true)?;
         let images = self.image_stripes(None)?;
         let open: HashMap<SegmentId, u64> = self.blocks.segments().open_tails().into_iter().collect();
-        let mut sum = 0;
+        let mut sum = Taken { bytes: 0, reclaimable_bytes: 0 };
         for row in state.segments()? {
             let image: u64 = images.stripes.get(&row.id).into_iter().flatten().map(|(_, len)| len).sum();
             let needed = live.get(&row.id).copied().unwrap_or(0) + image;
@@ -404,7 +405,10 @@ impl Volume {
             // What is preallocated in an open one is not there to be given back.
             let most = open.get(&row.id).copied().unwrap_or(u64::MAX);
             let gained = |bytes: u64| bytes.min(most).saturating_sub(needed + header);
-            sum += self.allocated(&row).into_iter().map(gained).sum::<u64>();
+            for bytes in self.allocated(&row) {
+                sum.bytes += bytes;
+                sum.reclaimable_bytes += gained(bytes);
+            }
         }
         Ok(sum)
     }
