@@ -11,6 +11,7 @@ mod follow;
 mod fold;
 mod exec_rows;
 mod format;
+mod housekeeper;
 mod image;
 mod keys;
 mod moving;
@@ -34,11 +35,10 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+use std::time::Instant;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
 pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
@@ -85,8 +85,12 @@ use crate::meta::{Meta, Txn};
 use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
 use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, BEHIND_MAX, Superblock};
+use housekeeper::Housekeeper;
 use prefetch::Prefetcher;
 use space::Space;
+
+/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
+const UNSYNCED_MAX: u64 = 16 << 20;
 
 /// How new blocks are made.
 #[derive(Clone, Copy, Debug)]
@@ -519,110 +523,5 @@ impl AckOverrides for Volume {
         let healthy = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence)?;
         let needed = (self.geometry.parity() + 1).min(self.set.members().iter().filter(|m| !m.is_lost()).count());
         if healthy < needed { Err(Error::TooFewMembers { healthy, needed }) } else { Ok(()) }
-    }
-}
-
-/// The thread that does what nobody waits for: retiring extents, healing queued stripes, folding the database's log.
-#[derive(Debug)]
-struct Housekeeper {
-    stop: Arc<(Mutex<bool>, Condvar)>,
-    thread: JoinHandle<()>,
-}
-
-/// Bytes appended and not synced, a file, that nobody is to wait for: 64 MiB of data at 4+2.
-const UNSYNCED_MAX: u64 = 16 << 20;
-
-/// Pause between rounds of housekeeping.
-const ROUND: Duration = Duration::from_millis(500);
-/// Rows retired in one operation, so that no writer waits long.
-const RETIRE_BATCH: usize = 2000;
-
-impl Housekeeper {
-    fn start(volume: &Arc<Volume>) -> Result<Self> {
-        let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let weak = Arc::downgrade(volume);
-        let signal = stop.clone();
-        let stopping = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::Builder::new()
-            .name("housekeeper".into())
-            .spawn(move || {
-                loop {
-                    {
-                        let mut stopped = signal.0.lock();
-                        if !*stopped {
-                            signal.1.wait_for(&mut stopped, ROUND);
-                        }
-                        if *stopped {
-                            stopping.store(true, Ordering::Relaxed);
-                            return;
-                        }
-                    }
-                    let Some(volume) = weak.upgrade() else { return };
-                    if let Err(error) = volume.housekeeping() {
-                        log::warn!("housekeeping: {error}");
-                    }
-                }
-            })
-            .map_err(|source| Error::io("starting the housekeeping thread", source))?;
-        Ok(Self { stop, thread })
-    }
-
-    /// Begin the next round now.
-    fn wake(&self) {
-        self.stop.1.notify_all();
-    }
-
-    fn stop(self) {
-        *self.stop.0.lock() = true;
-        self.stop.1.notify_all();
-        // The thread itself may hold the last reference to the volume.
-        if self.thread.thread().id() != std::thread::current().id() {
-            let _ = self.thread.join();
-        }
-    }
-}
-
-impl Volume {
-    fn housekeeping(&self) -> Result<()> {
-        self.meta.checkpoint_wal()?;
-        if self.writable().is_err() {
-            return Ok(());
-        }
-        let looked = self.fence.check_if_due();
-        if self.fenced().is_some() {
-            return Ok(());
-        }
-        looked?;
-        self.move_what_missed_a_sync()?;
-        self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
-        self.checkpoint_if_due()?;
-        self.fold_due(false)?;
-        self.blocks.segments().widen();
-        self.catch_up()?;
-        while self.retire_some()? {}
-        self.count_quotas()?;
-        self.heal_queued()?;
-        self.retention_round()?;
-        self.gc_round()
-    }
-
-    /// Delete some of the extents that were cut off. True: there may be more.
-    fn retire_some(&self) -> Result<bool> {
-        let _held = self.gate();
-        self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))
-    }
-
-    /// Write the shards anew that readers found missing or wrong, where their directories can take them.
-    fn heal_queued(&self) -> Result<()> {
-        let queue = self.blocks.damage().take_queue();
-        let mut unsynced = std::collections::BTreeSet::new();
-        for (segment, offset) in queue {
-            let Some(row) = self.meta.with(|txn| txn.blocks_of_stripe(segment, offset))?.into_iter().next() else {
-                self.blocks.damage().gone(segment, offset);
-                continue;
-            };
-            self.blocks.heal_stripe(crate::blocks::place_of(&row), Some(self.identity()), &mut unsynced)?;
-        }
-        self.blocks.sync_healed(&mut unsynced)
     }
 }

@@ -30,6 +30,8 @@ const COLLECTIONS_TRIED: u64 = 2;
 const SPACE_RECHECK: Duration = Duration::from_millis(50);
 /// Settings key: generation in which gc last asked for a generation of its own.
 const NOTE_KEY: &[u8] = b"gc";
+/// Rows retired in one operation, so that no writer waits long.
+const RETIRE_BATCH: usize = 2000;
 
 /// Keeps a former state readable.
 #[derive(Debug)]
@@ -101,6 +103,12 @@ impl Volume {
     #[cfg(test)]
     pub(crate) fn set_gc_killed_after(&self, steps: u64) {
         self.gc.lock().killed_after = Some(steps);
+    }
+
+    /// Delete some of the extents that were cut off. True: there may be more.
+    pub(super) fn retire_some(&self) -> Result<bool> {
+        let _held = self.gate();
+        self.meta.with(|txn| txn.retire_step(RETIRE_BATCH))
     }
 
     /// A round of the housekeeper's.
