@@ -6,97 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Volume;
-use crate::backing::BackingSet;
+use super::superblocks::Superblocks;
 use crate::commit_log::standing_of;
 use crate::error::{Error, Result};
-use crate::ids::{Generation, Term};
 use crate::meta::{DATABASE_FILE, Meta, Setup};
-use crate::recover::{self, Again, CaughtUp, Ground, Reader, Recovered};
-use crate::seal::VolumeKeys;
+use crate::recover::{self, Again, CaughtUp, Reader, Recovered};
 use crate::segment::QUORUM_PATIENCE;
-use crate::superblock::{SUPERBLOCK_FILES, Superblock, newest_first};
-
-/// What the members' superblocks say now.
-pub(super) struct Superblocks {
-    /// The newest, by term, generation and sequence.
-    pub(super) newest: Superblock,
-    /// Each member's, with its path.
-    all: Vec<(PathBuf, Superblock)>,
-    /// Term and last durable generation of each.
-    ages: Vec<(Term, Generation)>,
-}
-
-impl Superblocks {
-    /// Read them again: a former writer may have replaced some before it was fenced. `known` is what was read before.
-    pub(super) fn read(set: &BackingSet, keys: &VolumeKeys, known: Superblock) -> Result<Self> {
-        let mut all = Vec::new();
-        for member in set.members().iter().filter(|member| member.can_read()) {
-            let Some(backing) = member.backing() else { continue };
-            let [first, second] = SUPERBLOCK_FILES.map(|name| backing.read_file(name).ok().flatten());
-            let copies = newest_first([first.as_deref(), second.as_deref()]).unwrap_or_default();
-            let sound = copies.into_iter().find_map(|copy| copy.verify(keys).ok());
-            all.extend(sound.filter(|own| own.member == member.id).map(|own| (member.path().to_path_buf(), own)));
-        }
-        let ids = |superblock: &Superblock| superblock.members.iter().map(|member| member.id).collect::<Vec<_>>();
-        let expected = ids(&known);
-        let newest = all.iter().map(|(_, superblock)| superblock.clone()).chain([known]).max_by_key(Superblock::age);
-        let ages = all.iter().map(|(_, superblock)| (superblock.term, superblock.generation)).collect();
-        match newest {
-            Some(newest) if ids(&newest) == expected => Ok(Self { newest, all, ages }),
-            _ => Err(Error::Refused("the set of backing directories changed meanwhile; try again".into())),
-        }
-    }
-
-    /// What recovery goes by.
-    pub(super) fn ground(&self, accept_rollback: bool) -> Ground<'_> {
-        Ground {
-            checkpoints: &self.newest.checkpoints,
-            term: self.newest.term,
-            generation: self.newest.generation,
-            superblocks: &self.ages,
-            accept_rollback,
-        }
-    }
-
-    /// If two writers acknowledged different states, apart from each other: who they were, how far each came, and the
-    /// commands to proceed with either.
-    pub(super) fn divided(&self, reader: &Reader<'_>) -> Option<String> {
-        let newest = &self.newest;
-        let (_, other) = self.all.iter().find(|(_, other)| {
-            if other.term == newest.term {
-                // Both claimed the next term where they could not see each other.
-                return (&other.host, &other.state_dir) != (&newest.host, &newest.state_dir);
-            }
-            // A directory that was away is older than what the later writer began with.
-            other.term < newest.term && reader.has_later_term(other.term, other.generation)
-        })?;
-        let of = |which: &Superblock| {
-            let with = self.all.iter().filter(|(_, own)| (own.term, &own.host) == (which.term, &which.host));
-            let with = with.filter(|(_, own)| own.state_dir == which.state_dir);
-            with.map(|(path, _)| path.display().to_string()).collect::<Vec<_>>().join(":")
-        };
-        let who = |which: &Superblock| {
-            format!(
-                "host {} (state directory {}, term {}) up to generation {}",
-                which.host,
-                String::from_utf8_lossy(&which.state_dir),
-                which.term,
-                which.generation
-            )
-        };
-        Some(format!(
-            "two writers went apart and each acknowledged its own state: {}, in {}; and {}, in {}. To keep the former and \
-             give up what only the latter wrote: brine mount -o accept_rollback {} MOUNTPOINT. To keep the latter: \
-             take the other directories away, and brine mount -o take_over {} MOUNTPOINT",
-            who(newest),
-            of(newest),
-            who(other),
-            of(other),
-            of(newest),
-            of(other)
-        ))
-    }
-}
 
 /// The database of a state directory if one can be opened; what is damaged is kept aside.
 pub(super) fn open_existing(

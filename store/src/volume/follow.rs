@@ -11,9 +11,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::OpenOptions;
-use super::database::{Superblocks, open_existing};
-use super::open::{Members, make_state_dir, members, unlock};
+use super::database::open_existing;
+use super::members::{Members, members, unlock};
 use super::probe::{Discovery, discover};
+use super::state_dir::make_state_dir;
+use super::superblocks::Superblocks;
 use crate::backing::RealDirectories;
 use crate::clock::SystemClock;
 use crate::commit_log::standing_of;
@@ -85,9 +87,7 @@ impl Follower {
                 )));
             }
         }
-        make_state_dir(dir, volume)?;
-        let state_dir = std::fs::canonicalize(dir)
-            .map_err(|source| Error::io(format!("state directory {}", dir.display()), source))?;
+        let state_dir = make_state_dir(dir, volume)?;
         let lock = LocalLock::take(&state_dir)?;
         Ok(Self { options, keys, state_dir, meta: None, starts: Starts::new(), _lock: lock })
     }
@@ -106,7 +106,8 @@ impl Follower {
     }
 
     fn step_in(&mut self, discovery: Discovery) -> Result<Followed> {
-        let Members { set, superblock, .. } = members(discovery, &self.keys, &self.options, &RealDirectories)?;
+        let Members { set, superblock, .. } =
+            members(discovery, &self.keys, &self.options.use_member, &RealDirectories)?;
         let superblocks = Superblocks::read(&set, &self.keys, superblock)?;
         let newest = &superblocks.newest;
         let setup = Setup {

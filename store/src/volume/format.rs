@@ -1,14 +1,15 @@
 //! Making a volume.
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::open::write_copies;
-use super::probe::{default_state_dir, discover};
+use super::probe::discover;
+use super::state_dir::{claim_state_dir, default_state_dir, make_empty_state_dir};
+use super::superblocks::{host_name, write_copies};
 use super::{OpenOptions, Volume};
-use crate::backing::{Backing, DirBacking, Hedge, RealDirectories, is_network_fs};
+use crate::backing::{Backing, DirBacking, Hedge, RealDirectories};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::NothingDirty;
 use crate::commit_log::{HEAD_KEY, Head};
@@ -85,10 +86,7 @@ pub fn format_with(options: &FormatOptions, entropy: &dyn Entropy) -> Result<For
     let mut volume = VolumeId::default();
     entropy.fill(&mut volume.0);
     let state_dir = options.state_dir.clone().unwrap_or_else(|| default_state_dir(volume));
-    make_state_dir(&state_dir)?;
-    let state_dir = std::fs::canonicalize(&state_dir)
-        .map_err(|source| Error::io(format!("state directory {}", state_dir.display()), source))?;
-
+    let state_dir = make_empty_state_dir(&state_dir)?;
     if let Some(directory) = directories.iter().find(|directory| state_dir.starts_with(directory)) {
         let _ = std::fs::remove_dir(&state_dir);
         return Err(Error::Refused(format!(
@@ -97,7 +95,7 @@ pub fn format_with(options: &FormatOptions, entropy: &dyn Entropy) -> Result<For
             directory.display()
         )));
     }
-    super::open::claim_state_dir(&state_dir, volume)?;
+    claim_state_dir(&state_dir, volume)?;
 
     let volume_key = SecretKey::random(entropy);
     let convergence = SecretKey::random(entropy);
@@ -142,7 +140,7 @@ pub fn format_with(options: &FormatOptions, entropy: &dyn Entropy) -> Result<For
         checkpoints: Vec::new(),
         key_slots: vec![slot, recovery_slot],
         wrapped_convergence,
-        host: super::open::host_name(),
+        host: host_name(),
         state_dir: state_dir.as_os_str().as_bytes().to_vec(),
         next_segment: SegmentId(1),
         features: Default::default(),
@@ -310,34 +308,4 @@ pub(super) fn check_empty(path: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn make_state_dir(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| Error::io(format!("making the state directory {}", path.display()), source))?;
-    refuse_network(path)?;
-    let mut entries = std::fs::read_dir(path).map_err(|source| Error::io(path.display().to_string(), source))?;
-    if entries.next().is_some() {
-        return Err(Error::Refused(format!(
-            "the state directory {} is not empty; give another with --state-dir",
-            path.display()
-        )));
-    }
-    Ok(())
-}
-
-/// SQLite's locks and syncs cannot be trusted on network filesystems.
-pub(super) fn refuse_network(path: &Path) -> Result<()> {
-    match is_network_fs(path) {
-        Ok(None) => Ok(()),
-        Ok(Some(kind)) => Err(Error::Refused(format!(
-            "the state directory {} is on a network filesystem ({kind}), on which a database is not safe; \
-             name one on a local disk (-o state= or --state-dir)",
-            path.display()
-        ))),
-        Err(source) => Err(Error::io(format!("looking at {}", path.display()), source)),
-    }
 }

@@ -14,6 +14,7 @@ mod format;
 mod housekeeper;
 mod image;
 mod keys;
+mod members;
 mod moving;
 mod open;
 mod past;
@@ -26,7 +27,9 @@ mod replace;
 mod restore;
 mod staging;
 mod space;
+mod state_dir;
 mod status;
+mod superblocks;
 #[cfg(test)]
 pub(crate) mod tests;
 mod versions;
@@ -59,32 +62,33 @@ pub use exec_rows::{PolicyRow, RecordRow};
 pub use follow::{Followed, Follower};
 pub use format::{FormatOptions, Formatted, format, format_with};
 pub use keys::{AddedKey, NewKey};
-pub use open::{OpenOptions, ReportFn, check_state_dir};
+pub use open::{OpenOptions, ReportFn};
 pub use past::View;
-pub use probe::{Probe, ProbeMember, default_state_dir, probe};
+pub use probe::{Probe, ProbeMember, probe};
 pub use rebuild::{Rebuilt, rebuild};
 pub use reclaim::{GenerationPin, Maintenance};
 pub use replace::replace;
 pub use restore::{Busy, Destination, Done, Restored};
 pub use space::Reservation;
 pub use staging::{Base, Discard, Published, Staged, StagedWhat};
+pub use state_dir::{check_state_dir, default_state_dir};
 pub use status::{StatFs, VolumeStatus};
 
 use crate::backing::BackingSet;
 use crate::blocks::Blocks;
 use crate::clock::Clock;
 use crate::commit::{Commit, Parts};
-use crate::commit_log::{AckOverrides, CommitLog};
+use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
 use crate::gc::Gc;
 use crate::geometry::Geometry;
-use crate::ids::{Generation, Ino, MemberId, ROOT_INO, SegmentId, Term, VolumeId};
+use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::retention::Retention;
 use crate::seal::{Sealer, VolumeKeys};
-use crate::superblock::{ACK_OVERRIDES_MAX, AckOverride, BEHIND_MAX, Superblock};
+use crate::superblock::Superblock;
 use housekeeper::Housekeeper;
 use prefetch::Prefetcher;
 use space::Space;
@@ -467,61 +471,5 @@ impl Volume {
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }
         self.meta.close()
-    }
-
-    /// Change the superblock and write it to every member that can be written, one after another.
-    fn write_superblocks(&self, change: impl FnOnce(&mut Superblock)) -> Result<()> {
-        let mut superblock = self.superblock.lock();
-        change(&mut superblock);
-        superblock.behind = noted(self.blocks.segments().lacking_segments());
-        superblock.sequence += 1;
-        // Until it is known how many members have it, nothing counts as published.
-        *self.floor.lock() = None;
-        let outcome = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence);
-        if let Ok(written) = outcome
-            && written > self.geometry.parity()
-        {
-            *self.floor.lock() = match &superblock.checkpoints[..] {
-                [_, older] => Some(older.generation),
-                _ => None,
-            };
-        }
-        self.fenced().map_or(outcome.map(|_| ()), Err)
-    }
-}
-
-/// What a superblock has room for of the segments that are behind.
-fn noted(mut behind: Vec<(SegmentId, u64)>) -> Vec<(SegmentId, u64)> {
-    if behind.len() > BEHIND_MAX {
-        log::error!(
-            "{} segments are not complete in all directories; a crash forgets which, but {BEHIND_MAX}",
-            behind.len()
-        );
-        behind.truncate(BEHIND_MAX);
-    }
-    behind
-}
-
-impl AckOverrides for Volume {
-    fn put(&self, overrides: Vec<AckOverride>, lacking: &[(SegmentId, u64)]) -> Result<()> {
-        let mut superblock = self.superblock.lock();
-        let is_noted = |(segment, slots): &(SegmentId, u64)| {
-            superblock.behind.iter().any(|(other, known)| other == segment && slots & !known == 0)
-        };
-        // What there is no room for cannot be noted by writing again.
-        if overrides.is_empty() && lacking.iter().take(BEHIND_MAX).all(is_noted) {
-            return Ok(());
-        }
-        superblock.behind = noted(lacking.to_vec());
-        // A checkpoint stands for the generations before it, and nobody asks any more who had to sync them.
-        let past = superblock.checkpoints.last().map_or(Generation(0), |pointer| pointer.generation);
-        superblock.ack_overrides.retain(|old| old.generation > past);
-        superblock.ack_overrides.extend(overrides);
-        let excess = superblock.ack_overrides.len().saturating_sub(ACK_OVERRIDES_MAX);
-        superblock.ack_overrides.drain(..excess);
-        superblock.sequence += 1;
-        let healthy = open::write_to_members(&self.set, &superblock, &self.keys, &self.fence)?;
-        let needed = (self.geometry.parity() + 1).min(self.set.members().iter().filter(|m| !m.is_lost()).count());
-        if healthy < needed { Err(Error::TooFewMembers { healthy, needed }) } else { Ok(()) }
     }
 }

@@ -1,21 +1,22 @@
-//! Opening a volume: unlock, find the members, take the locks, trust or refuse the database.
+//! Opening a volume: keys, members, locks, term and database, in this order, and the first acts of a writer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::database::{Superblocks, database};
-use super::probe::{Discovery, discover, path_of_bytes, state_dir_of};
+use super::database::database;
+use super::members::{Members, lock_members, members, unlock};
+use super::probe::{Discovery, discover};
 use super::space::Space;
+use super::state_dir::{make_state_dir, state_dir_of};
+use super::superblocks::{Superblocks, host_name};
 use super::{DomainPolicy, Housekeeper, Policy, Prefetcher, Volume};
-use crate::backing::{Backing, BackingSet, Directories, Health, Hedge, Member, RealDirectories, Wait};
+use crate::backing::{BackingSet, Directories, Hedge, RealDirectories, Wait};
 use crate::blocks::{Blocks, BlocksConfig};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::Commit;
@@ -23,8 +24,8 @@ use crate::commit_log::CommitLog;
 use crate::error::{Error, Result};
 use crate::fence::{self, Claimant, FenceWatch};
 use crate::gc::Gc;
-use crate::ids::{Generation, MemberId, SegmentId, VolumeId};
-use crate::keyslot::{SlotError, Unlock};
+use crate::ids::{Generation, SegmentId};
+use crate::keyslot::Unlock;
 use crate::lock::LocalLock;
 use crate::meta::rows::{SegmentRow, SegmentState, Shelf};
 use crate::meta::{Meta, Setup};
@@ -32,7 +33,7 @@ use crate::recover::{self, Again, Reader, Recovered};
 use crate::seal::{Codec, Sealer, VolumeKeys};
 use crate::segment::{Segments, Writer};
 use crate::stripes::Stripes;
-use crate::superblock::{SUPERBLOCK_FILES, Superblock, UnverifiedSuperblock};
+use crate::superblock::Superblock;
 
 /// How a volume is opened.
 #[derive(Debug)]
@@ -87,126 +88,8 @@ const CLOSED_TOGETHER_MAX: u64 = 64;
 /// Setting that tells of the last rollback that was accepted.
 const ROLLBACK_KEY: &[u8] = b"rollback";
 
-/// How long one directory may take to write a superblock while others do.
-const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long the sync of what was left may take in one directory.
 const SYNC_PATIENCE: Duration = Duration::from_secs(60);
-
-/// This host's name, for the superblock's hint of who wrote last.
-pub(super) fn host_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    name.trim().chars().take(crate::superblock::HOST_LEN_MAX / 4).collect()
-}
-
-/// The volume's keys, by the slots of a superblock.
-pub(super) fn unlock(superblock: &UnverifiedSuperblock, secret: &Unlock) -> Result<VolumeKeys> {
-    let volume = superblock.unauthenticated().volume;
-    superblock.unlock(secret).map_err(|error| match error {
-        SlotError::Form(_) => Error::format(format!("key slots of volume {volume}"), error.to_string()),
-        other => Error::Unlock(format!("volume {volume}: {other}")),
-    })
-}
-
-pub(super) struct Members {
-    pub(super) set: Arc<BackingSet>,
-    pub(super) superblock: Superblock,
-    pub(super) warnings: Vec<String>,
-}
-
-/// Verified superblocks become members; what does not verify counts as missing.
-pub(super) fn members(
-    mut discovery: Discovery,
-    keys: &VolumeKeys,
-    options: &OpenOptions,
-    directories: &dyn Directories,
-) -> Result<Members> {
-    find_clones(&mut discovery, options, directories);
-    let mut warnings = Vec::new();
-    let mut verified: Vec<(PathBuf, Arc<dyn Backing>, Superblock)> = Vec::new();
-    let mut damaged = HashMap::new();
-    for found in discovery.found {
-        let member = found.member();
-        match found.superblock.verify(keys) {
-            Ok(superblock) => verified.push((found.path, found.backing, superblock)),
-            Err(error) => {
-                damaged.insert(member, format!("its superblock is not authentic ({error})"));
-            }
-        }
-    }
-    let newest = verified
-        .iter()
-        .map(|(_, _, superblock)| superblock)
-        .max_by_key(|superblock| superblock.age())
-        .cloned()
-        .ok_or_else(|| {
-            Error::Refused("no directory has an authentic superblock; bring another backing directory".into())
-        })?;
-    let disagree = verified.iter().find(|(_, _, superblock)| {
-        superblock.geometry != newest.geometry || superblock.created_ns != newest.created_ns
-    });
-    if let Some((path, _, superblock)) = disagree {
-        return Err(Error::Refused(format!(
-            "superblocks disagree: {} says {} shards, generation {}; the newest says {}, generation {}. \
-             Leave that directory out, or restore its superblock from another",
-            path.display(),
-            superblock.geometry,
-            superblock.generation,
-            newest.geometry,
-            newest.generation
-        )));
-    }
-    let limits = directories.pace().limits;
-    let member = |id, path, backing, health| Member::with_limits(id, path, backing, health, limits);
-    let list = newest
-        .members
-        .iter()
-        .map(|entry| {
-            let mut claims: Vec<_> = verified.iter().filter(|(_, _, s)| s.member == entry.id).collect();
-            if claims.len() > 1 {
-                let named: Vec<_> =
-                    claims.iter().filter(|(path, _, _)| names(&options.use_member, path)).copied().collect();
-                if named.len() == 1 {
-                    claims = named;
-                } else {
-                    let paths: Vec<String> = claims.iter().map(|(path, _, _)| path.display().to_string()).collect();
-                    warnings.push(format!(
-                        "{} are copies of one directory; neither is used until one is named with -o use_member=PATH",
-                        paths.join(" and ")
-                    ));
-                    return member(entry.id, claims[0].0.clone(), None, Health::Duplicate);
-                }
-            }
-            match claims.first() {
-                Some((path, backing, superblock)) => {
-                    if superblock.generation < newest.generation {
-                        warnings.push(format!(
-                            "{} was away since generation {}; `brine heal` brings it up to date",
-                            path.display(),
-                            superblock.generation
-                        ));
-                    }
-                    member(entry.id, path.clone(), Some(backing.clone()), Health::Healthy)
-                }
-                None => {
-                    let reason = damaged
-                        .get(&entry.id)
-                        .cloned()
-                        .or_else(|| {
-                            discovery.absent.iter().find(|(id, _, _)| *id == entry.id).map(|(_, _, r)| r.clone())
-                        })
-                        .unwrap_or_else(|| "not found".into());
-                    warnings.push(format!("directory {} is missing: {reason}", path_of_bytes(&entry.path).display()));
-                    member(entry.id, path_of_bytes(&entry.path), None, Health::Missing { reason })
-                }
-            }
-        })
-        .collect();
-    Ok(Members { set: Arc::new(BackingSet::new(list)), superblock: newest, warnings })
-}
-
-fn names(use_member: &[PathBuf], path: &Path) -> bool {
-    use_member.iter().any(|named| named == path || std::fs::canonicalize(named).is_ok_and(|named| named == path))
-}
 
 impl Volume {
     /// Open a volume. Errors name the object and the next step; nothing is written before everything was checked.
@@ -228,13 +111,11 @@ impl Volume {
         directories: &dyn Directories,
         keys: VolumeKeys,
     ) -> Result<Arc<Self>> {
-        let Members { set, superblock, mut warnings } = members(discovery, &keys, &options, directories)?;
+        let Members { set, superblock, mut warnings } = members(discovery, &keys, &options.use_member, directories)?;
         let geometry = superblock.geometry;
         let background = directories.pace().background;
         let state_dir = state_dir_of(options.state_dir.as_deref(), &superblock);
-        make_state_dir(&state_dir, superblock.volume)?;
-        let state_dir = std::fs::canonicalize(&state_dir)
-            .map_err(|source| Error::io(format!("state directory {}", state_dir.display()), source))?;
+        let state_dir = make_state_dir(&state_dir, superblock.volume)?;
         let lock = LocalLock::take(&state_dir)?;
         let unlocked = lock_members(&set, options.take_over && !options.read_only, &mut warnings)?;
         let present = set.members().iter().filter(|member| member.can_read()).count();
@@ -415,9 +296,7 @@ impl Volume {
         }
         Ok(())
     }
-}
 
-impl Volume {
     /// That acknowledged generations may have been given up is noted in the volume, and a checkpoint made beyond the
     /// place where histories part.
     fn note_rollback(&self, generation: Generation) -> Result<()> {
@@ -426,37 +305,7 @@ impl Volume {
         self.commit(&super::NothingDirty)?;
         self.checkpoint()
     }
-}
 
-/// Lock the members against other processes of this host. One that cannot be locked counts as missing. Taking over, those that are locked by others are returned:
-/// the fence decides, and the lock is taken when it becomes free.
-pub(super) fn lock_members(set: &BackingSet, take_over: bool, warnings: &mut Vec<String>) -> Result<Vec<MemberId>> {
-    let mut held = Vec::new();
-    for member in set.members().iter().filter(|member| member.can_read()) {
-        match member.lock() {
-            Ok(()) => {}
-            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                let reason = format!("it cannot be locked: {error}");
-                warnings.push(format!("directory {} is missing: {reason}", member.path().display()));
-                member.mark_missing(reason);
-            }
-            Err(_) if take_over => held.push(member.id),
-            Err(source) => {
-                return Err(Error::InUse(format!(
-                    "backing directory {} is in use by another process ({source}); unmount the volume there first. If \
-                     that process is stuck, take the volume from it: -o take_over, with a state directory of its own",
-                    member.path().display()
-                )));
-            }
-        }
-    }
-    if !held.is_empty() {
-        warnings.push("another process of this host had the volume open; it was taken over".into());
-    }
-    Ok(held)
-}
-
-impl Volume {
     /// Segments that have files but no row get one: a writer was cut off after it opened them, or a directory was away
     /// when they were deleted. gc then sees to them as to all others.
     fn adopt_segments(&self) -> Result<()> {
@@ -512,65 +361,6 @@ impl Volume {
     }
 }
 
-/// Directories named as sources that claim a member another directory claims, too, were both found; a clone at a path
-/// nobody named cannot be seen. Kept as one list, so that [`members`] can refuse both.
-fn find_clones(discovery: &mut Discovery, options: &OpenOptions, directories: &dyn Directories) {
-    for path in &options.use_member {
-        let known = directories.canonical(path);
-        if !discovery.found.iter().any(|found| found.path == known) {
-            discovery.add(&known, directories);
-        }
-    }
-}
-
-pub(super) fn make_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
-    if !path.is_dir() {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(|source| Error::io(format!("making the state directory {}", path.display()), source))?;
-    }
-    super::format::refuse_network(path)?;
-    claim_state_dir(path, volume)
-}
-
-/// Name of the file in a state directory that tells without a key whose it is.
-const OWNER_FILE: &str = "volume";
-
-/// Refuse a state directory of another volume. `Ok(false)`: it does not say whose it is.
-///
-/// # Errors
-/// [`Error::Refused`]; [`Error::Io`] if it cannot be read.
-pub fn check_state_dir(path: &Path, volume: VolumeId) -> Result<bool> {
-    let file = path.join(OWNER_FILE);
-    match std::fs::read_to_string(&file) {
-        Ok(text) if text.trim() == volume.to_string() => Ok(true),
-        Ok(text) => Err(Error::Refused(format!(
-            "the state directory {} belongs to volume {}, not to {volume}; name another with -o state=",
-            path.display(),
-            text.trim()
-        ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(Error::io(format!("reading {}", file.display()), source)),
-    }
-}
-
-/// Make an unowned state directory this volume's.
-pub(super) fn claim_state_dir(path: &Path, volume: VolumeId) -> Result<()> {
-    if check_state_dir(path, volume)? {
-        return Ok(());
-    }
-    let file = path.join(OWNER_FILE);
-    let write = || {
-        let mut owner = std::fs::File::create(&file)?;
-        owner.write_all(format!("{volume}\n").as_bytes())?;
-        owner.sync_all()?;
-        std::fs::File::open(path)?.sync_all()
-    };
-    write().map_err(|source| Error::io(format!("writing {}", file.display()), source))
-}
-
 /// A number that no segment ever had: above all the metadata, the superblock and the directories know of.
 fn next_segment(set: &BackingSet, meta: &Meta, superblock: &Superblock) -> Result<SegmentId> {
     let mut next = superblock.next_segment.0.max(meta.counters().next_segment);
@@ -584,46 +374,4 @@ fn next_segment(set: &BackingSet, meta: &Meta, superblock: &Superblock) -> Resul
         }
     }
     Ok(SegmentId(next))
-}
-
-/// Write both copies of a superblock, one after the other, so that a crash leaves one good.
-pub(super) fn write_copies(backing: &dyn Backing, own: &Superblock, keys: &VolumeKeys) -> io::Result<()> {
-    let bytes = own.encode(keys).map_err(io::Error::other)?;
-    SUPERBLOCK_FILES.iter().try_for_each(|name| backing.write_file(name, &bytes))
-}
-
-/// Write the superblock to every member that can be written; an error takes the member out. Tells how many took it;
-/// fails if none did, or if the volume was taken over.
-pub(super) fn write_to_members(
-    set: &BackingSet,
-    superblock: &Superblock,
-    keys: &VolumeKeys,
-    fence: &FenceWatch,
-) -> Result<usize> {
-    // The copies alternate, so one of them is always whole.
-    let name = Superblock::file_of(superblock.sequence);
-    let files = set
-        .healthy()
-        .map(|member| {
-            // A former writer must not replace what the new one wrote.
-            fence.check_member(member)?;
-            let own = Superblock { member: member.id, ..superblock.clone() };
-            Ok((member.id, own.encode(keys).map_err(|error| Error::Refused(error.to_string()))?))
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let members: Vec<_> = files.iter().map(|(member, _)| *member).collect();
-    let enough = |done: &[bool]| done.iter().any(|done| *done);
-    let usual = set.members().iter().map(|member| member.patience()).max().unwrap_or_default();
-    let wait = Wait { patience: usual.max(WRITE_PATIENCE), enough: &enough, limit: usual.max(SYNC_PATIENCE) };
-    let mut written = 0;
-    for (member, result) in members.iter().zip(set.write_files(files, name, &wait)) {
-        match result {
-            Ok(()) => written += 1,
-            Err(error) => set.report_write_error(member, "writing the superblock", &error),
-        }
-    }
-    if written == 0 {
-        return Err(Error::TooFewMembers { healthy: 0, needed: 1 });
-    }
-    Ok(written)
 }

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::state_dir::state_dir_of;
 use crate::backing::{Backing, Directories, RealDirectories};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
@@ -237,26 +238,4 @@ pub fn probe(sources: &[PathBuf]) -> Result<Probe> {
         state_dir,
         generation: newest.generation,
     })
-}
-
-/// The state directory: as asked, else where the last writer had it, else the default.
-pub(super) fn state_dir_of(asked: Option<&Path>, superblock: &Superblock) -> PathBuf {
-    match asked {
-        Some(path) => path.to_owned(),
-        None if superblock.state_dir.is_empty() => default_state_dir(superblock.volume),
-        None => path_of_bytes(&superblock.state_dir),
-    }
-}
-
-/// Where a volume's metadata database lies if nobody says otherwise: `/var/lib/brine/ID` for root, else
-/// `$XDG_STATE_HOME/brine/ID` or `~/.local/state/brine/ID`.
-pub fn default_state_dir(volume: VolumeId) -> PathBuf {
-    let base = if nix::unistd::geteuid().is_root() {
-        PathBuf::from("/var/lib/brine")
-    } else {
-        let state_home = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
-        let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_else(|| PathBuf::from("/"));
-        state_home.unwrap_or_else(|| home.join(".local/state")).join("brine")
-    };
-    base.join(volume.to_string())
 }

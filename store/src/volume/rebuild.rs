@@ -7,9 +7,11 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::OpenOptions;
-use super::database::{Superblocks, kept_aside, open_existing};
-use super::open::{Members, lock_members, make_state_dir, members, unlock};
-use super::probe::{discover, state_dir_of};
+use super::database::{kept_aside, open_existing};
+use super::members::{Members, lock_members, members, unlock};
+use super::probe::discover;
+use super::state_dir::{make_state_dir, state_dir_of};
+use super::superblocks::Superblocks;
 use crate::backing::RealDirectories;
 use crate::clock::SystemClock;
 use crate::error::{Error, Result};
@@ -54,7 +56,8 @@ pub fn rebuild(options: &OpenOptions) -> Result<Rebuilt> {
     let started = Instant::now();
     let discovery = discover(&options.sources, &RealDirectories)?;
     let keys = unlock(discovery.newest_unverified(), &options.unlock)?;
-    let Members { set, superblock, warnings: mut notes } = members(discovery, &keys, options, &RealDirectories)?;
+    let Members { set, superblock, warnings: mut notes } =
+        members(discovery, &keys, &options.use_member, &RealDirectories)?;
     let volume = superblock.volume;
     let dir = state_dir_of(options.state_dir.as_deref(), &superblock);
     make_state_dir(&dir, volume)?;

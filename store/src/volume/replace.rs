@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::Volume;
-use super::open::write_copies;
+use super::superblocks::write_copies;
 use crate::backing::{Backing, DirBacking};
 use crate::blocks::Need;
 use crate::error::{Error, Result};

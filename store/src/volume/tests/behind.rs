@@ -5,6 +5,9 @@ use std::io;
 
 use super::*;
 use crate::backing::{Backing, Call, DirBacking, Directories, Fault, FaultyBacking, RealDirectories, Rule};
+use crate::commit_log::AckOverrides;
+use crate::ids::SegmentId;
+use crate::superblock::BEHIND_MAX;
 
 /// Real directories, of which these fail when told to.
 struct Faulty(BTreeMap<PathBuf, Arc<FaultyBacking>>);
