@@ -5,18 +5,18 @@
 //! included. Everybody else is held off meanwhile, for a time that grows with the number of names and changed chunks.
 //! Knows neither the kernel's caches nor who has what open: it returns what the caller must tell them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod inode;
+
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
 use super::Volume;
 use crate::commit::Flusher;
 use crate::error::{Error, Result};
-use crate::ids::{BlockKey, ChunkNo, Generation, Ino, Version};
+use crate::ids::{Generation, Ino, Version};
 use crate::meta::Txn;
-use crate::meta::rows::{
-    Attr, CHUNK_END, FileChange, FileKind, InodeRow, NewNode, PatchRow, RenameFlags, SetAttr, Unlinked,
-};
+use crate::meta::rows::{Attr, FileKind, InodeRow, NewNode, RenameFlags, Unlinked};
 
 /// What was done to one name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -167,10 +167,9 @@ impl Volume {
             txn.quotas_late();
             // What is open now is as readable as what is committed.
             let open = txn.generation();
-            let mut work = Restorer::new(txn, open, busy);
-            work.refuse_busy(target, b"")?;
-            work.content(target, &new)?;
-            let mut out = work.out;
+            refuse_busy(busy, target, b"")?;
+            inode::content(txn, open, target, &new)?;
+            let mut out = Restored::default();
             out.changed.push(target);
             out.unlinked.push(txn.unlink(from.0, from.1)?);
             out.names.push((from.0, from.1.to_vec()));
@@ -209,17 +208,6 @@ impl Volume {
     }
 }
 
-type ByChunk = BTreeMap<ChunkNo, Vec<PatchRow>>;
-type Puts = Vec<(ChunkNo, Option<BlockKey>)>;
-
-fn by_chunk(patches: Vec<PatchRow>) -> ByChunk {
-    let mut out = ByChunk::new();
-    for patch in patches {
-        out.entry(patch.chunk).or_default().push(patch);
-    }
-    out
-}
-
 /// A name that the past state does not have (there).
 #[derive(Clone)]
 struct Spare {
@@ -251,6 +239,15 @@ struct Restorer<'t, 'm> {
     directories: Vec<(Ino, InodeRow)>,
     /// Names moved aside so far.
     aside: u64,
+}
+
+fn refuse_busy(busy: Busy<'_>, now: Ino, path: &[u8]) -> Result<()> {
+    if !busy(now) {
+        return Ok(());
+    }
+    let shown = String::from_utf8_lossy(path);
+    let name = if shown.is_empty() { "the file".into() } else { shown };
+    Err(Error::Refused(format!("{name} is being run; wait for that to end (`brine exec ps`)")))
 }
 
 fn below(path: &[u8], name: &[u8]) -> Vec<u8> {
@@ -300,13 +297,15 @@ impl<'t, 'm> Restorer<'t, 'm> {
                 }
                 Some((ino, _)) if ino == entry.ino => {
                     self.links.insert(ino, ino);
-                    if self.txn.inode(ino)?.version != past.version && !self.is_same(ino, &past)? {
+                    if self.txn.inode(ino)?.version != past.version
+                        && !inode::is_same(self.txn, self.generation, ino, &past)?
+                    {
                         self.revert(ino, &past, &path)?;
                     }
                 }
                 Some((ino, kind)) => {
                     let unclaimed = self.links.get(&entry.ino).is_none_or(|living| *living == ino);
-                    if kind == past.kind && unclaimed && self.is_same(ino, &past)? {
+                    if kind == past.kind && unclaimed && inode::is_same(self.txn, self.generation, ino, &past)? {
                         self.links.insert(entry.ino, ino);
                         continue;
                     }
@@ -345,34 +344,6 @@ impl<'t, 'm> Restorer<'t, 'm> {
         }
     }
 
-    /// Whether a living inode is all that a past one was, but for its times of access and change and its number.
-    fn is_same(&mut self, ino: Ino, past: &InodeRow) -> Result<bool> {
-        let now = self.txn.inode(ino)?;
-        let plain = |row: &InodeRow| {
-            (row.kind, row.perm, row.uid, row.gid, row.rdev, row.size, row.mtime_ns, row.inline.clone())
-        };
-        if plain(&now) != plain(past) {
-            return Ok(false);
-        }
-        if now.kind == FileKind::File && past.inline.is_none() {
-            let (puts, patches) = self.content_changes(&now, past)?;
-            if now.chunk_bits != past.chunk_bits || !puts.is_empty() || !patches.is_empty() {
-                return Ok(false);
-            }
-        }
-        let wanted = self.txn.xattrs_at(past.ino, self.generation)?;
-        let have = self.txn.list_xattrs(ino)?;
-        if have.len() != wanted.len() {
-            return Ok(false);
-        }
-        for (name, value) in wanted {
-            if !have.iter().any(|other| **other == *name) || *self.txn.get_xattr(ino, &name)? != *value {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
     /// Everything that was noted: what is missing, then what is too many, then attributes of directories.
     fn finish(mut self) -> Result<Restored> {
         while let Some(missing) = self.missing.pop() {
@@ -389,7 +360,7 @@ impl<'t, 'm> Restorer<'t, 'm> {
         while let Some((ino, past)) = self.directories.pop() {
             let now = self.txn.inode(ino)?;
             let same = (now.perm, now.uid, now.gid, now.mtime_ns) == (past.perm, past.uid, past.gid, past.mtime_ns);
-            if self.xattrs(ino, &past)? || !same {
+            if inode::xattrs(self.txn, self.generation, ino, &past)? || !same {
                 self.attributes(ino, &past)?;
             }
         }
@@ -421,11 +392,7 @@ impl<'t, 'm> Restorer<'t, 'm> {
             self.directory(ino, &missing.past, &missing.path)?;
         } else {
             self.links.insert(ino, ino);
-            if missing.past.kind == FileKind::File {
-                self.content(ino, &missing.past)?;
-            }
-            self.xattrs(ino, &missing.past)?;
-            self.attributes(ino, &missing.past)?;
+            self.fill(ino, &missing.past)?;
         }
         Ok(true)
     }
@@ -447,29 +414,18 @@ impl<'t, 'm> Restorer<'t, 'm> {
         let target = if past.kind == FileKind::Symlink { past.inline.as_deref() } else { None };
         let node = NewNode { kind: past.kind, perm: past.perm, uid: past.uid, gid: past.gid, rdev: past.rdev, target };
         let made = self.txn.create(parent, name, &node)?;
-        match past.kind {
-            FileKind::Directory => {
-                if made.chunk_bits != past.chunk_bits {
-                    self.txn.set_chunk_bits(made.ino, past.chunk_bits)?;
-                }
-                self.directories.push((made.ino, past.clone()));
-                for entry in self.txn.read_dir_at(past.ino, self.generation, 0, usize::MAX)? {
-                    let past = self.past(entry.ino)?;
-                    let (parent, path) = (made.ino, below(path, &entry.name));
-                    self.missing.push(Missing { parent, name: entry.name, past, path });
-                }
-            }
-            kind => {
-                self.links.insert(past.ino, made.ino);
-                if kind == FileKind::File {
-                    if made.chunk_bits != past.chunk_bits {
-                        self.txn.set_chunk_bits(made.ino, past.chunk_bits)?;
-                    }
-                    self.content(made.ino, past)?;
-                }
-                self.xattrs(made.ino, past)?;
-                self.attributes(made.ino, past)?;
-            }
+        if matches!(past.kind, FileKind::Directory | FileKind::File) && made.chunk_bits != past.chunk_bits {
+            self.txn.set_chunk_bits(made.ino, past.chunk_bits)?;
+        }
+        if past.kind != FileKind::Directory {
+            self.links.insert(past.ino, made.ino);
+            return self.fill(made.ino, past);
+        }
+        self.directories.push((made.ino, past.clone()));
+        for entry in self.txn.read_dir_at(past.ino, self.generation, 0, usize::MAX)? {
+            let past = self.past(entry.ino)?;
+            let (parent, path) = (made.ino, below(path, &entry.name));
+            self.missing.push(Missing { parent, name: entry.name, past, path });
         }
         Ok(())
     }
@@ -478,128 +434,23 @@ impl<'t, 'm> Restorer<'t, 'm> {
     fn revert(&mut self, now: Ino, past: &InodeRow, path: &[u8]) -> Result<()> {
         self.out.actions.push((path.to_vec(), Done::Changed));
         if past.kind == FileKind::File {
-            self.refuse_busy(now, path)?;
-            self.content(now, past)?;
+            refuse_busy(self.busy, now, path)?;
         }
-        self.xattrs(now, past)?;
+        self.fill(now, past)
+    }
+
+    /// Content, extended attributes and attributes of anything but a directory.
+    fn fill(&mut self, now: Ino, past: &InodeRow) -> Result<()> {
+        if past.kind == FileKind::File {
+            inode::content(self.txn, self.generation, now, past)?;
+        }
+        inode::xattrs(self.txn, self.generation, now, past)?;
         self.attributes(now, past)
     }
 
-    fn refuse_busy(&self, now: Ino, path: &[u8]) -> Result<()> {
-        if !(self.busy)(now) {
-            return Ok(());
-        }
-        let shown = String::from_utf8_lossy(path);
-        let name = if shown.is_empty() { "the file".into() } else { shown };
-        Err(Error::Refused(format!("{name} is being run; wait for that to end (`brine exec ps`)")))
-    }
-
-    /// Content of a regular file: blocks that differ are put, and are those of then.
-    fn content(&mut self, ino: Ino, past: &InodeRow) -> Result<()> {
-        let mut now = self.txn.inode(ino)?;
-        let change = |size, inline| FileChange {
-            size,
-            mtime_ns: past.mtime_ns,
-            ctime_ns: past.mtime_ns,
-            inline,
-            clear_suid: false,
-        };
-        if now.chunk_bits != past.chunk_bits {
-            // Chunks of another length cannot be shared: it starts empty.
-            self.txn.punch(ino, ChunkNo(0), CHUNK_END.0)?;
-            self.txn.set_file(ino, &change(0, Some(Vec::new())))?;
-            self.txn.set_file(ino, &change(0, None))?;
-            self.txn.punch(ino, ChunkNo(0), 1)?;
-            while self.txn.inode(ino)?.allocated > 0 {
-                // What was cut off is retired behind otherwise.
-                if !self.txn.retire_step(usize::MAX >> 1)? {
-                    break;
-                }
-            }
-            self.txn.set_chunk_bits(ino, past.chunk_bits)?;
-            now = self.txn.inode(ino)?;
-        }
-        if let Some(inline) = &past.inline {
-            self.txn.set_file(ino, &change(past.size, Some(inline.to_vec())))?;
-            return Ok(());
-        }
-        let (puts, patches) = self.content_changes(&now, past)?;
-        if now.inline.is_some() {
-            self.txn.punch(ino, ChunkNo(0), 1)?;
-        }
-        self.txn.put_extents(ino, &puts)?;
-        let patches: Vec<_> = patches.iter().map(|row| (row.chunk, row.offset, &*row.bytes)).collect();
-        self.txn.put_patches(ino, &patches)?;
-        self.txn.set_file(ino, &change(past.size, None)).map(|_| ())
-    }
-
-    /// Blocks to put, and small writes to put over them afterwards, that make the chunks of one file those of another.
-    /// Small writes that are not in a block yet are written again; they are all that moves.
-    fn content_changes(&mut self, now: &InodeRow, past: &InodeRow) -> Result<(Puts, Vec<PatchRow>)> {
-        let wanted = self.txn.extents_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?;
-        let mut have: BTreeMap<_, _> = self.txn.extents(now.data, ChunkNo(0), CHUNK_END)?.into_iter().collect();
-        let mut patches = by_chunk(self.txn.patches_at(past.data, self.generation, ChunkNo(0), CHUNK_END)?);
-        let mut have_patches = by_chunk(self.txn.patches(now.data, ChunkNo(0), CHUNK_END)?);
-        // What stands over a chunk on both sides, in equal writes, stays.
-        let written = |rows: &[PatchRow]| rows.iter().map(|row| (row.offset, row.bytes.clone())).collect::<Vec<_>>();
-        let mut puts = Puts::new();
-        for (chunk, key) in wanted {
-            let same_patches = match (patches.get(&chunk), have_patches.get(&chunk)) {
-                (None, None) => true,
-                (Some(wanted), Some(have)) => written(wanted) == written(have),
-                _ => false,
-            };
-            if have.remove(&chunk) == Some(key) && same_patches {
-                patches.remove(&chunk);
-            } else {
-                puts.push((chunk, Some(key)));
-            }
-            have_patches.remove(&chunk);
-        }
-        have_patches.retain(|chunk, rows| {
-            let same =
-                !have.contains_key(chunk) && patches.get(chunk).is_some_and(|wanted| written(wanted) == written(rows));
-            if same {
-                patches.remove(chunk);
-            }
-            !same
-        });
-        let others: BTreeSet<ChunkNo> = have.into_keys().chain(have_patches.into_keys()).collect();
-        puts.extend(others.into_iter().map(|chunk| (chunk, None)));
-        Ok((puts, patches.into_values().flatten().collect()))
-    }
-
-    /// Extended attributes; true if any differed.
-    fn xattrs(&mut self, ino: Ino, past: &InodeRow) -> Result<bool> {
-        let wanted = self.txn.xattrs_at(past.ino, self.generation)?;
-        let mut have = self.txn.list_xattrs(ino)?;
-        let mut differed = false;
-        for (name, value) in wanted {
-            let known = have.iter().position(|other| **other == *name).map(|at| have.swap_remove(at));
-            if known.is_none() || *self.txn.get_xattr(ino, &name)? != *value {
-                self.txn.set_xattr(ino, &name, &value, false, false)?;
-                differed = true;
-            }
-        }
-        for name in have {
-            self.txn.remove_xattr(ino, &name)?;
-            differed = true;
-        }
-        Ok(differed)
-    }
-
-    /// Owner, mode and times of content and access; the change time is now.
-    fn attributes(&mut self, ino: Ino, past: &InodeRow) -> Result<()> {
-        self.out.changed.push(ino);
-        let change = SetAttr {
-            perm: Some(past.perm),
-            uid: Some(past.uid),
-            gid: Some(past.gid),
-            atime_ns: Some(past.atime_ns),
-            mtime_ns: Some(past.mtime_ns),
-            ctime_ns: None,
-        };
-        self.txn.set_attr(ino, &change).map(|_| ())
+    fn attributes(&mut self, now: Ino, past: &InodeRow) -> Result<()> {
+        self.out.changed.push(now);
+        inode::attributes(self.txn, now, past)
     }
 
     /// Remove a name and everything below it.
