@@ -9,9 +9,12 @@ use crate::ids::{ChunkNo, ROOT_INO};
 
 mod behind;
 mod checked;
+mod damage;
+mod database;
 mod directories;
 mod history;
 mod following;
+mod patches;
 mod recovery;
 mod staging;
 mod takeover;
@@ -192,6 +195,24 @@ pub(crate) fn segment_files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
+/// What is at `from`, put at `to` in the place of what is there.
+fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+}
+
+/// Copies of what a scratch directory has, named with a prefix.
+fn save(scratch: &Scratch, names: &[&str], prefix: &str) {
+    names.iter().for_each(|name| copy(&scratch.0.join(name), &scratch.0.join(format!("{prefix}-{name}"))));
+}
+
+/// What [`save`] copied, brought back.
+fn restore(scratch: &Scratch, names: &[&str], prefix: &str) {
+    names.iter().for_each(|name| copy(&scratch.0.join(format!("{prefix}-{name}")), &scratch.0.join(name)));
+}
+
+const SIX: [&str; 6] = ["d0", "d1", "d2", "d3", "d4", "d5"];
+
 #[test]
 fn what_was_committed_is_read_back_after_reopening() {
     let scratch = Scratch::new("reopen");
@@ -280,126 +301,6 @@ fn threads_that_store_one_content_at_once_store_it_once() {
 }
 
 #[test]
-fn any_two_of_six_directories_may_go_while_the_volume_is_open() {
-    let content = noise(5, 1_500_000);
-    let small: Vec<Vec<u8>> = (0..50).map(|n| noise(100 + n, 3000 + n as usize * 37)).collect();
-    for (first, second) in [(0, 1), (2, 5), (3, 4), (4, 5)] {
-        let scratch = Scratch::new(&format!("lose{first}{second}"));
-        scratch.format(6, 1);
-        let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
-        write(&volume, "large", &content);
-        for (n, bytes) in small.iter().enumerate() {
-            write(&volume, &format!("s{n}"), bytes);
-        }
-        volume.commit(&NothingDirty).unwrap();
-        std::fs::remove_dir_all(scratch.0.join(format!("d{first}"))).unwrap();
-        std::fs::remove_dir_all(scratch.0.join(format!("d{second}"))).unwrap();
-        assert_eq!(read(&volume, "large").unwrap(), content);
-        for (n, bytes) in small.iter().enumerate() {
-            assert_eq!(&read(&volume, &format!("s{n}")).unwrap(), bytes);
-        }
-        // Writing goes on with the directories that are left.
-        write(&volume, "after", &content[..300_000]);
-        volume.commit(&NothingDirty).unwrap();
-        assert_eq!(read(&volume, "after").unwrap(), &content[..300_000]);
-        volume.close(&NothingDirty).unwrap();
-        let volume = scratch.open_with(OpenOptions {
-            sources: vec![scratch.0.join(if first == 0 { "d2" } else { "d0" })],
-            ..scratch.options()
-        });
-        assert_eq!(read(&volume, "large").unwrap(), content);
-        assert_eq!(read(&volume, "after").unwrap(), &content[..300_000]);
-        assert_eq!(volume.status().unwrap().health, "critical");
-        volume.close(&NothingDirty).unwrap();
-    }
-}
-
-#[test]
-fn damaged_shards_are_read_around_counted_and_healed() {
-    let scratch = Scratch::new("damage");
-    scratch.format(6, 1);
-    let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
-    let content = noise(6, 2_000_000);
-    write(&volume, "large", &content);
-    volume.commit(&NothingDirty).unwrap();
-    // Flip bytes all over one directory, cut another short.
-    for file in segment_files(&scratch.0.join("d1")) {
-        let mut bytes = std::fs::read(&file).unwrap();
-        for at in (5000..bytes.len()).step_by(9000) {
-            bytes[at] ^= 0x40;
-        }
-        std::fs::write(&file, bytes).unwrap();
-    }
-    // A directory that holds data, not parity: what a read meets.
-    let open = volume.blocks().segments().open_tails()[0].0;
-    let holder = volume.blocks().segment_info(open).unwrap().slots[0].unwrap();
-    let holder = volume.set.get(&holder).unwrap().path().to_path_buf();
-    for file in segment_files(&holder) {
-        std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(40_000).unwrap();
-    }
-    assert_eq!(read(&volume, "large").unwrap(), content);
-    let status = volume.status().unwrap();
-    assert!(status.damage.shards_bad > 0);
-    assert_eq!(status.damage.blocks_lost, 0);
-    assert!(status.damage.recent.iter().any(|event| event.path == "/large"), "{:?}", status.damage.recent);
-    let report = heal(&volume, &Silent).unwrap();
-    assert!(report.healed, "{report:?}");
-    let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
-    assert!(report.healthy, "{report:?}");
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
-fn beyond_parity_only_the_files_concerned_fail() {
-    let scratch = Scratch::new("beyond");
-    scratch.format(6, 1);
-    let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
-    let (first, second) = (noise(7, 400_000), noise(8, 400_000));
-    write(&volume, "first", &first);
-    volume.commit(&NothingDirty).unwrap();
-    // The files are longer, by zeros.
-    let (_, until) = volume.blocks().segments().open_tails()[0];
-    write(&volume, "second", &second);
-    volume.commit(&NothingDirty).unwrap();
-    for n in 0..3 {
-        let file = &segment_files(&scratch.0.join(format!("d{n}")))[0];
-        std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(until).unwrap();
-    }
-    assert_eq!(read(&volume, "first").unwrap(), first);
-    assert!(matches!(read(&volume, "second"), Err(Error::BlockLost { good: 3, needed: 4, .. })));
-    let report = check(&volume, &CheckOptions::default(), &Silent).unwrap();
-    assert!(!report.healthy);
-    assert_eq!(
-        report.damaged.iter().filter(|d| !d.recoverable).map(|d| d.path.as_str()).collect::<Vec<_>>(),
-        ["/second"]
-    );
-    drop(volume);
-}
-
-#[test]
-fn a_lost_directory_is_replaced_and_healed() {
-    let scratch = Scratch::new("replace");
-    scratch.format(6, 1);
-    let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
-    let content = noise(9, 3_000_000);
-    write(&volume, "large", &content);
-    volume.commit(&NothingDirty).unwrap();
-    std::fs::remove_dir_all(scratch.0.join("d2")).unwrap();
-    let new = scratch.0.join("new");
-    std::fs::create_dir(&new).unwrap();
-    assert!(replace(&volume, &scratch.0.join("d1"), &new).is_err(), "a healthy one is not replaced");
-    replace(&volume, &scratch.0.join("d2"), &new).unwrap();
-    let report = heal(&volume, &Silent).unwrap();
-    assert!(report.healed && report.shards_repaired > 0, "{report:?}");
-    assert_eq!(volume.status().unwrap().health, "healthy");
-    volume.close(&NothingDirty).unwrap();
-    let volume = scratch.open();
-    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
-    assert!(check(&volume, &CheckOptions::default(), &Silent).unwrap().healthy);
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
 fn what_cannot_be_opened_says_why() {
     let scratch = Scratch::new("refuse");
     scratch.format(6, 1);
@@ -413,256 +314,4 @@ fn what_cannot_be_opened_says_why() {
     volume.close(&NothingDirty).unwrap();
     let nowhere = OpenOptions { sources: vec![scratch.0.clone()], ..scratch.options() };
     assert!(matches!(Volume::open(nowhere), Err(Error::NotAVolume(_))));
-}
-
-#[test]
-fn the_database_is_rebuilt_from_the_directories_alone() {
-    let scratch = Scratch::new("rebuild");
-    scratch.format(6, 1);
-    let content = noise(20, 900_000);
-    let volume = scratch.open();
-    write(&volume, "before", &content);
-    volume.commit(&NothingDirty).unwrap();
-    volume.checkpoint().unwrap();
-    write(&volume, "after", &content[5..]);
-    volume.unlink(ROOT_INO, b"before").unwrap();
-    volume.commit(&NothingDirty).unwrap();
-    volume.create(ROOT_INO, b"unsynced", &new_file()).unwrap();
-    // The daemon dies: nothing is closed.
-    let digest = volume.meta().reader().unwrap().digest().unwrap();
-    drop(volume);
-    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
-    // And m directories with it.
-    std::fs::remove_dir_all(scratch.0.join("d4")).unwrap();
-    std::fs::remove_dir_all(scratch.0.join("d1")).unwrap();
-    let volume = scratch.open();
-    assert!(volume.warnings().iter().any(|w| w.contains("rebuilt")), "{:?}", volume.warnings());
-    assert_eq!(volume.meta().reader().unwrap().digest().unwrap(), digest);
-    assert_eq!(read(&volume, "after").unwrap(), &content[5..]);
-    assert!(matches!(read(&volume, "before"), Err(Error::NotFound)));
-    write(&volume, "more", &content[9..]);
-    volume.close(&NothingDirty).unwrap();
-    let volume = scratch.open();
-    assert_eq!(read(&volume, "more").unwrap(), &content[9..]);
-    assert!(check(&volume, &CheckOptions::default(), &Silent).unwrap().tables.is_empty());
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
-fn an_older_copy_of_the_database_is_brought_up_to_the_log() {
-    let scratch = Scratch::new("older");
-    scratch.format(6, 1);
-    let content = noise(21, 300_000);
-    let volume = scratch.open();
-    write(&volume, "first", &content);
-    volume.close(&NothingDirty).unwrap();
-    let copy = scratch.0.join("copy");
-    std::fs::create_dir(&copy).unwrap();
-    std::fs::copy(scratch.0.join("state/meta.db"), copy.join("meta.db")).unwrap();
-    let volume = scratch.open();
-    write(&volume, "second", &content[1..]);
-    volume.close(&NothingDirty).unwrap();
-    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
-    std::fs::rename(&copy, scratch.0.join("state")).unwrap();
-    let volume = scratch.open();
-    assert_eq!(read(&volume, "second").unwrap(), &content[1..]);
-    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
-fn a_database_of_another_history_is_set_aside_and_rebuilt() {
-    let scratch = Scratch::new("diverged");
-    scratch.format(6, 1);
-    let volume = scratch.open();
-    volume.close(&NothingDirty).unwrap();
-    let copy = |from: &str, to: &str| {
-        let status =
-            std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
-        assert!(status.unwrap().success());
-    };
-    for name in ["d0", "d1", "d2", "d3", "d4", "d5"] {
-        copy(name, &format!("old-{name}"));
-    }
-    let volume = scratch.open();
-    write(&volume, "one", &noise(22, 50_000));
-    volume.close(&NothingDirty).unwrap();
-    // The directories go back to their copies and take another way; the database stays.
-    for name in ["d0", "d1", "d2", "d3", "d4", "d5"] {
-        std::fs::remove_dir_all(scratch.0.join(name)).unwrap();
-        copy(&format!("old-{name}"), name);
-    }
-    copy("state", "state-of-one");
-    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
-    let volume = scratch.open();
-    write(&volume, "two", &noise(23, 50_000));
-    volume.close(&NothingDirty).unwrap();
-    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
-    std::fs::rename(scratch.0.join("state-of-one"), scratch.0.join("state")).unwrap();
-    let volume = scratch.open();
-    assert!(volume.warnings().iter().any(|w| w.contains("not on the commit log")), "{:?}", volume.warnings());
-    assert_eq!(read(&volume, "two").unwrap(), noise(23, 50_000));
-    assert!(read(&volume, "one").is_err());
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
-fn a_damaged_database_is_set_aside_and_rebuilt() {
-    let scratch = Scratch::new("corrupt");
-    scratch.format(3, 1);
-    let volume = scratch.open();
-    write(&volume, "file", &noise(24, 70_000));
-    volume.close(&NothingDirty).unwrap();
-    let path = scratch.0.join("state/meta.db");
-    let mut bytes = std::fs::read(&path).unwrap();
-    bytes[100] ^= 1;
-    std::fs::write(&path, bytes).unwrap();
-    let volume = scratch.open();
-    assert!(volume.warnings().iter().any(|w| w.contains("aside")), "{:?}", volume.warnings());
-    assert_eq!(read(&volume, "file").unwrap(), noise(24, 70_000));
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
-fn a_database_that_a_power_cut_left_without_tables_is_made_anew() {
-    let scratch = Scratch::new("blank");
-    scratch.format(3, 1);
-    let volume = scratch.open();
-    write(&volume, "file", &noise(25, 70_000));
-    volume.close(&NothingDirty).unwrap();
-    for name in ["state/meta.db-wal", "state/meta.db-shm"] {
-        let _ = std::fs::remove_file(scratch.0.join(name));
-    }
-    std::fs::write(scratch.0.join("state/meta.db"), b"").unwrap();
-    let volume = scratch.open();
-    assert!(volume.warnings().iter().any(|w| w.contains("aside")), "{:?}", volume.warnings());
-    assert_eq!(read(&volume, "file").unwrap(), noise(25, 70_000));
-    volume.close(&NothingDirty).unwrap();
-}
-
-/// Six directories and a copy of them; `more` generations are committed after the copy, then the daemon dies and the
-/// directories are found as they were copied: as a power cut leaves them that keeps the database and loses the log's end.
-fn database_ahead_by(name: &str, more: usize) -> Scratch {
-    let scratch = Scratch::new(name);
-    scratch.format(6, 1);
-    let volume = scratch.open();
-    write(&volume, "acknowledged", &noise(30, 50_000));
-    volume.commit(&NothingDirty).unwrap();
-    let copy = |from: String, to: String| {
-        let status =
-            std::process::Command::new("cp").arg("-a").arg(scratch.0.join(from)).arg(scratch.0.join(to)).status();
-        assert!(status.unwrap().success());
-    };
-    (0..6).for_each(|n| copy(format!("d{n}"), format!("old-{n}")));
-    for n in 0..more {
-        write(&volume, &format!("later{n}"), &noise(31 + n as u64, 50_000));
-        volume.commit(&NothingDirty).unwrap();
-    }
-    drop(volume);
-    for n in 0..6 {
-        std::fs::remove_dir_all(scratch.0.join(format!("d{n}"))).unwrap();
-        std::fs::rename(scratch.0.join(format!("old-{n}")), scratch.0.join(format!("d{n}"))).unwrap();
-    }
-    scratch
-}
-
-#[test]
-fn rows_of_a_generation_that_was_not_synced_are_dropped() {
-    let scratch = database_ahead_by("ahead", 1);
-    let volume = scratch.open();
-    assert!(volume.warnings().iter().any(|w| w.contains("not on the commit log")), "{:?}", volume.warnings());
-    assert_eq!(read(&volume, "acknowledged").unwrap(), noise(30, 50_000));
-    assert!(matches!(read(&volume, "later0"), Err(Error::NotFound)));
-    write(&volume, "more", &noise(40, 50_000));
-    volume.close(&NothingDirty).unwrap();
-    let volume = scratch.open();
-    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
-    assert_eq!(read(&volume, "more").unwrap(), noise(40, 50_000));
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
-fn directories_older_than_what_the_database_knows_durable_are_refused() {
-    let scratch = database_ahead_by("rolled-back", 2);
-    let error = Volume::open(scratch.options()).unwrap_err().to_string();
-    assert!(error.contains("generation"), "{error}");
-}
-
-fn set_size(volume: &Volume, ino: crate::ids::Ino, size: u64) -> Attr {
-    let now = volume.clock().now_ns();
-    volume.set_file(ino, &FileChange { size, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false }).unwrap()
-}
-
-#[test]
-fn small_writes_go_into_the_record_and_are_folded_behind() {
-    let scratch = Scratch::new("patches");
-    scratch.format(6, 1);
-    let volume = scratch.open();
-    let mut content = noise(50, 200_000);
-    let attr = write(&volume, "file", &content);
-    volume.commit(&NothingDirty).unwrap();
-    let stored = volume.status().unwrap().space.stored_bytes;
-    // Over the first chunk, twice over one place, past the end of the second, and into a hole far behind.
-    for (at, seed, len) in [(1000, 51, 4096), (3000, 52, 4096), (199_000, 53, 3000), (900_000, 54, 100)] {
-        let bytes = noise(seed, len);
-        content.resize(content.len().max(at + len), 0);
-        content[at..at + len].copy_from_slice(&bytes);
-        let (chunk, offset) = ((at >> 17) as u64, (at & 0x1_ffff) as u32);
-        volume.write_patches(attr.ino, &[(ChunkNo(chunk), offset, &bytes)]).unwrap();
-    }
-    let attr = set_size(&volume, attr.ino, content.len() as u64);
-    volume.commit(&NothingDirty).unwrap();
-    assert_eq!(volume.status().unwrap().space.stored_bytes, stored, "no block was stored");
-    assert_eq!(read(&volume, "file").unwrap(), content);
-    assert_eq!(volume.seek_data(&attr, 300_000).unwrap(), Some(6 << 17));
-    assert_eq!(volume.seek_hole(&attr, 0).unwrap(), 2 << 17);
-    assert!(volume.meta().verify().unwrap().is_empty());
-    drop(volume);
-    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
-    std::fs::remove_dir_all(scratch.0.join("d0")).unwrap();
-    std::fs::remove_dir_all(scratch.0.join("d3")).unwrap();
-    let volume = scratch.open();
-    assert_eq!(read(&volume, "file").unwrap(), content);
-    let before = volume.attr(attr.ino).unwrap();
-    volume.fold_due(true).unwrap();
-    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 0);
-    let after = volume.attr(attr.ino).unwrap();
-    assert_eq!((after.version, after.mtime_ns, after.size), (before.version, before.mtime_ns, before.size));
-    assert_eq!(read(&volume, "file").unwrap(), content);
-    volume.commit(&NothingDirty).unwrap();
-    assert!(volume.meta().verify().unwrap().is_empty());
-    volume.close(&NothingDirty).unwrap();
-    let volume = scratch.open();
-    assert_eq!(read(&volume, "file").unwrap(), content);
-    volume.close(&NothingDirty).unwrap();
-}
-
-#[test]
-fn a_new_chunk_a_punch_and_a_cut_end_the_patches_under_them() {
-    let scratch = Scratch::new("patches-end");
-    scratch.format(3, 1);
-    let volume = scratch.open();
-    let attr = write(&volume, "file", &noise(60, 400_000));
-    let patch = |chunk, seed| volume.write_patches(attr.ino, &[(ChunkNo(chunk), 10, &noise(seed, 500))]).unwrap();
-    (0..4).for_each(|chunk| patch(chunk, 61 + chunk));
-    // Equal content stored again must not show what was laid over it.
-    volume.write_chunks(attr.ino, &[(ChunkNo(0), &noise(60, 400_000)[..1 << 17])]).unwrap();
-    volume.punch(attr.ino, ChunkNo(1), 1).unwrap();
-    set_size(&volume, attr.ino, 2 << 17);
-    set_size(&volume, attr.ino, 400_000);
-    let mut expected = vec![0; 400_000];
-    expected[..1 << 17].copy_from_slice(&noise(60, 400_000)[..1 << 17]);
-    assert!(read(&volume, "file").unwrap() == expected);
-    patch(2, 70);
-    patch(2, 71);
-    expected[(2 << 17) + 10..(2 << 17) + 510].copy_from_slice(&noise(71, 500));
-    volume.commit(&NothingDirty).unwrap();
-    assert!(read(&volume, "file").unwrap() == expected);
-    assert!(volume.meta().verify().unwrap().is_empty(), "{:?}", volume.meta().verify());
-    volume.unlink(ROOT_INO, b"file").unwrap();
-    volume.release_orphan(attr.ino).unwrap();
-    volume.commit(&NothingDirty).unwrap();
-    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 0);
-    assert!(volume.meta().verify().unwrap().is_empty(), "{:?}", volume.meta().verify());
-    volume.close(&NothingDirty).unwrap();
 }

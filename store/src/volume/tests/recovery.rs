@@ -2,21 +2,6 @@
 
 use super::*;
 
-fn copy(from: &Path, to: &Path) {
-    let _ = std::fs::remove_dir_all(to);
-    assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
-}
-
-fn save(scratch: &Scratch, names: &[&str], prefix: &str) {
-    names.iter().for_each(|name| copy(&scratch.0.join(name), &scratch.0.join(format!("{prefix}-{name}"))));
-}
-
-fn restore(scratch: &Scratch, names: &[&str], prefix: &str) {
-    names.iter().for_each(|name| copy(&scratch.0.join(format!("{prefix}-{name}")), &scratch.0.join(name)));
-}
-
-const SIX: [&str; 6] = ["d0", "d1", "d2", "d3", "d4", "d5"];
-
 fn digest(volume: &Volume) -> [u8; 32] {
     volume.meta().reader().unwrap().digest().unwrap()
 }

@@ -1,0 +1,82 @@
+//! Small writes: in the record at first, in blocks later.
+
+use super::*;
+
+fn set_size(volume: &Volume, ino: crate::ids::Ino, size: u64) -> Attr {
+    let now = volume.clock().now_ns();
+    volume.set_file(ino, &FileChange { size, mtime_ns: now, ctime_ns: now, inline: None, clear_suid: false }).unwrap()
+}
+
+#[test]
+fn small_writes_go_into_the_record_and_are_folded_behind() {
+    let scratch = Scratch::new("patches");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    let mut content = noise(50, 200_000);
+    let attr = write(&volume, "file", &content);
+    volume.commit(&NothingDirty).unwrap();
+    let stored = volume.status().unwrap().space.stored_bytes;
+    // Over the first chunk, twice over one place, past the end of the second, and into a hole far behind.
+    for (at, seed, len) in [(1000, 51, 4096), (3000, 52, 4096), (199_000, 53, 3000), (900_000, 54, 100)] {
+        let bytes = noise(seed, len);
+        content.resize(content.len().max(at + len), 0);
+        content[at..at + len].copy_from_slice(&bytes);
+        let (chunk, offset) = ((at >> 17) as u64, (at & 0x1_ffff) as u32);
+        volume.write_patches(attr.ino, &[(ChunkNo(chunk), offset, &bytes)]).unwrap();
+    }
+    let attr = set_size(&volume, attr.ino, content.len() as u64);
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.status().unwrap().space.stored_bytes, stored, "no block was stored");
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    assert_eq!(volume.seek_data(&attr, 300_000).unwrap(), Some(6 << 17));
+    assert_eq!(volume.seek_hole(&attr, 0).unwrap(), 2 << 17);
+    assert!(volume.meta().verify().unwrap().is_empty());
+    drop(volume);
+    std::fs::remove_dir_all(scratch.0.join("state")).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("d0")).unwrap();
+    std::fs::remove_dir_all(scratch.0.join("d3")).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    let before = volume.attr(attr.ino).unwrap();
+    volume.fold_due(true).unwrap();
+    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 0);
+    let after = volume.attr(attr.ino).unwrap();
+    assert_eq!((after.version, after.mtime_ns, after.size), (before.version, before.mtime_ns, before.size));
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    volume.commit(&NothingDirty).unwrap();
+    assert!(volume.meta().verify().unwrap().is_empty());
+    volume.close(&NothingDirty).unwrap();
+    let volume = scratch.open();
+    assert_eq!(read(&volume, "file").unwrap(), content);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn a_new_chunk_a_punch_and_a_cut_end_the_patches_under_them() {
+    let scratch = Scratch::new("patches-end");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    let attr = write(&volume, "file", &noise(60, 400_000));
+    let patch = |chunk, seed| volume.write_patches(attr.ino, &[(ChunkNo(chunk), 10, &noise(seed, 500))]).unwrap();
+    (0..4).for_each(|chunk| patch(chunk, 61 + chunk));
+    // Equal content stored again must not show what was laid over it.
+    volume.write_chunks(attr.ino, &[(ChunkNo(0), &noise(60, 400_000)[..1 << 17])]).unwrap();
+    volume.punch(attr.ino, ChunkNo(1), 1).unwrap();
+    set_size(&volume, attr.ino, 2 << 17);
+    set_size(&volume, attr.ino, 400_000);
+    let mut expected = vec![0; 400_000];
+    expected[..1 << 17].copy_from_slice(&noise(60, 400_000)[..1 << 17]);
+    assert!(read(&volume, "file").unwrap() == expected);
+    patch(2, 70);
+    patch(2, 71);
+    expected[(2 << 17) + 10..(2 << 17) + 510].copy_from_slice(&noise(71, 500));
+    volume.commit(&NothingDirty).unwrap();
+    assert!(read(&volume, "file").unwrap() == expected);
+    assert!(volume.meta().verify().unwrap().is_empty(), "{:?}", volume.meta().verify());
+    volume.unlink(ROOT_INO, b"file").unwrap();
+    volume.release_orphan(attr.ino).unwrap();
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 0);
+    assert!(volume.meta().verify().unwrap().is_empty(), "{:?}", volume.meta().verify());
+    volume.close(&NothingDirty).unwrap();
+}
