@@ -3,6 +3,7 @@
 use rusqlite::{Connection, Row, params};
 
 use super::audit::Place;
+use super::changes::RowChange;
 use super::rows::*;
 use super::sql::{At, enumerated, int, number};
 use super::txn::{Core, RefChange, Txn, sum_refs};

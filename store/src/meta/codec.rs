@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::changes::{Past, PastKey, RowChange};
 use super::rows::*;
 use super::segment::{decode_slots, encode_slots};
 use crate::error::{Error, Result};

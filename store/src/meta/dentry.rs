@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, ToSql, params};
 
+use super::changes::RowChange;
 use super::rows::*;
 use super::sql::{At, blob, enumerated, int, number};
 use super::txn::{Core, Txn};

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use rusqlite::{Connection, params};
 
 use super::audit::Place;
+use super::changes::RowChange;
 use super::rows::*;
 use super::sql::{At, int, number};
 use super::txn::{RefChange, Txn, block_of};

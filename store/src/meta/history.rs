@@ -9,6 +9,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::changes::{Past, PastKey, RowChange};
 use super::kept_below::Needed;
 use super::rows::*;
 use super::schema::inode_columns;

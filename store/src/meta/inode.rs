@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, Row, ToSql};
 
+use super::changes::RowChange;
 use super::rows::*;
 use super::schema::inode_columns;
 use super::sql::{At, enumerated, int, number};

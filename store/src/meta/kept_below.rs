@@ -10,6 +10,7 @@ use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::changes::PastKey;
 use super::past::{self, PastReader};
 use super::rows::*;
 use super::shelf;

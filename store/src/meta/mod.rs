@@ -1,8 +1,8 @@
 //! The metadata database: rows, transactions, conditional writes.
 //!
 //! One SQLCipher file in the state directory, a cache of the commit log: every change of a non-local table is recorded
-//! ([`rows::RowChange`]) and handed out when its generation closes, and replaying the records of all generations gives
-//! the same rows. One connection writes, in one open transaction a generation; each operation is atomic within it
+//! ([`changes::RowChange`]) and handed out when its generation closes, and replaying the records of all generations
+//! gives the same rows. One connection writes, in one open transaction a generation; each operation is atomic within it
 //! ([`Meta::with`]). All SQL of this crate stands in this folder.
 //!
 //! Knows nothing of shards, keys of blocks (it is handed the function that names a block) or FUSE.
@@ -11,6 +11,7 @@ mod acl;
 mod audit;
 mod block;
 mod cache;
+pub mod changes;
 pub mod codec;
 mod counters;
 mod dentry;
@@ -20,6 +21,7 @@ mod history;
 mod inode;
 mod kept_below;
 mod namespace;
+mod node;
 mod outbox;
 mod past;
 pub mod patch;
@@ -60,9 +62,10 @@ pub use txn::Txn;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, VolumeId};
+use changes::RowChange;
 use counters::COUNTERS_KEY;
 use dentry::NameHash;
-use rows::{GenerationRow, LINK_MAX, NewNode, RowChange, Shelf, ShelfRow};
+use rows::{GenerationRow, LINK_MAX, NewNode, Shelf, ShelfRow};
 use schema::Role;
 use sql::{At, int};
 use txn::Core;

@@ -3,6 +3,7 @@
 //! Each is one change: it steps the version of every inode it touches by one, all or nothing. The kernel has checked
 //! permissions and stripped set-group-id from files (`mode_strip_sgid`); this module decides what exists.
 
+use super::changes::RowChange;
 use super::dentry::check_name;
 use super::quota::tagged;
 use super::rows::*;

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use rusqlite::{Connection, params};
 
+use super::changes::RowChange;
 use super::rows::*;
 use super::sql::{At, blob, int, number};
 use super::txn::Txn;

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use rusqlite::{Connection, Row, params};
 
+use super::changes::{Past, RowChange};
 use super::rows::*;
 use super::schema::SHELVES;
 use super::sql::{At, blob, enumerated, int, number};

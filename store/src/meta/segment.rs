@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, Row, params};
 
+use super::changes::RowChange;
 use super::rows::*;
 use super::sql::{At, enumerated, int, malformed, number};
 use super::txn::Txn;

@@ -6,6 +6,7 @@
 
 use rusqlite::params;
 
+use super::changes::RowChange;
 use super::extent::{ANY_SEQUENCE, PUT, range};
 use super::patch::Patch;
 use super::rows::*;

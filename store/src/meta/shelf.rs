@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::changes::RowChange;
 use super::codec::{SHELF_KEY_MAX, SHELF_VALUE_MAX};
 use super::rows::*;
 use super::schema::SHELVES;

@@ -5,6 +5,7 @@
 
 use rusqlite::{Connection, Row, params};
 
+use super::changes::RowChange;
 use super::dentry::check_name;
 use super::rows::*;
 use super::sql::{At, blob, int, number};

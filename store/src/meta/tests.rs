@@ -1,5 +1,6 @@
 //! Tests of the metadata database as a whole.
 
+use super::changes::{Past, PastKey, RowChange};
 use super::rows::*;
 use super::*;
 use crate::clock::ManualClock;

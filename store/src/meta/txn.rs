@@ -12,6 +12,7 @@ use rusqlite::Connection;
 
 use super::audit::{Audit, Place};
 use super::cache::{InodeCache, NumberMap};
+use super::changes::{Past, PastKey, RowChange};
 use super::counters::{COUNTERS_KEY, Counters};
 use super::dentry::NameHash;
 use super::extent::Cuts;

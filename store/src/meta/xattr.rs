@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, params};
 
+use super::changes::RowChange;
 use super::rows::*;
 use super::sql::{At, blob, int};
 use super::txn::Txn;

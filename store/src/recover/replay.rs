@@ -9,8 +9,8 @@ use crate::commit_log::{HEAD_KEY, Head, standing_of};
 use crate::error::{Error, Result};
 use crate::ids::{Generation, SegmentId};
 use crate::meta::Meta;
+use crate::meta::changes::RowChange;
 use crate::meta::codec::decode_changes;
-use crate::meta::rows::RowChange;
 use crate::record::RowsDigest;
 use crate::stripes::{SegmentInfo, StripePlace};
 
