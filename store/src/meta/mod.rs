@@ -17,11 +17,13 @@ mod counters;
 mod dentry;
 mod digest;
 mod extent;
+mod generations;
 mod history;
 mod inode;
 mod kept_below;
 mod namespace;
 mod node;
+mod open;
 mod outbox;
 mod past;
 pub mod patch;
@@ -45,11 +47,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 use zeroize::Zeroizing;
 
 pub use acl::Who;
 pub use counters::Counters;
+pub use generations::Closed;
 pub use history::Gap;
 pub use kept_below::KeptBelow;
 pub use outbox::OutboxRow;
@@ -62,12 +65,10 @@ pub use txn::Txn;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, VolumeId};
-use changes::RowChange;
-use counters::COUNTERS_KEY;
 use dentry::NameHash;
-use rows::{GenerationRow, LINK_MAX, NewNode, Shelf, ShelfRow};
+use rows::LINK_MAX;
 use schema::Role;
-use sql::{At, int};
+use sql::At;
 use txn::Core;
 
 /// Names a block by its key.
@@ -92,19 +93,6 @@ pub struct Setup {
     pub clock: Arc<dyn Clock>,
     /// Names a block by its key.
     pub block_id: BlockIdOf,
-}
-
-/// A closed generation.
-#[derive(Debug)]
-pub struct Closed {
-    /// The last closed generation: a new one if `changed`.
-    pub generation: Generation,
-    /// When it closed, nanoseconds since 1970.
-    pub time_ns: i64,
-    /// Its row changes, in the order they are to be applied.
-    pub changes: Vec<RowChange>,
-    /// A generation was closed; false if there was nothing to close.
-    pub changed: bool,
 }
 
 /// The metadata database of one volume.
@@ -133,137 +121,6 @@ impl std::fmt::Debug for Meta {
 }
 
 impl Meta {
-    /// Make the database of a new volume in a state directory, with its root directory in the open generation.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if there is a database already.
-    /// [`Error::InvalidArgument`] unless chunks are 4 KiB to 1 MiB.
-    pub fn create(dir: &Path, key: &[u8; 32], setup: &Setup, root: &NewNode<'_>, chunk_bits: u8) -> Result<Self> {
-        if !rows::CHUNK_BITS.contains(&chunk_bits) {
-            return Err(Error::InvalidArgument("chunks are 4 KiB to 1 MiB long"));
-        }
-        let meta = Self::create_blank(dir, key, setup)?;
-        meta.with(|txn| {
-            txn.create_root(root, chunk_bits);
-            Ok(())
-        })?;
-        Ok(meta)
-    }
-
-    /// Make a database without any row, to be filled by [`Self::import`] and [`Self::replay`].
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if there is a database already.
-    pub fn create_blank(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result<Self> {
-        let path = dir.join(DATABASE_FILE);
-        if path.symlink_metadata().is_ok() {
-            return Err(Error::Refused(format!("metadata database {}: there is one already", path.display())));
-        }
-        let conn = schema::connect(&path, key, Role::Create).at(&path)?;
-        schema::settle(&conn).at(&path)?;
-        conn.execute_batch("BEGIN IMMEDIATE").at(&path)?;
-        schema::make_tables(&conn).at(&path)?;
-        outbox::put_local(&conn, "volume", &setup.volume.0).at(&path)?;
-        outbox::put_local(&conn, "generation", &0u64.to_le_bytes()).at(&path)?;
-        conn.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE);").at(&path)?;
-        drop(conn);
-        Self::open(dir, key, setup)
-    }
-
-    /// Open the database of a volume.
-    ///
-    /// # Errors
-    /// [`Error::DatabaseVersion`]; [`Error::Format`] if it is damaged or the key is wrong; [`Error::Refused`] naming what
-    /// else is wrong: none there, another volume's, in use by another process.
-    pub fn open(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result<Self> {
-        let path = dir.join(DATABASE_FILE);
-        let refused = |reason: &str| {
-            Error::Refused(format!(
-                "metadata database {}: {reason}; move it aside and mount again to rebuild it from the backing directories",
-                path.display()
-            ))
-        };
-        match path.symlink_metadata() {
-            Ok(meta) if meta.is_file() => {}
-            Ok(_) => return Err(refused("is not a regular file")),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(refused("does not exist")),
-            Err(source) => return Err(Error::io(format!("metadata database {}", path.display()), source)),
-        }
-        let of_version = |found| Error::DatabaseVersion { path: path.clone(), found, known: schema::SCHEMA_VERSION };
-        let conn = schema::connect(&path, key, Role::Write);
-        let identified = conn.and_then(|conn| schema::identity(&conn).map(|found| (conn, found)));
-        let conn = match identified {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::NotADatabase) => {
-                return Err(schema::former_version(&path, key).map(of_version).unwrap_or_else(|| {
-                    let object = format!("metadata database {}", path.display());
-                    Error::format(object, "it is damaged, or was made with another key")
-                }));
-            }
-            Err(source) => return Err(Error::Database { path, source }),
-            Ok((conn, (false, _))) if schema::is_blank(&conn).at(&path)? => {
-                return Err(Error::format(
-                    format!("metadata database {}", path.display()),
-                    "it has no tables: making it was cut short",
-                ));
-            }
-            Ok((_, (false, _))) => return Err(refused("is not a metadata database of brine")),
-            Ok((conn, (true, schema::SCHEMA_VERSION))) => conn,
-            Ok((_, (true, version))) => return Err(of_version(version)),
-        };
-        if outbox::get_local(&conn, "volume").at(&path)?.as_deref() != Some(&setup.volume.0) {
-            return Err(refused("belongs to another volume"));
-        }
-        schema::settle(&conn).at(&path)?;
-        match conn.execute_batch("BEGIN IMMEDIATE") {
-            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
-                let path = path.display();
-                return Err(Error::Refused(format!(
-                    "metadata database {path}: in use by another process; stop it first"
-                )));
-            }
-            other => other.at(&path)?,
-        }
-        let generation = outbox::get_local(&conn, "generation").at(&path)?;
-        let Some(generation) = generation.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?))) else {
-            return Err(refused("does not say which generation it holds"));
-        };
-        let committed_ns = conn
-            .query_row(
-                "SELECT coalesce(max(time), 0) FROM generations WHERE generation = ?1",
-                [int(generation)],
-                |row| row.get(0),
-            )
-            .at(&path)?;
-        let names = NameHash::new(setup.name_key);
-        let own_names = names.clone();
-        let clock = Arc::clone(&setup.clock);
-        let mut core =
-            Core::new(conn, path.clone(), names, clock, setup.block_id, Generation(generation), committed_ns);
-        core.reload()?;
-        core.reload_counters()?;
-        let copier = schema::connect(&path, key, Role::Write).at(&path)?;
-        schema::identity(&copier).at(&path)?;
-        schema::settle(&copier).at(&path)?;
-        let wal_path = wal_path(&path);
-        let wal = File::open(&wal_path)
-            .map_err(|error| Error::io(format!("log of the metadata database {}", wal_path.display()), error))?;
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(|error| Error::io(format!("state directory {}: sync", dir.display()), error))?;
-        Ok(Self {
-            path,
-            key: Zeroizing::new(*key),
-            block_id: setup.block_id,
-            core: Mutex::new(core),
-            names: own_names,
-            idle: past::Idle::default(),
-            copier: Mutex::new(copier),
-            wal,
-            restart_wal: AtomicBool::new(false),
-            retries: AtomicU64::new(0),
-        })
-    }
-
     /// The database file.
     pub fn path(&self) -> &Path {
         &self.path
@@ -345,30 +202,6 @@ impl Meta {
         self.core.lock().changes.len()
     }
 
-    /// Close the open generation and open the next.
-    ///
-    /// # Errors
-    /// [`Error::Database`]; whatever fails from COMMIT on makes every later call fail with [`Error::ReadOnly`].
-    pub fn commit_generation(&self) -> Result<Closed> {
-        self.commit_with(|_| Ok(Vec::new()))
-    }
-
-    /// Close the open generation; `seal` makes its commit record, which is put into the outbox in the same
-    /// transaction. If `seal` fails the generation stays open and can be closed later. Not called if nothing changed.
-    ///
-    /// # Errors
-    /// As [`Self::commit_generation`], and those of `seal`.
-    pub fn commit_with(&self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>) -> Result<Closed> {
-        let mut core = self.core.lock();
-        core.usable()?;
-        let restart = self.restart_wal.swap(false, Ordering::Relaxed);
-        let closed = core.commit(seal, restart);
-        if closed.is_err() {
-            core.check_transaction();
-        }
-        closed
-    }
-
     /// Make access times that wait part of the open generation (at unmount, or once in a while).
     ///
     /// # Errors
@@ -377,73 +210,6 @@ impl Meta {
         let mut core = self.core.lock();
         core.usable()?;
         core.write_atimes()
-    }
-
-    /// Apply the changes of one generation of the log. False: it is committed here already, nothing was done.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] if it is not the next one or if operations are open; after [`Error::Database`] the database
-    /// is of no use.
-    pub fn replay(&self, generation: Generation, changes: &[RowChange]) -> Result<bool> {
-        self.replay_with(generation, changes, None)
-    }
-
-    /// [`Self::replay`], remembering something on this machine in the same transaction.
-    ///
-    /// # Errors
-    /// As [`Self::replay`].
-    pub fn replay_noting(
-        &self,
-        generation: Generation,
-        changes: &[RowChange],
-        key: &str,
-        value: &[u8],
-    ) -> Result<bool> {
-        self.replay_with(generation, changes, Some((key, value)))
-    }
-
-    fn replay_with(&self, generation: Generation, changes: &[RowChange], note: Option<(&str, &[u8])>) -> Result<bool> {
-        let restart = self.restart_wal.swap(false, Ordering::Relaxed);
-        let mut core = self.core.lock();
-        core.usable()?;
-        if generation <= core.committed {
-            return Ok(false);
-        }
-        core.check_idle()?;
-        if generation != core.generation() {
-            return Err(Error::Refused(format!(
-                "metadata database {}: generation {generation} cannot follow generation {}",
-                self.path.display(),
-                core.committed
-            )));
-        }
-        core.load(changes)?;
-        if let Some((key, value)) = note {
-            outbox::put_local(&core.conn, &outbox::local_key(key), value).at(&self.path)?;
-        }
-        core.set_committed(generation, false, restart)?;
-        Ok(true)
-    }
-
-    /// Apply rows of a checkpoint; [`Self::finish_import`] ends it.
-    ///
-    /// # Errors
-    /// As [`Self::replay`].
-    pub fn import(&self, changes: &[RowChange]) -> Result<()> {
-        let mut core = self.core.lock();
-        core.usable()?;
-        core.check_idle()?;
-        core.load(changes)
-    }
-
-    /// The rows imported are those of `generation`: commit them.
-    ///
-    /// # Errors
-    /// As [`Self::replay`].
-    pub fn finish_import(&self, generation: Generation) -> Result<()> {
-        let mut core = self.core.lock();
-        core.usable()?;
-        core.set_committed(generation, true, false)
     }
 
     /// Make every commit so far durable on the local disk.
@@ -492,111 +258,6 @@ impl Meta {
         let conn = schema::connect(&self.path, &self.key, Role::Read).at(&self.path)?;
         schema::identity(&conn).at(&self.path)?;
         Ok(conn)
-    }
-}
-
-fn wal_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push("-wal");
-    PathBuf::from(name)
-}
-
-impl Core {
-    pub(in crate::meta) fn has_changes(&self) -> bool {
-        !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty() || self.quotas.has_dirty()
-    }
-
-    fn check_idle(&self) -> Result<()> {
-        if self.has_changes() {
-            return Err(Error::Refused(format!(
-                "metadata database {}: operations are open; records can only be applied to a committed state",
-                self.path.display()
-            )));
-        }
-        Ok(())
-    }
-
-    fn commit(&mut self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>, restart_wal: bool) -> Result<Closed> {
-        if !self.has_changes() {
-            if self.local_dirty || restart_wal {
-                self.commit_and_begin(restart_wal)?;
-            }
-            let (generation, time_ns) = (self.committed, self.committed_ns);
-            return Ok(Closed { generation, time_ns, changes: Vec::new(), changed: false });
-        }
-        self.write_atimes()?;
-        self.write_inodes()?;
-        self.fold_refs()?;
-        self.write_quotas()?;
-        let generation = self.generation();
-        if self.counters != self.counters_written {
-            let value = self.counters.encode().into();
-            let row = ShelfRow { shelf: Shelf::Settings, key: COUNTERS_KEY.into(), value, since: generation };
-            self.apply(RowChange::PutShelf(row))?;
-            self.counters_written = self.counters;
-        }
-        let time_ns = self.clock.now_ns().max(self.committed_ns);
-        self.apply(RowChange::PutGeneration(GenerationRow { generation, time_ns }))?;
-        let changes = self.take_changes();
-        let closed = Closed { generation, time_ns, changes, changed: true };
-        match seal(&closed) {
-            Ok(parts) => {
-                for part in parts {
-                    outbox::put(&self.conn, &part).at(&self.path)?;
-                }
-            }
-            Err(error) => {
-                self.changes = closed.changes;
-                return Err(error);
-            }
-        }
-        outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
-        self.commit_and_begin(restart_wal)?;
-        self.committed = generation;
-        self.committed_ns = time_ns;
-        self.inodes.trim();
-        Ok(closed)
-    }
-
-    fn commit_and_begin(&mut self, restart_wal: bool) -> Result<()> {
-        let run = |sql| self.conn.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(|_| ());
-        let mut done = run("COMMIT");
-        if restart_wal && done.is_ok() {
-            done = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
-        }
-        let done = done.and_then(|()| run("BEGIN IMMEDIATE"));
-        if let Err(error) = done {
-            self.poison(&error);
-            return Err(error).at(&self.path);
-        }
-        self.local_dirty = false;
-        Ok(())
-    }
-
-    /// Rows from a record or an image: not recorded again.
-    fn load(&mut self, changes: &[RowChange]) -> Result<()> {
-        self.recording = false;
-        let loaded = changes.iter().try_for_each(|change| self.apply(change.clone()).map(|_| ()));
-        self.recording = true;
-        if let Err(error) = &loaded {
-            self.poison(error);
-        }
-        loaded
-    }
-
-    fn set_committed(&mut self, generation: Generation, all: bool, restart_wal: bool) -> Result<()> {
-        outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
-        self.commit_and_begin(restart_wal)?;
-        self.committed = generation;
-        self.committed_ns = self
-            .conn
-            .query_row("SELECT coalesce(max(time), 0) FROM generations", [], |row| row.get(0))
-            .at(&self.path)?;
-        self.inodes.clear();
-        if all {
-            self.reload()?;
-        }
-        self.reload_counters()
     }
 }
 

@@ -1,0 +1,221 @@
+//! Generations: closing the open one, and applying those of the log or of a checkpoint.
+//!
+//! Promises: rows of a generation are committed together with its record in the outbox, or stay open; what is applied
+//! is not recorded again. After a failed COMMIT the database takes nothing more. Knows nothing of how a record looks.
+
+use std::sync::atomic::Ordering;
+
+use super::Meta;
+use super::changes::RowChange;
+use super::counters::COUNTERS_KEY;
+use super::outbox::{self, OutboxRow};
+use super::rows::{GenerationRow, Shelf, ShelfRow};
+use super::sql::At;
+use super::txn::Core;
+use crate::error::{Error, Result};
+use crate::ids::Generation;
+
+/// A closed generation.
+#[derive(Debug)]
+pub struct Closed {
+    /// The last closed generation: a new one if `changed`.
+    pub generation: Generation,
+    /// When it closed, nanoseconds since 1970.
+    pub time_ns: i64,
+    /// Its row changes, in the order they are to be applied.
+    pub changes: Vec<RowChange>,
+    /// A generation was closed; false if there was nothing to close.
+    pub changed: bool,
+}
+
+impl Meta {
+    /// Close the open generation and open the next.
+    ///
+    /// # Errors
+    /// [`Error::Database`]; whatever fails from COMMIT on makes every later call fail with [`Error::ReadOnly`].
+    pub fn commit_generation(&self) -> Result<Closed> {
+        self.commit_with(|_| Ok(Vec::new()))
+    }
+
+    /// Close the open generation; `seal` makes its commit record, which is put into the outbox in the same
+    /// transaction. If `seal` fails the generation stays open and can be closed later. Not called if nothing changed.
+    ///
+    /// # Errors
+    /// As [`Self::commit_generation`], and those of `seal`.
+    pub fn commit_with(&self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>) -> Result<Closed> {
+        let mut core = self.core.lock();
+        core.usable()?;
+        let restart = self.restart_wal.swap(false, Ordering::Relaxed);
+        let closed = core.commit(seal, restart);
+        if closed.is_err() {
+            core.check_transaction();
+        }
+        closed
+    }
+
+    /// Apply the changes of one generation of the log. False: it is committed here already, nothing was done.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it is not the next one or if operations are open; after [`Error::Database`] the database
+    /// is of no use.
+    pub fn replay(&self, generation: Generation, changes: &[RowChange]) -> Result<bool> {
+        self.replay_with(generation, changes, None)
+    }
+
+    /// [`Self::replay`], remembering something on this machine in the same transaction.
+    ///
+    /// # Errors
+    /// As [`Self::replay`].
+    pub fn replay_noting(
+        &self,
+        generation: Generation,
+        changes: &[RowChange],
+        key: &str,
+        value: &[u8],
+    ) -> Result<bool> {
+        self.replay_with(generation, changes, Some((key, value)))
+    }
+
+    fn replay_with(&self, generation: Generation, changes: &[RowChange], note: Option<(&str, &[u8])>) -> Result<bool> {
+        let restart = self.restart_wal.swap(false, Ordering::Relaxed);
+        let mut core = self.core.lock();
+        core.usable()?;
+        if generation <= core.committed {
+            return Ok(false);
+        }
+        core.check_idle()?;
+        if generation != core.generation() {
+            return Err(Error::Refused(format!(
+                "metadata database {}: generation {generation} cannot follow generation {}",
+                self.path.display(),
+                core.committed
+            )));
+        }
+        core.load(changes)?;
+        if let Some((key, value)) = note {
+            outbox::put_local(&core.conn, &outbox::local_key(key), value).at(&self.path)?;
+        }
+        core.set_committed(generation, false, restart)?;
+        Ok(true)
+    }
+
+    /// Apply rows of a checkpoint; [`Self::finish_import`] ends it.
+    ///
+    /// # Errors
+    /// As [`Self::replay`].
+    pub fn import(&self, changes: &[RowChange]) -> Result<()> {
+        let mut core = self.core.lock();
+        core.usable()?;
+        core.check_idle()?;
+        core.load(changes)
+    }
+
+    /// The rows imported are those of `generation`: commit them.
+    ///
+    /// # Errors
+    /// As [`Self::replay`].
+    pub fn finish_import(&self, generation: Generation) -> Result<()> {
+        let mut core = self.core.lock();
+        core.usable()?;
+        core.set_committed(generation, true, false)
+    }
+}
+
+impl Core {
+    pub(in crate::meta) fn has_changes(&self) -> bool {
+        !self.changes.is_empty() || !self.refs.is_empty() || self.inodes.has_dirty() || self.quotas.has_dirty()
+    }
+
+    fn check_idle(&self) -> Result<()> {
+        if self.has_changes() {
+            return Err(Error::Refused(format!(
+                "metadata database {}: operations are open; records can only be applied to a committed state",
+                self.path.display()
+            )));
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>, restart_wal: bool) -> Result<Closed> {
+        if !self.has_changes() {
+            if self.local_dirty || restart_wal {
+                self.commit_and_begin(restart_wal)?;
+            }
+            let (generation, time_ns) = (self.committed, self.committed_ns);
+            return Ok(Closed { generation, time_ns, changes: Vec::new(), changed: false });
+        }
+        self.write_atimes()?;
+        self.write_inodes()?;
+        self.fold_refs()?;
+        self.write_quotas()?;
+        let generation = self.generation();
+        if self.counters != self.counters_written {
+            let value = self.counters.encode().into();
+            let row = ShelfRow { shelf: Shelf::Settings, key: COUNTERS_KEY.into(), value, since: generation };
+            self.apply(RowChange::PutShelf(row))?;
+            self.counters_written = self.counters;
+        }
+        let time_ns = self.clock.now_ns().max(self.committed_ns);
+        self.apply(RowChange::PutGeneration(GenerationRow { generation, time_ns }))?;
+        let changes = self.take_changes();
+        let closed = Closed { generation, time_ns, changes, changed: true };
+        match seal(&closed) {
+            Ok(parts) => {
+                for part in parts {
+                    outbox::put(&self.conn, &part).at(&self.path)?;
+                }
+            }
+            Err(error) => {
+                self.changes = closed.changes;
+                return Err(error);
+            }
+        }
+        outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
+        self.commit_and_begin(restart_wal)?;
+        self.committed = generation;
+        self.committed_ns = time_ns;
+        self.inodes.trim();
+        Ok(closed)
+    }
+
+    fn commit_and_begin(&mut self, restart_wal: bool) -> Result<()> {
+        let run = |sql| self.conn.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(|_| ());
+        let mut done = run("COMMIT");
+        if restart_wal && done.is_ok() {
+            done = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        }
+        let done = done.and_then(|()| run("BEGIN IMMEDIATE"));
+        if let Err(error) = done {
+            self.poison(&error);
+            return Err(error).at(&self.path);
+        }
+        self.local_dirty = false;
+        Ok(())
+    }
+
+    /// Rows from a record or an image: not recorded again.
+    fn load(&mut self, changes: &[RowChange]) -> Result<()> {
+        self.recording = false;
+        let loaded = changes.iter().try_for_each(|change| self.apply(change.clone()).map(|_| ()));
+        self.recording = true;
+        if let Err(error) = &loaded {
+            self.poison(error);
+        }
+        loaded
+    }
+
+    fn set_committed(&mut self, generation: Generation, all: bool, restart_wal: bool) -> Result<()> {
+        outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
+        self.commit_and_begin(restart_wal)?;
+        self.committed = generation;
+        self.committed_ns = self
+            .conn
+            .query_row("SELECT coalesce(max(time), 0) FROM generations", [], |row| row.get(0))
+            .at(&self.path)?;
+        self.inodes.clear();
+        if all {
+            self.reload()?;
+        }
+        self.reload_counters()
+    }
+}
