@@ -3,6 +3,7 @@
 //!
 //! The kernel may cache everything for long: all changes come through it, as the daemon is the volume's only writer.
 
+mod answer;
 mod busy;
 mod convert;
 mod session;
@@ -23,11 +24,12 @@ use fuser::{
     TimeOrNow, WriteFlags,
 };
 
-use crate::control_dir::{Caching, is_control, is_passing};
+use crate::control_dir::{is_control, is_passing};
 use crate::errno::{Errno, Outcome};
-use crate::vfs::{AttrChange, Caller, FilePlace, Handle, Opened, ReadStart, Room, Vfs};
+use crate::vfs::{AttrChange, Caller, FilePlace, ReadBytes, ReadStart, Room, Vfs};
+use answer::code;
 use busy::Device;
-use convert::{attr_ttl, file_attr, file_type, kind_of_mode, name_ttl, negative_entry, rename_flags, stamp};
+use convert::{attr_ttl, file_attr, file_type, kind_of_mode, negative_entry, rename_flags, stamp};
 pub use session::{FuseConfig, Unmounter, serve, serve_with};
 
 /// Largest write request, bytes: what the kernel allows by default.
@@ -68,10 +70,6 @@ struct Adapter {
     vfs: Arc<Vfs>,
     /// Where requests come from.
     device: Device,
-}
-
-fn code(errno: Errno) -> Code {
-    Code::from_i32(errno.0)
 }
 
 fn caller(request: &Request) -> Caller {
@@ -124,31 +122,7 @@ impl Adapter {
             let (name, target) = (name.to_vec(), target.map(<[u8]>::to_vec));
             move |vfs: &Arc<Vfs>| vfs.make(maker, parent, &name, kind, perm, rdev, target.as_deref())
         };
-        self.answer_within_quota(outcome, again, move |outcome| answer_entry(outcome, reply));
-    }
-}
-
-fn answer_empty(outcome: Outcome<()>, reply: ReplyEmpty) {
-    match outcome {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn answer_entry(outcome: Outcome<Attr>, reply: ReplyEntry) {
-    match outcome {
-        Ok(attr) => {
-            let generation = Generation(attr.ino_generation.into());
-            reply.entry_with_ttls(&attr_ttl(&attr), &name_ttl(&attr), &file_attr(&attr), generation);
-        }
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn answer_attr(outcome: Outcome<Attr>, reply: ReplyAttr) {
-    match outcome {
-        Ok(attr) => reply.attr(&attr_ttl(&attr), &file_attr(&attr)),
-        Err(errno) => reply.error(code(errno)),
+        self.answer_within_quota(outcome, again, move |outcome| answer::entry(outcome, reply));
     }
 }
 
@@ -158,55 +132,7 @@ fn answer_lookup(vfs: &Vfs, parent: Ino, name: &[u8], reply: ReplyEntry) {
         Err(Errno::NOT_FOUND) if !is_passing(parent) => {
             reply.entry_with_ttls(&Duration::ZERO, &TTL, &negative_entry(), Generation(0));
         }
-        outcome => answer_entry(outcome.map(|attr| Attr { ino: vfs.shown(attr.ino), ..attr }), reply),
-    }
-}
-
-fn answer_open(outcome: Outcome<Handle>, flags: i32, reply: ReplyOpen) {
-    match outcome {
-        Ok(handle) => {
-            let direct = handle.caching == Caching::Direct;
-            let more = if direct { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() };
-            reply.opened(FileHandle(handle.number), open_answer(flags) | more);
-        }
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn answer_created(outcome: Outcome<Opened>, flags: i32, reply: ReplyCreate) {
-    match outcome {
-        Ok(opened) => {
-            let generation = Generation(opened.attr.ino_generation.into());
-            let handle = FileHandle(opened.handle);
-            reply.created(&attr_ttl(&opened.attr), &file_attr(&opened.attr), generation, handle, open_answer(flags));
-        }
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-fn answer_written(outcome: Outcome<u32>, reply: ReplyWrite) {
-    match outcome {
-        Ok(len) => reply.written(len),
-        Err(errno) => reply.error(code(errno)),
-    }
-}
-
-/// The page cache stays. A reader has no error to be told of when it closes; a writer may, so it is asked to flush.
-fn open_answer(flags: i32) -> FopenFlags {
-    if flags & libc::O_ACCMODE == libc::O_RDONLY {
-        FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
-    } else {
-        FopenFlags::FOPEN_KEEP_CACHE
-    }
-}
-
-/// An attribute or list of attributes, or its size if the caller's buffer is of size 0.
-fn answer_xattr(outcome: Outcome<Vec<u8>>, size: u32, reply: ReplyXattr) {
-    match outcome {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() <= size as usize => reply.data(&value),
-        Ok(_) => reply.error(code(Errno::TOO_SMALL)),
-        Err(errno) => reply.error(code(errno)),
+        outcome => answer::entry(outcome.map(|attr| Attr { ino: vfs.shown(attr.ino), ..attr }), reply),
     }
 }
 
@@ -242,7 +168,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, _request: &Request, node: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
         let _turn = self.device.turn();
         let outcome = self.vfs.attr(self.ino(node));
-        answer_attr(outcome.map(|attr| Attr { ino: self.vfs.shown(attr.ino), ..attr }), reply);
+        answer::attr(outcome.map(|attr| Attr { ino: self.vfs.shown(attr.ino), ..attr }), reply);
     }
 
     fn setattr(
@@ -271,21 +197,18 @@ impl Filesystem for Adapter {
         if self.vfs.set_attr_waits(node, &change) {
             let vfs = Arc::clone(&self.vfs);
             self.vfs.io().run(move || {
-                answer_attr(vfs.within_quota(|| vfs.set_attr(caller, node, &change)), reply);
+                answer::attr(vfs.within_quota(|| vfs.set_attr(caller, node, &change)), reply);
             });
         } else {
             let outcome = self.vfs.set_attr(caller, node, &change);
             let again = || move |vfs: &Arc<Vfs>| vfs.set_attr(caller, node, &change);
-            self.answer_within_quota(outcome, again, move |outcome| answer_attr(outcome, reply));
+            self.answer_within_quota(outcome, again, move |outcome| answer::attr(outcome, reply));
         }
     }
 
     fn readlink(&self, _request: &Request, node: INodeNo, reply: ReplyData) {
         let _turn = self.device.turn();
-        match self.vfs.read_link(self.ino(node)) {
-            Ok(target) => reply.data(&target),
-            Err(errno) => reply.error(code(errno)),
-        }
+        answer::data(self.vfs.read_link(self.ino(node)).map(ReadBytes::Owned), reply);
     }
 
     fn mknod(
@@ -312,12 +235,12 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.device.turn();
-        answer_empty(self.vfs.unlink(self.ino(parent), name.as_bytes()), reply);
+        answer::empty(self.vfs.unlink(self.ino(parent), name.as_bytes()), reply);
     }
 
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let _turn = self.device.turn();
-        answer_empty(self.vfs.rmdir(self.ino(parent), name.as_bytes()), reply);
+        answer::empty(self.vfs.rmdir(self.ino(parent), name.as_bytes()), reply);
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
@@ -345,12 +268,12 @@ impl Filesystem for Adapter {
             let (name, new_name) = (name.to_vec(), new_name.to_vec());
             move |vfs: &Arc<Vfs>| vfs.rename(caller, parent, &name, new_parent, &new_name, flags)
         };
-        self.answer_within_quota(outcome, again, move |outcome| answer_empty(outcome, reply));
+        self.answer_within_quota(outcome, again, move |outcome| answer::empty(outcome, reply));
     }
 
     fn link(&self, request: &Request, node: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let _turn = self.device.turn();
-        answer_entry(self.vfs.link(caller(request), self.ino(node), self.ino(parent), name.as_bytes()), reply);
+        answer::entry(self.vfs.link(caller(request), self.ino(node), self.ino(parent), name.as_bytes()), reply);
     }
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -359,9 +282,9 @@ impl Filesystem for Adapter {
         let (caller, node, flags) = (caller(request), self.ino(node), flags.0);
         if self.vfs.open_waits(node, flags) {
             let vfs = Arc::clone(&self.vfs);
-            self.vfs.io().run(move || answer_open(vfs.open(caller, node, flags), flags, reply));
+            self.vfs.io().run(move || answer::open(vfs.open(caller, node, flags), flags, reply));
         } else {
-            answer_open(self.vfs.open(caller, node, flags), flags, reply);
+            answer::open(self.vfs.open(caller, node, flags), flags, reply);
         }
     }
 
@@ -384,7 +307,7 @@ impl Filesystem for Adapter {
             let name = name.as_bytes().to_vec();
             move |vfs: &Arc<Vfs>| vfs.create(maker, parent, &name, perm, flags)
         };
-        self.answer_within_quota(outcome, again, move |outcome| answer_created(outcome, flags, reply));
+        self.answer_within_quota(outcome, again, move |outcome| answer::created(outcome, flags, reply));
     }
 
     fn read(
@@ -401,19 +324,15 @@ impl Filesystem for Adapter {
         // Larger reads are read-ahead, which works best beside its reader.
         let _turn = (size < READ_AHEAD_MIN).then(|| self.device.turn());
         match self.vfs.read(handle.0, offset, size as usize) {
-            Ok(ReadStart::Done(bytes)) => reply.data(bytes.as_slice()),
+            Ok(ReadStart::Done(bytes)) => answer::data(Ok(bytes), reply),
             Ok(ReadStart::Waits(pending)) => {
                 let vfs = Arc::clone(&self.vfs);
-                self.vfs.io().run(move || match pending.finish(&vfs) {
-                    Ok(bytes) => reply.data(bytes.as_slice()),
-                    Err(errno) => reply.error(code(errno)),
-                });
+                self.vfs.io().run(move || answer::data(pending.finish(&vfs), reply));
             }
-            Ok(ReadStart::Control(file)) => self.vfs.io().run(move || match file.read(offset, size as usize) {
-                Ok(bytes) => reply.data(&bytes),
-                Err(errno) => reply.error(code(errno)),
+            Ok(ReadStart::Control(file)) => self.vfs.io().run(move || {
+                answer::data(file.read(offset, size as usize).map(ReadBytes::Owned), reply);
             }),
-            Err(errno) => reply.error(code(errno)),
+            Err(errno) => answer::data(Err(errno), reply),
         }
     }
 
@@ -438,7 +357,7 @@ impl Filesystem for Adapter {
                     let data = data.to_vec();
                     move |vfs: &Arc<Vfs>| vfs.write(handle.0, offset, &data, drop_set_id)
                 };
-                self.answer_within_quota(outcome, again, move |outcome| answer_written(outcome, reply));
+                self.answer_within_quota(outcome, again, move |outcome| answer::written(outcome, reply));
             }
             Room::Later => {
                 let (vfs, data) = (Arc::clone(&self.vfs), data.to_vec());
@@ -446,9 +365,9 @@ impl Filesystem for Adapter {
                     // Elsewhere: the next writers wait behind this thread.
                     Err(Errno::QUOTA) => Arc::clone(&vfs).io().run(move || {
                         vfs.await_given_back();
-                        answer_written(vfs.write(handle.0, offset, &data, drop_set_id), reply);
+                        answer::written(vfs.write(handle.0, offset, &data, drop_set_id), reply);
                     }),
-                    outcome => answer_written(outcome, reply),
+                    outcome => answer::written(outcome, reply),
                 });
             }
         }
@@ -456,7 +375,7 @@ impl Filesystem for Adapter {
 
     fn flush(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
         let _turn = self.device.turn();
-        answer_empty(self.vfs.flush(handle.0), reply);
+        answer::empty(self.vfs.flush(handle.0), reply);
     }
 
     fn release(
@@ -475,11 +394,11 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _request: &Request, _node: INodeNo, handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.vfs.sync_file(handle.0, move |outcome| answer_empty(outcome, reply));
+        self.vfs.sync_file(handle.0, move |outcome| answer::empty(outcome, reply));
     }
 
     fn fsyncdir(&self, _request: &Request, _node: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.vfs.sync_all(move |outcome| answer_empty(outcome, reply));
+        self.vfs.sync_all(move |outcome| answer::empty(outcome, reply));
     }
 
     fn opendir(&self, _request: &Request, node: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -573,20 +492,20 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         let _turn = self.device.turn();
-        answer_empty(self.vfs.set_xattr(caller(request), self.ino(node), name.as_bytes(), value, flags), reply);
+        answer::empty(self.vfs.set_xattr(caller(request), self.ino(node), name.as_bytes(), value, flags), reply);
     }
 
     fn getxattr(&self, _request: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let _turn = self.device.turn();
-        answer_xattr(self.vfs.get_xattr(self.ino(node), name.as_bytes()), size, reply);
+        answer::xattr(self.vfs.get_xattr(self.ino(node), name.as_bytes()), size, reply);
     }
 
     fn listxattr(&self, request: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
-        answer_xattr(self.vfs.list_xattrs(caller(request), self.ino(node)), size, reply);
+        answer::xattr(self.vfs.list_xattrs(caller(request), self.ino(node)), size, reply);
     }
 
     fn removexattr(&self, request: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        answer_empty(self.vfs.remove_xattr(caller(request), self.ino(node), name.as_bytes()), reply);
+        answer::empty(self.vfs.remove_xattr(caller(request), self.ino(node), name.as_bytes()), reply);
     }
 
     /// Asked only without `default_permissions`; the kernel takes ENOSYS for yes, and asks no more.
@@ -606,7 +525,7 @@ impl Filesystem for Adapter {
     ) {
         let (vfs, caller) = (Arc::clone(&self.vfs), caller(request));
         self.vfs.io().run(move || {
-            answer_empty(vfs.within_quota(|| vfs.allocate(caller, handle.0, offset, length, mode)), reply);
+            answer::empty(vfs.within_quota(|| vfs.allocate(caller, handle.0, offset, length, mode)), reply);
         });
     }
 
@@ -642,7 +561,7 @@ impl Filesystem for Adapter {
         let from = FilePlace { handle: handle_in.0, offset: offset_in };
         let to = FilePlace { handle: handle_out.0, offset: offset_out };
         self.vfs.io().run(move || {
-            answer_written(vfs.within_quota(|| vfs.copy_range(caller, from, to, len)), reply);
+            answer::written(vfs.within_quota(|| vfs.copy_range(caller, from, to, len)), reply);
         });
     }
 
