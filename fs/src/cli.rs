@@ -1,6 +1,7 @@
 //! The `brine` program: a table of commands, and one place where failures are shown.
 
 mod args;
+mod asked;
 mod check;
 mod doctor;
 mod exec;

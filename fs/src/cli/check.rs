@@ -8,66 +8,43 @@ use brine_store::gc::GcOptions;
 use brine_store::reseal::{EpochReport, epochs, reseal};
 use brine_store::usage::usage;
 use brine_store::volume::{NothingDirty, Volume, replace};
-use lexopt::{Arg, Parser};
+use lexopt::Parser;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::asked::Asked;
 use super::output::{Meter, bytes, grouped, plural};
-use super::secret::SecretArgs;
-use super::status::open_options;
 use super::target::{Live, Offline, Target, resolve};
 use super::{args, output};
 use crate::control::{Progress, Request, RetentionChange, RetentionRequest, SaltRequest, answer_retention};
 use crate::exit_code::{ExitCode, Failure};
-use crate::mount::{Secret, harden};
-use crate::telemetry::{self, printable};
+use crate::mount::Secret;
+use crate::telemetry::printable;
 
 /// Damaged files listed for people; `--json` has them all.
 const SHOWN_MAX: usize = 50;
 
-#[derive(Default)]
-pub(super) struct Asked {
-    pub(super) json: bool,
-    repair: bool,
-    path: Option<PathBuf>,
-    pub(super) secret: SecretArgs,
-    pub(super) state_dir: Option<PathBuf>,
-    pub(super) paths: Vec<PathBuf>,
-}
-
-fn parse(mut parser: Parser, for_check: bool) -> Result<Asked, Failure> {
-    let mut asked = Asked::default();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("json") => asked.json = true,
-            Arg::Long("repair") if for_check => asked.repair = true,
-            Arg::Long("path") if for_check => asked.path = Some(args::path(&mut parser, "--path")?),
-            Arg::Long("state-dir") => asked.state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                if !asked.secret.take(&name, &mut parser)? {
-                    return Err(Failure::usage(format!("unknown option --{name}")));
-                }
-            }
-            other => args::positional(other, &mut asked.paths)?,
-        }
-    }
-    Ok(asked)
-}
-
 /// `brine check [PATH] VOLUME`.
 pub(super) fn run_check(parser: Parser) -> Result<ExitCode, Failure> {
-    let mut asked = parse(parser, true)?;
+    let (mut path, mut repair) = (None, false);
+    let mut asked = Asked::parse_with(parser, |name, parser| {
+        match name {
+            "repair" => repair = true,
+            "path" => path = Some(args::path(parser, "--path")?),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    })?;
     if asked.paths.len() == 2 {
-        let path = asked.paths.remove(0);
-        if asked.path.replace(path).is_some() {
+        let named = asked.paths.remove(0);
+        if path.replace(named).is_some() {
             return Err(Failure::usage("the path to check is given twice, by --path and as an argument"));
         }
     }
-    let [named] = args::exactly(std::mem::take(&mut asked.paths), "[PATH] and one SOURCE or MOUNTPOINT")?;
+    let [named] = asked.exactly("[PATH] and one SOURCE or MOUNTPOINT")?;
     let target = resolve(&named)?;
-    let path = inside(&target, asked.path.as_deref())?;
-    let request = Request::Check { path, repair: asked.repair };
+    let path = inside(&target, path.as_deref())?;
+    let request = Request::Check { path, repair };
     let report = perform(&target, &request, &asked)?;
     if asked.json {
         output::say_json(&report);
@@ -79,8 +56,8 @@ pub(super) fn run_check(parser: Parser) -> Result<ExitCode, Failure> {
 
 /// `brine heal VOLUME`.
 pub(super) fn run_heal(parser: Parser) -> Result<ExitCode, Failure> {
-    let mut asked = parse(parser, false)?;
-    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    let mut asked = Asked::parse(parser)?;
+    let [named] = asked.exactly("one SOURCE or MOUNTPOINT")?;
     let target = whole(resolve(&named)?, &named)?;
     let report = perform(&target, &Request::Heal, &asked)?;
     Ok(healed(&report, asked.json))
@@ -88,9 +65,8 @@ pub(super) fn run_heal(parser: Parser) -> Result<ExitCode, Failure> {
 
 /// `brine replace OLD NEW VOLUME`.
 pub(super) fn run_replace(parser: Parser) -> Result<ExitCode, Failure> {
-    let mut asked = parse(parser, false)?;
-    let [old, new, named] =
-        args::exactly(std::mem::take(&mut asked.paths), "OLD_DIR, NEW_DIR and one SOURCE or MOUNTPOINT")?;
+    let mut asked = Asked::parse(parser)?;
+    let [old, new, named] = asked.exactly("OLD_DIR, NEW_DIR and one SOURCE or MOUNTPOINT")?;
     let (old, new) = (args::absolute(&old), args::absolute(&new));
     let target = whole(resolve(&named)?, &named)?;
     let report = perform(&target, &Request::Replace { old: old.clone(), new: new.clone() }, &asked)?;
@@ -151,7 +127,7 @@ pub(super) fn perform(target: &Target, request: &Request, asked: &Asked) -> Resu
 /// Open a volume that is not mounted in this process, for as long as `work` takes.
 pub(super) fn opened<T>(
     offline: &Offline,
-    (known, state_dir): (&SecretArgs, Option<&Path>),
+    asked: &Asked,
     read_only: bool,
     work: impl FnOnce(&Volume, Secret) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -164,11 +140,9 @@ pub(super) fn opened<T>(
             ),
         ));
     }
-    harden();
-    telemetry::log_to_terminal();
-    let secret = known.unlock(&offline.name())?;
+    let secret = asked.unlock(&offline.name())?;
     let unlock = secret.clone().into_unlock();
-    let volume = Volume::open(open_options(offline.sources.clone(), unlock, state_dir.map(Path::to_owned), read_only))?;
+    let volume = Volume::open(asked.open_options(offline.sources.clone(), unlock, read_only))?;
     volume.warnings().iter().for_each(|warning| output::warn(warning));
     let outcome = work(&volume, secret);
     // What was found is worth telling even if closing fails; what was healed is not said healed then.
@@ -188,7 +162,7 @@ fn here(offline: &Offline, request: &Request, asked: &Asked, progress: &OwnProgr
             | Request::Retention { ask: RetentionRequest { change: RetentionChange::None, .. } }
             | Request::Salt { ask: SaltRequest::Show }
     );
-    opened(offline, (&asked.secret, asked.state_dir.as_deref()), read_only, |volume, _| work(volume, request, progress))
+    opened(offline, asked, read_only, |volume, _| work(volume, request, progress))
 }
 
 fn work(volume: &Volume, request: &Request, progress: &OwnProgress) -> Result<Value, Failure> {
@@ -361,8 +335,9 @@ mod tests {
 
     #[test]
     fn heal_takes_no_options_of_check() {
-        assert!(parse(Parser::from_args(["--repair", "/v"]), true).unwrap().repair);
-        assert!(parse(Parser::from_args(["--repair", "/v"]), false).is_err());
+        let words = ["--repair", "/no/volume"];
+        assert_eq!(run_heal(Parser::from_args(words)).unwrap_err().code(), ExitCode::Usage);
+        assert_ne!(run_check(Parser::from_args(words)).unwrap_err().code(), ExitCode::Usage);
         assert!(whole(mounted(Some("/x")), Path::new("/mnt/a/x")).is_err());
         assert!(whole(mounted(None), Path::new("/mnt/a")).is_ok());
     }

@@ -6,53 +6,37 @@ use brine_store::volume::{KdfCost, NewKey, SlotKind, Unlock, Volume, probe};
 use lexopt::{Arg, Parser};
 use serde_json::json;
 
+use super::asked::Asked;
 use super::check::opened;
+use super::output;
 use super::secret::SecretArgs;
 use super::target::{Target, resolve};
-use super::{args, output};
 use crate::control::Request;
 use crate::exit_code::{ExitCode, Failure};
 
-struct Asked {
-    json: bool,
+/// The secret to add.
+struct New {
     recovery: bool,
-    known: SecretArgs,
-    new: SecretArgs,
-    state_dir: Option<PathBuf>,
-    rest: Vec<PathBuf>,
+    secret: SecretArgs,
 }
 
 /// `brine key list|add|remove ...`.
 pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
-    let work: fn(Asked) -> Result<(), Failure> = match parser.next()? {
+    let work: fn(Asked, New) -> Result<(), Failure> = match parser.next()? {
         Some(Arg::Value(word)) if word == "list" => list,
         Some(Arg::Value(word)) if word == "add" => add,
         Some(Arg::Value(word)) if word == "remove" => remove,
         _ => return Err(Failure::usage("give \"list\", \"add\" or \"remove\" first")),
     };
-    let mut asked = Asked {
-        json: false,
-        recovery: false,
-        known: SecretArgs::default(),
-        new: SecretArgs::of_another(),
-        state_dir: None,
-        rest: Vec::new(),
-    };
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("json") => asked.json = true,
-            Arg::Long("new-recovery-key") => asked.recovery = true,
-            Arg::Long("state-dir") => asked.state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                if !asked.known.take(&name, &mut parser)? && !asked.new.take(&name, &mut parser)? {
-                    return Err(Failure::usage(format!("unknown option --{name}")));
-                }
-            }
-            other => args::positional(other, &mut asked.rest)?,
+    let mut new = New { recovery: false, secret: SecretArgs::of_another() };
+    let asked = Asked::parse_with(parser, |name, parser| match name {
+        "new-recovery-key" => {
+            new.recovery = true;
+            Ok(true)
         }
-    }
-    work(asked).map(|()| ExitCode::Success)
+        _ => new.secret.take(name, parser),
+    })?;
+    work(asked, new).map(|()| ExitCode::Success)
 }
 
 fn name_of(kind: SlotKind) -> &'static str {
@@ -64,8 +48,8 @@ fn name_of(kind: SlotKind) -> &'static str {
     }
 }
 
-fn list(mut asked: Asked) -> Result<(), Failure> {
-    let [named] = args::exactly(std::mem::take(&mut asked.rest), "one SOURCE or MOUNTPOINT")?;
+fn list(mut asked: Asked, _new: New) -> Result<(), Failure> {
+    let [named] = asked.exactly("one SOURCE or MOUNTPOINT")?;
     let found = match resolve(&named)? {
         Target::Unmounted(offline) => offline.probe,
         Target::Mounted(live) => {
@@ -104,20 +88,18 @@ fn change<T>(
             ));
         }
     };
-    opened(&offline, (&asked.known, asked.state_dir.as_deref()), false, |volume, secret| {
-        work(volume, &secret.into_unlock())
-    })
+    opened(&offline, asked, false, |volume, secret| work(volume, &secret.into_unlock()))
 }
 
-fn add(mut asked: Asked) -> Result<(), Failure> {
-    let [named] = args::exactly(std::mem::take(&mut asked.rest), "one SOURCE")?;
-    if asked.recovery && asked.new.is_given() {
+fn add(mut asked: Asked, new: New) -> Result<(), Failure> {
+    let [named] = asked.exactly("one SOURCE")?;
+    if new.recovery && new.secret.is_given() {
         return Err(Failure::usage("give one of --new-recovery-key, --new-passphrase-file and --new-key-file"));
     }
     let added = change(&asked, &named, |volume, known| {
-        let new = match asked.recovery {
+        let new = match new.recovery {
             true => NewKey::Recovery,
-            false => NewKey::Secret(asked.new.for_new_slot()?, KdfCost::Default),
+            false => NewKey::Secret(new.secret.for_new_slot()?, KdfCost::Default),
         };
         Ok(volume.add_key(known, &new)?)
     })?;
@@ -133,8 +115,8 @@ fn add(mut asked: Asked) -> Result<(), Failure> {
     Ok(())
 }
 
-fn remove(mut asked: Asked) -> Result<(), Failure> {
-    let [slot, named] = args::exactly(std::mem::take(&mut asked.rest), "SLOT and one SOURCE")?;
+fn remove(mut asked: Asked, _new: New) -> Result<(), Failure> {
+    let [slot, named] = asked.exactly("SLOT and one SOURCE")?;
     let shown = slot.display().to_string();
     let slot: u32 =
         shown.parse().map_err(|_| Failure::usage(format!("{shown} is no slot number; `brine key list` shows them")))?;

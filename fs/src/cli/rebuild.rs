@@ -3,37 +3,23 @@
 use std::sync::Mutex;
 
 use brine_store::volume::{ReportFn, rebuild};
-use lexopt::{Arg, Parser};
+use lexopt::Parser;
 
-use super::output::{Meter, grouped, plural};
-use super::secret::SecretArgs;
-use super::status::open_options;
+use super::asked::Asked;
+use super::output::{self, Meter, grouped, plural};
 use super::target::{Live, Target, resolve};
-use super::{args, output};
 use crate::control::Progress;
 use crate::exit_code::{ExitCode, Failure};
-use crate::mount::harden;
-use crate::telemetry::{self, printable};
+use crate::telemetry::printable;
 
-pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
-    let (mut json, mut accept_rollback, mut state_dir) = (false, false, None);
-    let mut secret = SecretArgs::default();
-    let mut paths = Vec::new();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("json") => json = true,
-            Arg::Long("accept-rollback") => accept_rollback = true,
-            Arg::Long("state-dir") => state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                if !secret.take(&name, &mut parser)? {
-                    return Err(Failure::usage(format!("unknown option --{name}")));
-                }
-            }
-            other => args::positional(other, &mut paths)?,
-        }
-    }
-    let [named] = args::exactly(paths, "SOURCE (any directory of the volume)")?;
+pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
+    let mut accept_rollback = false;
+    let mut asked = Asked::parse_with(parser, |name, _| {
+        let own = name == "accept-rollback";
+        accept_rollback |= own;
+        Ok(own)
+    })?;
+    let [named] = asked.exactly("SOURCE (any directory of the volume)")?;
     let offline = match resolve(&named)? {
         Target::Unmounted(offline) => offline,
         Target::Mounted(Live { mountpoint, .. }) => {
@@ -44,12 +30,10 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
             ));
         }
     };
-    harden();
-    telemetry::log_to_terminal();
-    let unlock = secret.unlock(&offline.name())?.into_unlock();
-    let mut options = open_options(offline.sources.clone(), unlock, state_dir, true);
+    let unlock = asked.unlock(&offline.name())?.into_unlock();
+    let mut options = asked.open_options(offline.sources.clone(), unlock, true);
     options.accept_rollback = accept_rollback;
-    let meter = std::sync::Arc::new(Mutex::new(Meter::counting(json)));
+    let meter = std::sync::Arc::new(Mutex::new(Meter::counting(asked.json)));
     let told = meter.clone();
     options.report = Some(ReportFn(Box::new(move |phase, done, total| {
         if let Ok(mut meter) = told.lock() {
@@ -62,7 +46,7 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
     }
     let made = outcome?;
     let sound = made.tables.is_empty();
-    if json {
+    if asked.json {
         output::say_json(&serde_json::to_value(&made).map_err(|e| Failure::new(ExitCode::Failed, e.to_string()))?);
     } else {
         made.notes.iter().for_each(|note| output::note(note));

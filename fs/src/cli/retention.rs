@@ -4,9 +4,10 @@ use brine_store::retention::{Period, Rules, SnapshotRule, seconds, words};
 use lexopt::{Arg, Parser, ValueExt};
 use serde_json::Value;
 
-use super::check::{Asked, inside, perform};
+use super::asked::Asked;
+use super::check::{inside, perform};
+use super::output;
 use super::target::resolve;
-use super::{args, output};
 use crate::control::{Request, RetentionChange, RetentionRequest, rules_of};
 use crate::exit_code::{ExitCode, Failure};
 use crate::telemetry::printable;
@@ -25,7 +26,7 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
     };
     let (mut asked, changes) = parse(parser, set)?;
     let path = (asked.paths.len() == 2).then(|| asked.paths.remove(0));
-    let [named] = args::exactly(std::mem::take(&mut asked.paths), "[DIRECTORY] and one SOURCE or MOUNTPOINT")?;
+    let [named] = asked.exactly("[DIRECTORY] and one SOURCE or MOUNTPOINT")?;
     if set && changes.is_empty() {
         return Err(Failure::usage("name the rules to set"));
     }
@@ -58,31 +59,21 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
     Ok(ExitCode::Success)
 }
 
-fn parse(mut parser: Parser, set: bool) -> Result<(Asked, Vec<Change>), Failure> {
-    let mut asked = Asked::default();
+fn parse(parser: Parser, set: bool) -> Result<(Asked, Vec<Change>), Failure> {
     let mut changes: Vec<Change> = Vec::new();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("json") => asked.json = true,
-            Arg::Long("state-dir") => asked.state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
-            Arg::Long("default") if set => changes.push(Box::new(|rules| *rules = Rules::default())),
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                match if set { change(&name, &mut parser)? } else { None } {
-                    Some(change) => changes.push(change),
-                    None if asked.secret.take(&name, &mut parser)? => {}
-                    None => return Err(Failure::usage(format!("unknown option --{name}"))),
-                }
-            }
-            other => args::positional(other, &mut asked.paths)?,
-        }
-    }
+    let asked = Asked::parse_with(parser, |name, parser| {
+        let change = if set { change(name, parser)? } else { None };
+        let own = change.is_some();
+        changes.extend(change);
+        Ok(own)
+    })?;
     Ok((asked, changes))
 }
 
 /// The change that an option stands for, if it is one of ours.
 fn change(name: &str, parser: &mut Parser) -> Result<Option<Change>, Failure> {
     let field: fn(&mut Rules) -> &mut u64 = match name {
+        "default" => return Ok(Some(Box::new(|rules| *rules = Rules::default()))),
         "all" => |rules| &mut rules.all_s,
         "minutely" => |rules| &mut rules.minutely_s,
         "hourly" => |rules| &mut rules.hourly_s,

@@ -3,8 +3,8 @@
 use lexopt::{Arg, Parser};
 use serde_json::Value;
 
-use super::args;
-use super::check::{Asked, inside, perform, whole};
+use super::asked::Asked;
+use super::check::{inside, perform, whole};
 use super::output::{self, bytes, grouped, plural};
 use super::target::resolve;
 use crate::control::{Request, SaltRequest};
@@ -14,34 +14,15 @@ use crate::telemetry::printable;
 /// Entries of a directory shown to people; `--json` has them all.
 const SHOWN_MAX: usize = 40;
 
-/// Common options; `own` takes the others.
-fn parse(mut parser: Parser, mut own: impl FnMut(&str) -> bool) -> Result<Asked, Failure> {
-    let mut asked = Asked::default();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("json") => asked.json = true,
-            Arg::Long("state-dir") => asked.state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                if !own(&name) && !asked.secret.take(&name, &mut parser)? {
-                    return Err(Failure::usage(format!("unknown option --{name}")));
-                }
-            }
-            other => args::positional(other, &mut asked.paths)?,
-        }
-    }
-    Ok(asked)
-}
-
 /// `brine gc VOLUME`.
 pub(super) fn run_gc(parser: Parser) -> Result<ExitCode, Failure> {
     let mut dry_run = false;
-    let mut asked = parse(parser, |name| {
+    let mut asked = Asked::parse_with(parser, |name, _| {
         let own = name == "dry-run";
         dry_run |= own;
-        own
+        Ok(own)
     })?;
-    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    let [named] = asked.exactly("one SOURCE or MOUNTPOINT")?;
     let target = whole(resolve(&named)?, &named)?;
     let report = perform(&target, &Request::Gc { dry_run }, &asked)?;
     if asked.json {
@@ -78,9 +59,9 @@ fn show_gc(report: &Value) {
 
 /// `brine usage [PATH] VOLUME`.
 pub(super) fn run_usage(parser: Parser) -> Result<ExitCode, Failure> {
-    let mut asked = parse(parser, |_| false)?;
+    let mut asked = Asked::parse(parser)?;
     let path = (asked.paths.len() == 2).then(|| asked.paths.remove(0));
-    let [named] = args::exactly(std::mem::take(&mut asked.paths), "[PATH] and one SOURCE or MOUNTPOINT")?;
+    let [named] = asked.exactly("[PATH] and one SOURCE or MOUNTPOINT")?;
     let target = resolve(&named)?;
     let path = inside(&target, path.as_deref())?;
     let report = perform(&target, &Request::Usage { path }, &asked)?;
@@ -137,8 +118,8 @@ pub(super) fn run_salt(mut parser: Parser) -> Result<ExitCode, Failure> {
         Some(Arg::Value(word)) if word == "reseal" => SaltRequest::Reseal,
         _ => return Err(Failure::usage("give \"show\", \"rotate\" or \"reseal\" first")),
     };
-    let mut asked = parse(parser, |_| false)?;
-    let [named] = args::exactly(std::mem::take(&mut asked.paths), "one SOURCE or MOUNTPOINT")?;
+    let mut asked = Asked::parse(parser)?;
+    let [named] = asked.exactly("one SOURCE or MOUNTPOINT")?;
     let target = whole(resolve(&named)?, &named)?;
     let report = perform(&target, &Request::Salt { ask }, &asked)?;
     if asked.json {

@@ -2,41 +2,22 @@
 
 use std::path::PathBuf;
 
-use brine_store::volume::{Hedge, NothingDirty, OpenOptions, Probe, Volume};
-use lexopt::{Arg, Parser};
+use brine_store::volume::{NothingDirty, Probe, Volume};
+use lexopt::Parser;
 use serde_json::{Map, Value, json};
 
-use super::secret::SecretArgs;
+use super::asked::Asked;
 use super::target::{Offline, Target, resolve};
-use super::{args, output, show};
-use crate::config::CACHE_BYTES_MIN;
+use super::{output, show};
 use crate::control::{self, Client, Request};
 use crate::exit_code::{ExitCode, Failure};
-use crate::mount::harden;
-use crate::telemetry;
 
-pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
-    let mut paths = Vec::new();
-    let mut json = false;
-    let mut state_dir = None;
-    let mut secret = SecretArgs::default();
-    while let Some(argument) = parser.next()? {
-        match argument {
-            Arg::Long("json") => json = true,
-            Arg::Long("state-dir") => state_dir = Some(args::absolute(&args::path(&mut parser, "--state-dir")?)),
-            Arg::Long(name) => {
-                let name = name.to_owned();
-                if !secret.take(&name, &mut parser)? {
-                    return Err(Failure::usage(format!("unknown option --{name}")));
-                }
-            }
-            other => args::positional(other, &mut paths)?,
-        }
+pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
+    let mut asked = Asked::parse(parser)?;
+    if asked.paths.is_empty() {
+        return Ok(all(asked.json));
     }
-    if paths.is_empty() {
-        return Ok(all(json));
-    }
-    let [named] = args::exactly(paths, "one SOURCE or MOUNTPOINT, or none")?;
+    let [named] = asked.exactly("one SOURCE or MOUNTPOINT, or none")?;
     let status = match resolve(&named)? {
         Target::Mounted(live) => {
             let mut status = live.ask(&Request::Status)?;
@@ -45,10 +26,10 @@ pub(super) fn run(mut parser: Parser) -> Result<ExitCode, Failure> {
             }
             status
         }
-        Target::Unmounted(offline) if secret.is_given() => opened(&offline, &secret, state_dir)?,
+        Target::Unmounted(offline) if asked.secret.is_given() => opened(&offline, &asked)?,
         Target::Unmounted(offline) => probed(&offline),
     };
-    if json {
+    if asked.json {
         output::say_json(&status);
     } else {
         output::say(&show::screen(&status));
@@ -160,42 +141,13 @@ fn health(probe: &Probe) -> (&'static str, Vec<String>) {
 }
 
 /// Everything, with the volume opened read-only for the moment.
-fn opened(offline: &Offline, secret: &SecretArgs, state_dir: Option<PathBuf>) -> Result<Value, Failure> {
-    harden();
-    telemetry::log_to_terminal();
-    let unlock = secret.unlock(&offline.name())?.into_unlock();
-    let volume = Volume::open(open_options(offline.sources.clone(), unlock, state_dir, true))?;
+fn opened(offline: &Offline, asked: &Asked) -> Result<Value, Failure> {
+    let unlock = asked.unlock(&offline.name())?.into_unlock();
+    let volume = Volume::open(asked.open_options(offline.sources.clone(), unlock, true))?;
     let status = volume.status();
     volume.close(&NothingDirty)?;
     let status = serde_json::to_value(status?).map_err(|error| Failure::new(ExitCode::Failed, error.to_string()))?;
     let mut object: Map<String, Value> = status.as_object().cloned().unwrap_or_default();
     object.insert("mounted".into(), false.into());
     Ok(Value::Object(object))
-}
-
-/// How a command opens a volume for itself.
-pub(super) fn open_options(
-    sources: Vec<PathBuf>,
-    unlock: brine_store::volume::Unlock,
-    state_dir: Option<PathBuf>,
-    read_only: bool,
-) -> OpenOptions {
-    OpenOptions {
-        sources,
-        unlock,
-        state_dir,
-        read_only,
-        hedge: Hedge::Adaptive,
-        min_ack: None,
-        // Everything is read once.
-        cache_bytes: CACHE_BYTES_MIN,
-        copies: None,
-        epoch: None,
-        domain: None,
-        codec: None,
-        use_member: Vec::new(),
-        take_over: false,
-        accept_rollback: false,
-        report: None,
-    }
 }
