@@ -192,7 +192,7 @@ impl Commit {
         let (mut appended, mut syncing) = (None, None);
         let mut tries = 0;
         let closed = loop {
-            let attempt = meta.commit_with(|closed| {
+            let attempt = meta.commit_behind(|closed| {
                 let (record, notes) = log.append(blocks, closed)?;
                 appended = Some(record);
                 // The directories are at it while the rows are committed.

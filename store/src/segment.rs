@@ -20,7 +20,7 @@ use crate::geometry::Geometry;
 use crate::ids::{Generation, Incarnation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
 use crate::placement::{self, Candidate, Placement};
 use crate::shard::{RECORD_ALIGN, SEGMENT_HEADER_LEN, SegmentHeader};
-use sync::{Lacking, Unsynced};
+use sync::{Lacking, Through, Unsynced};
 
 pub use sync::SyncInFlight;
 
@@ -89,6 +89,8 @@ struct State {
     open: Option<(Arc<OpenSegment>, u64)>,
     /// Segments (open or closed) with bytes not known synced.
     unsynced: BTreeMap<SegmentId, Unsynced>,
+    /// A record on its way to the devices, not in `unsynced`.
+    through: Option<Through>,
     /// Segments closed since the last [`Segments::take_closed`], with their tails.
     closed: Vec<(SegmentId, u64)>,
     next: u64,
@@ -176,17 +178,18 @@ impl Segments {
         self.min_slots.min(present.max(self.geometry.data()))
     }
 
-    /// A run of `len` bytes (a multiple of [`RECORD_ALIGN`]) at one offset in every file of a segment. Silent directories
-    /// without which there are too few are waited for at most `limit`.
-    pub fn allocate(&self, len: u64, generation: Generation, limit: Duration) -> Result<Extent> {
-        debug_assert_eq!(len % RECORD_ALIGN, 0);
+    /// A run of `len` bytes (a multiple of [`RECORD_ALIGN`]) at one offset, a multiple of `align`, in every file of a
+    /// segment. Silent directories without which there are too few are waited for at most `limit`.
+    pub fn allocate(&self, len: u64, align: u64, generation: Generation, limit: Duration) -> Result<Extent> {
+        debug_assert!(len.is_multiple_of(RECORD_ALIGN) && align.is_multiple_of(RECORD_ALIGN));
         let mut state = self.state.lock();
-        if let Some((segment, tail)) = &mut state.open
-            && *tail + len <= segment.capacity
-        {
-            let extent = Extent { segment: segment.clone(), offset: *tail, fresh: false };
-            *tail += len;
-            return Ok(extent);
+        if let Some((segment, tail)) = &mut state.open {
+            let offset = tail.next_multiple_of(align);
+            if offset + len <= segment.capacity {
+                let extent = Extent { segment: segment.clone(), offset, fresh: false };
+                *tail = offset + len;
+                return Ok(extent);
+            }
         }
         self.close_in(&mut state);
         let segment = Arc::new(self.announce(&mut state, generation, len, limit)?);

@@ -105,6 +105,8 @@ pub const DIRECTORY_MISSING: &str = "directory missing";
 
 /// Bytes searched at once for the next record behind a hole; a multiple of [`RECORD_ALIGN`].
 const SEARCH_LEN: usize = 1 << 20;
+/// Searched before that: a record in whole copies begins with a page, at most this far behind.
+const SEARCH_FIRST: usize = 4096;
 /// How long directories are asked who holds the slots of a segment.
 const PLACEMENT_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -378,10 +380,12 @@ impl Stripes {
         for (slot, member) in self.readable_slots(info) {
             let mut at = from;
             let mut bytes = vec![0; SEARCH_LEN + HEADER_LEN_MAX];
+            let mut search = SEARCH_FIRST;
             // No further than where another file has one already.
             while next.is_none_or(|next| at < next) {
-                let Ok(len) = member.read_segment(segment, at, &mut bytes) else { break };
-                let starts = (0..len.min(SEARCH_LEN)).step_by(RECORD_ALIGN as usize);
+                let bytes = &mut bytes[..search + HEADER_LEN_MAX];
+                let Ok(len) = member.read_segment(segment, at, bytes) else { break };
+                let starts = (0..len.min(search)).step_by(RECORD_ALIGN as usize);
                 let hit = starts.filter(|start| looks_like_record(&bytes[*start..len])).find(|start| {
                     self.header_in(&bytes[*start..len], (segment, at + *start as u64), info, slot).is_some()
                 });
@@ -393,7 +397,8 @@ impl Stripes {
                 if len < bytes.len() {
                     break;
                 }
-                at += SEARCH_LEN as u64;
+                at += search as u64;
+                search = SEARCH_LEN;
             }
         }
         next

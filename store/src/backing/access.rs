@@ -206,6 +206,11 @@ impl Member {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.list_files(dir)
     }
 
+    /// How often names came or went among its small files ([`Backing::changes`]).
+    pub fn changes(self: &Arc<Self>) -> Option<u64> {
+        self.readable()?.0.changes()
+    }
+
     /// Lock the directory against other processes.
     pub fn lock(self: &Arc<Self>) -> io::Result<()> {
         self.readable().ok_or(io::ErrorKind::NotFound)?.0.lock()

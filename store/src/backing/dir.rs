@@ -6,6 +6,7 @@
 
 mod beneath;
 mod cache;
+mod watch;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -15,7 +16,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise, renameat};
@@ -23,15 +24,23 @@ use nix::sys::stat::fstat;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::{Mutex, RwLock};
 
-use super::{Backing, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space, split_name, sys};
+use super::{
+    Backing, Direct, DirectEnd, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space,
+    split_name, sys,
+};
 use crate::ids::SegmentId;
 use beneath::{EntryKind, make_dir, open_dir, open_regular, sync_dir};
 use cache::{Cache, Room, SegmentFile};
+use watch::Watch;
 
 /// Most buffers of one pwritev (IOV_MAX of Linux).
 const BUFFERS_PER_WRITE_MAX: usize = 1024;
 
 const SEGMENTS: &str = "segments";
+
+/// Filesystems that overwrite in place, so that a direct write of what is allocated needs no room, and whose names only
+/// this machine changes.
+const IN_PLACE: &[&str] = &["ext2", "ext3", "ext4", "xfs"];
 
 /// A member directory on a filesystem.
 pub struct DirBacking {
@@ -51,6 +60,12 @@ pub struct DirBacking {
     lengths: [RwLock<()>; 16],
     /// Cleared when the filesystem turns out not to know RWF_NOWAIT.
     reads_nowait: AtomicBool,
+    /// Files are written directly; cleared when the filesystem turns out to refuse it.
+    directly: AtomicBool,
+    /// Of the small files' names, from the first direct write on.
+    watch: Mutex<Watch>,
+    /// [`Watch::changes`] before file and marker were last found in place, and one.
+    in_place_at: AtomicU64,
 }
 
 impl DirBacking {
@@ -69,9 +84,13 @@ impl DirBacking {
         })?;
         let device = fstat(&dir).map_err(|errno| named(errno.into()))?.st_dev;
         let magic = nix::sys::statfs::fstatfs(&dir).map_err(|errno| named(errno.into()))?.filesystem_type().0 as u64;
+        let fs_type = space::fs_type_name(magic, device, path.canonicalize().ok().as_deref());
         Ok(Self {
             path: path.to_owned(),
-            fs_type: space::fs_type_name(magic, device, path.canonicalize().ok().as_deref()),
+            directly: AtomicBool::new(IN_PLACE.contains(&fs_type.as_str())),
+            watch: Mutex::default(),
+            in_place_at: AtomicU64::new(0),
+            fs_type,
             dir,
             device,
             cache: Mutex::default(),
@@ -94,7 +113,7 @@ impl DirBacking {
                 Some(libc::EPERM) => open_regular(&self.dir, &segment_path(id), access),
                 _ => Err(err),
             })?;
-        Ok(self.keep_open(id, SegmentFile { file, writable, dirty: AtomicBool::new(false) }))
+        Ok(self.keep_open(id, SegmentFile::new(file, writable)))
     }
 
     fn length(&self, id: SegmentId) -> &RwLock<()> {
@@ -227,7 +246,7 @@ impl Backing for DirBacking {
             forgotten
         };
         drop(forgotten);
-        self.keep_open(id, SegmentFile { file, writable: true, dirty: AtomicBool::new(false) });
+        self.keep_open(id, SegmentFile::new(file, true));
         Ok(())
     }
 
@@ -300,13 +319,97 @@ impl Backing for DirBacking {
             // Cleared first: a write that comes during the sync sets it again.
             segment.dirty.store(false, Ordering::Release);
             segment.file.sync_data()?;
-            self.check_in_place(&segment.file)
+            let changes = self.changes();
+            self.check_in_place(&segment.file)?;
+            self.in_place_at.store(changes.map_or(0, |changes| changes + 1), Ordering::Release);
+            Ok(())
         });
         if synced.is_err() {
             // The kernel reports a lost write once; from then on only this knows.
             self.cache.lock().set_failed(id);
         }
         synced
+    }
+
+    fn direct(&self, id: SegmentId, offset: u64, len: u64) -> Direct {
+        if !self.directly.load(Ordering::Relaxed) {
+            return Direct::Never;
+        }
+        // Before its room is asked for, as in `write_at`.
+        let Some(_grows) = self.length(id).try_read() else { return Direct::NotYet };
+        let (file, room) = {
+            let mut cache = self.cache.lock();
+            if cache.has_failed(id) {
+                return Direct::Never;
+            }
+            (cache.get(id, true), cache.room(id))
+        };
+        let Some(room) = room else { return Direct::Never };
+        let Some(file) = file.and_then(|file| file.direct.get().cloned()) else { return Direct::NotYet };
+        // Whoever writes zeros holds it.
+        let Some(mut room) = room.try_lock() else { return Direct::NotYet };
+        match room.hand_out_direct(offset, len) {
+            Ok(Some(ahead)) => Direct::Ready { file, ahead },
+            Ok(None) => Direct::NotYet,
+            Err(()) => Direct::Never,
+        }
+    }
+
+    fn make_direct(&self, id: SegmentId) -> io::Result<()> {
+        self.watch.lock().begin(&self.dir);
+        let segment = self.segment(id, true)?;
+        if segment.direct.get().is_none() {
+            let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
+            let opened = open_regular(&self.dir, &segment_path(id), flags).inspect_err(|err| {
+                if err.raw_os_error() == Some(libc::EINVAL) {
+                    self.directly.store(false, Ordering::Relaxed);
+                }
+            })?;
+            let _ = segment.direct.set(Arc::new(opened));
+        }
+        let _grows = self.length(id).read();
+        let Some(room) = self.cache.lock().room(id) else { return Ok(()) };
+        let Some(zeros) = room.lock().zeros_for_direct(&segment.file)? else { return Ok(()) };
+        segment.dirty.store(true, Ordering::Release);
+        self.sync_segment(id)?;
+        // Nothing of them is to lie in the cache that a direct write passes by.
+        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+        let _ = posix_fadvise(&segment.file, zeros.start as i64, (zeros.end - zeros.start) as i64, advice);
+        room.lock().direct_from(zeros);
+        Ok(())
+    }
+
+    fn end_direct(&self, id: SegmentId, result: io::Result<()>) -> DirectEnd {
+        match result {
+            Ok(()) => {
+                let file = self.cache.lock().get(id, true);
+                let linked = file.and_then(|file| file.file.metadata().ok()).is_some_and(|file| file.nlink() > 0);
+                let at = self.changes().map(|changes| changes + 1);
+                if linked && at == Some(self.in_place_at.load(Ordering::Acquire)) {
+                    DirectEnd::Done
+                } else {
+                    DirectEnd::Unsure
+                }
+            }
+            // EINVAL: a disk of larger blocks. WouldBlock: not even begun. WriteZero: only a part, why the next try tells.
+            Err(err)
+                if matches!(err.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EAGAIN))
+                    || matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::WriteZero) =>
+            {
+                if let Some(room) = self.cache.lock().room(id) {
+                    room.lock().refuse_direct();
+                }
+                DirectEnd::Refused
+            }
+            Err(err) => {
+                self.cache.lock().set_failed(id);
+                DirectEnd::Failed(err)
+            }
+        }
+    }
+
+    fn changes(&self) -> Option<u64> {
+        self.watch.lock().changes()
     }
 
     fn reset_segment(&self, id: SegmentId) -> io::Result<()> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::{Backing, Space, failed_before};
+use super::{Backing, Direct, DirectEnd, Space, failed_before};
 use crate::ids::SegmentId;
 
 /// A kind of call of [`Backing`].
@@ -25,6 +25,8 @@ use crate::ids::SegmentId;
 pub enum Call {
     CreateSegment,
     WriteAt,
+    /// The end of a direct write. None is begun while a fault may strike `WriteAt` or `SyncSegment` of the segment.
+    DirectWrite,
     /// Reads, cached or not.
     ReadAt,
     SyncSegment,
@@ -404,6 +406,37 @@ impl Backing for FaultyBacking {
             self.script.lock().failed.insert(id);
         }
         synced
+    }
+
+    fn direct(&self, id: SegmentId, offset: u64, len: u64) -> Direct {
+        let strikes = |rule: &Rule| {
+            [Call::WriteAt, Call::SyncSegment].iter().any(|call| rule.matches(*call, Some(id))) && !rule.is_spent()
+        };
+        let script = self.script.lock();
+        // Faults of the single steps strike where these are done one by one.
+        if script.rules.iter().any(strikes) || script.failed.contains(&id) {
+            return Direct::NotYet;
+        }
+        drop(script);
+        self.inner.direct(id, offset, len)
+    }
+
+    fn make_direct(&self, id: SegmentId) -> io::Result<()> {
+        self.inner.make_direct(id)
+    }
+
+    fn end_direct(&self, id: SegmentId, result: io::Result<()>) -> DirectEnd {
+        let struck = self.enter(Call::DirectWrite, Some(id)).map(drop);
+        let end = self.inner.end_direct(id, result.and(struck));
+        if matches!(end, DirectEnd::Failed(_)) {
+            self.script.lock().failed.insert(id);
+        }
+        end
+    }
+
+    fn changes(&self) -> Option<u64> {
+        let armed = |rule: &Rule| rule.matches(Call::ListFiles, None) && !rule.is_spent();
+        if self.script.lock().rules.iter().any(armed) { None } else { self.inner.changes() }
     }
 
     fn reset_segment(&self, id: SegmentId) -> io::Result<()> {

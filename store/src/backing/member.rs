@@ -7,6 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -85,6 +86,8 @@ pub struct Member {
     pub(super) limits: Limits,
     pub(super) counters: Counters,
     pool: Pool,
+    /// One of its threads makes more ready to be written directly.
+    pub(super) making_direct: AtomicBool,
     /// Never held across I/O.
     state: Mutex<State>,
 }
@@ -163,6 +166,7 @@ impl Member {
             limits,
             counters: Counters::default(),
             pool: Pool::new(name, limits.threads_max),
+            making_direct: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }

@@ -15,14 +15,17 @@ mod mem;
 mod member;
 mod pool;
 mod read;
+mod ring;
 mod set;
 mod space;
 mod stats;
 mod sys;
+mod through;
 
 #[cfg(test)]
 mod conformance;
 
+use std::fs::File;
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,15 +37,20 @@ pub use faulty::{Call, Fault, FaultyBacking, Gate, Rule};
 pub use mem::MemBacking;
 pub use member::{Health, Limits, Member};
 pub use read::{Hedge, ReadFault, ReadOutcome, ReadPlan, ShardRead};
+pub use ring::DIRECT_ALIGN;
 pub use set::{BackingSet, ShardWrite, SharedBytes, SyncResult, Syncs, Wait};
 pub use space::{Space, is_network_fs};
 pub use stats::MemberStats;
+pub use through::WriteThrough;
 
 /// Most bytes of a small file (superblock, fence): what a hostile directory can make a reader allocate.
 pub const SMALL_FILE_LEN_MAX: usize = 1 << 20;
 
 /// Names of the two alternating superblock copies. One of them must be there for a directory to count as a member's.
 pub const MARKER_NAMES: [&str; 2] = ["superblock.0", "superblock.1"];
+
+/// Directory of the fences in each member.
+pub const FENCE_DIR: &str = "fence";
 
 /// What a path of a backing directory leads to: the seam by which a whole volume is opened over something else than
 /// real directories.
@@ -105,6 +113,34 @@ impl Directories for RealDirectories {
     }
 }
 
+/// How a record can be written past the page cache.
+pub enum Direct {
+    /// Not in this segment.
+    Never,
+    /// After [`Backing::make_direct`].
+    NotYet,
+    /// Through this file, with RWF_DSYNC: nothing is allocated for it, and nobody else touches its pages.
+    Ready {
+        /// Open for direct writes.
+        file: Arc<File>,
+        /// How much more can be written behind it in this way, bytes.
+        ahead: u64,
+    },
+}
+
+/// What a direct write came to.
+#[derive(Debug)]
+pub enum DirectEnd {
+    /// The record is durable, and file and marker are in place.
+    Done,
+    /// As a sync that failed ([`Backing::sync_segment`]).
+    Failed(io::Error),
+    /// This file cannot be written directly after all, and is not any more: the record is to be written and synced.
+    Refused,
+    /// The record is durable; whether file and marker are in place a sync will tell.
+    Unsure,
+}
+
 /// One member directory.
 ///
 /// Errors are the system's own (`raw_os_error` is kept where there is one), so the caller names directory and
@@ -138,6 +174,29 @@ pub trait Backing: Send + Sync {
     /// to be treated as missing, and further writes and syncs of this segment fail until [`Backing::reset_segment`].
     /// A segment or directory that was deleted, or a directory without its marker, is a failure.
     fn sync_segment(&self, id: SegmentId) -> io::Result<()>;
+
+    /// Whether `len` bytes at `offset` can be written past the page cache ([`DIRECT_ALIGN`]). If so they count as written
+    /// from now on, and [`Backing::end_direct`] is told how it ended. Never waits for a device.
+    fn direct(&self, _id: SegmentId, _offset: u64, _len: u64) -> Direct {
+        Direct::Never
+    }
+
+    /// Make ready what [`Backing::direct`] answers for: zeros past the end of the segment that are durable.
+    fn make_direct(&self, _id: SegmentId) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A direct write has ended so; what that means. Never waits for a device.
+    fn end_direct(&self, _id: SegmentId, result: io::Result<()>) -> DirectEnd {
+        result.map_or_else(DirectEnd::Failed, |()| DirectEnd::Unsure)
+    }
+
+    /// How often names came or went among the small files ([`Backing::list_files`] of `""` and of the fences) as far as
+    /// was seen; `None` if that cannot be told without waiting for a device. What had its name when this was called is
+    /// counted.
+    fn changes(&self) -> Option<u64> {
+        None
+    }
 
     /// Forget a failed sync: the segment may be written again, and reads see what the device holds rather than what
     /// memory pretends, as far as the system can tell. For healing, which treats all past the last good sync as

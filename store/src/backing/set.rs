@@ -7,16 +7,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
+use parking_lot::Mutex;
 
 use super::Backing;
 use super::member::{CallKind, Member};
 use super::pool::Queue;
 use super::read::{self, ReadOutcome, ReadPlan, ShardRead};
+use super::ring::Ring;
 use crate::ids::{MemberId, SegmentId};
 
 /// All members of a volume with their health.
 pub struct BackingSet {
     members: Vec<Arc<Member>>,
+    /// Rings that nothing is in flight on.
+    pub(super) rings: Mutex<Vec<Ring>>,
+    /// This system has none.
+    pub(super) no_ring: AtomicBool,
 }
 
 /// Outcome of the sync of one segment file.
@@ -84,7 +90,8 @@ impl Wait<'_> {
 impl BackingSet {
     /// Members in superblock order.
     pub fn new(members: Vec<Member>) -> Self {
-        Self { members: members.into_iter().map(Arc::new).collect() }
+        let members = members.into_iter().map(Arc::new).collect();
+        Self { members, rings: Mutex::default(), no_ring: AtomicBool::new(false) }
     }
 
     /// All members, in superblock order.
@@ -146,11 +153,8 @@ impl BackingSet {
     pub fn write_shards(&self, writes: &[ShardWrite], synced_next: bool, wait: &Wait<'_>) -> Vec<io::Result<()>> {
         let queue = if synced_next { Queue::CommitStep } else { Queue::Commit };
         let calls = writes.iter().map(|one| {
-            let (segment, offset, bufs) = (one.segment, one.offset, one.bufs.clone());
-            (one.member, move |member: &Arc<Member>| {
-                let slices: Vec<IoSlice<'_>> = bufs.iter().map(|buf| IoSlice::new(buf)).collect();
-                write(member, segment, offset, &slices)
-            })
+            let one = one.clone();
+            (one.member, move |member: &Arc<Member>| write_record(member, &one))
         });
         self.begin_all(queue, calls).wait(wait)
     }
@@ -221,7 +225,7 @@ impl BackingSet {
     }
 
     /// Begin a call on each member's threads.
-    fn begin_all<F>(&self, queue: Queue, calls: impl Iterator<Item = (MemberId, F)>) -> Calls
+    pub(super) fn begin_all<F>(&self, queue: Queue, calls: impl Iterator<Item = (MemberId, F)>) -> Calls
     where
         F: FnOnce(&Arc<Member>) -> io::Result<()> + Send + 'static,
     {
@@ -258,7 +262,7 @@ impl BackingSet {
 }
 
 /// Calls that run on members' threads.
-struct Calls {
+pub(super) struct Calls {
     begun: Instant,
     given_up: Arc<AtomicBool>,
     receiver: Receiver<(usize, io::Result<()>)>,
@@ -268,7 +272,7 @@ struct Calls {
 
 impl Calls {
     /// Collect the results, in order.
-    fn wait(self, wait: &Wait<'_>) -> Vec<io::Result<()>> {
+    pub(super) fn wait(self, wait: &Wait<'_>) -> Vec<io::Result<()>> {
         let Self { begun, given_up, receiver, asked } = self;
         let mut results: Vec<Option<io::Result<()>>> = asked.iter().map(|_| None).collect();
         let mut good = vec![false; results.len()];
@@ -374,6 +378,19 @@ fn write(member: &Arc<Member>, segment: SegmentId, offset: u64, bufs: &[IoSlice<
         Err(_) => member.counters.write_errors.add(1),
     }
     result
+}
+
+/// Sync a record's file, after writing it if `anew`.
+pub(super) fn write_and_sync(member: &Arc<Member>, record: &ShardWrite, anew: bool) -> io::Result<()> {
+    if anew {
+        write_record(member, record)?;
+    }
+    sync(member, record.segment)
+}
+
+fn write_record(member: &Arc<Member>, record: &ShardWrite) -> io::Result<()> {
+    let slices: Vec<IoSlice<'_>> = record.bufs.iter().map(|buf| IoSlice::new(buf)).collect();
+    write(member, record.segment, record.offset, &slices)
 }
 
 fn sync(member: &Arc<Member>, segment: SegmentId) -> io::Result<()> {

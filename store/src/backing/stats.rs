@@ -26,6 +26,8 @@ pub struct MemberStats {
     pub writes: u64,
     /// Bytes written.
     pub write_bytes: u64,
+    /// Of the writes, those past the page cache, durable when they were done.
+    pub direct_writes: u64,
     /// Writes that failed.
     pub write_errors: u64,
     /// Syncs.
@@ -69,7 +71,7 @@ macro_rules! counters {
 }
 
 counters! {
-    reads reads_cached read_bytes read_errors absent rejected late writes write_bytes write_errors syncs sync_errors
+    reads reads_cached read_bytes read_errors absent rejected late writes write_bytes direct_writes write_errors syncs sync_errors
 }
 
 /// A number that only grows.

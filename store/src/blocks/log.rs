@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::Blocks;
-use crate::backing::SharedBytes;
+use crate::backing::{DIRECT_ALIGN, SharedBytes};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, SegmentId, ShardIndex};
 use crate::meta::rows::SegmentRow;
 use crate::seal::{BlockKind, Codec, Sealer};
 use crate::segment::{Extent, QUORUM_PATIENCE};
-use crate::shard::{CommitHeader, Location, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag};
+use crate::shard::{CommitHeader, Location, RecordHeader, RecordKind, payload_checksum, stripe_tag};
 
 /// Shard lengths are multiples of this, bytes.
 const SHARD_ALIGN: usize = 64;
@@ -68,12 +68,16 @@ impl Blocks {
         message: &[u8],
         limit: Duration,
     ) -> Result<(Extent, Option<SegmentRow>, u64)> {
-        let len = record_len(RecordHeader::header_len(0, RecordKind::CommitCopy), message.len());
+        // The record takes whole pages, so that it can be written past the cache.
+        let header_len = RecordHeader::header_len(0, RecordKind::CommitCopy);
+        let len = ((header_len + message.len()) as u64).next_multiple_of(DIRECT_ALIGN);
         let tag = stripe_tag([message]);
-        let checksum = payload_checksum(message);
-        let shared = SharedBytes::from(message.to_vec());
-        let mut written = 0;
-        let (extent, opened) = self.append_run(len, commit.generation, limit, |extent| {
+        let mut payload = message.to_vec();
+        payload.resize(len as usize - header_len, 0);
+        let checksum = payload_checksum(&payload);
+        let payload = SharedBytes::from(payload);
+        let (mut written, mut through) = (0, false);
+        let (extent, opened) = self.append_run(len, DIRECT_ALIGN, commit.generation, limit, |extent| {
             let slots = self.segments.slots_for_copies(&extent.segment).ok_or_else(|| Error::TooFewMembers {
                 healthy: self.segments.healthy(&extent.segment).count_ones() as usize,
                 needed: self.segments.min_ack(),
@@ -89,19 +93,22 @@ impl Blocks {
                     shard: ShardIndex(slot as u8),
                     geometry: self.geometry,
                     message_len: message.len() as u32,
-                    shard_len: message.len() as u32,
+                    shard_len: payload.len() as u32,
                     stripe_tag: tag,
                     payload_checksum: checksum,
                     blocks: Vec::new(),
                     commit: Some(CommitHeader { ack_set: slots, copies: slots, ..commit }),
                 }
                 .encode(&self.header_mac);
-                let padding = len as usize - header.len() - message.len();
-                (slot, vec![header.into(), shared.clone(), SharedBytes::part(&self.zeroes, 0..padding)])
+                (slot, vec![header.into(), payload.clone()])
             });
-            self.segments.write(extent, copies.collect(), true, limit)
+            let copies: Vec<(usize, Vec<SharedBytes>)> = copies.collect();
+            through = self.segments.write_through(extent, &copies);
+            if through { Ok(()) } else { self.segments.write(extent, copies, true, limit) }
         })?;
-        self.segments.appended_copies(&extent, len, written);
+        if !through {
+            self.segments.appended_copies(&extent, len, written);
+        }
         Ok((extent, opened, written))
     }
 

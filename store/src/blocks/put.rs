@@ -13,7 +13,9 @@ use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
 use crate::segment::{Extent, QUORUM_PATIENCE};
-use crate::shard::{BlockEntry, CommitHeader, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag};
+use crate::shard::{
+    BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
+};
 use crate::stripes::SegmentInfo;
 
 /// A chunk to store.
@@ -306,7 +308,7 @@ impl Blocks {
             stripe.at = at;
             at += stripe.record_len;
         }
-        let appended = self.append_run(total, generation, limit, |extent| {
+        let appended = self.append_run(total, RECORD_ALIGN, generation, limit, |extent| {
             for stripe in stripes.iter_mut() {
                 if let Some(commit) = &mut stripe.commit {
                     commit.copies = extent.segment.occupied();
@@ -326,11 +328,12 @@ impl Blocks {
         Ok(appended)
     }
 
-    /// Hand out a run of `len` bytes and have `write` fill it. When that fails the directory at fault is taken out, and
+    /// Hand out a run of `len` bytes at a multiple of `align` and have `write` fill it. When that fails the directory at fault is taken out, and
     /// the whole run written again elsewhere (offsets are never reused).
     pub(super) fn append_run(
         &self,
         len: u64,
+        align: u64,
         generation: Generation,
         limit: Duration,
         mut write: impl FnMut(&Extent) -> Result<()>,
@@ -338,7 +341,7 @@ impl Blocks {
         let mut opened = Vec::new();
         let mut last_error = None;
         for _ in 0..APPEND_ATTEMPTS_MAX {
-            let extent = self.segments.allocate(len, generation, limit)?;
+            let extent = self.segments.allocate(len, align, generation, limit)?;
             if extent.fresh {
                 let segment = &extent.segment;
                 let info = SegmentInfo {

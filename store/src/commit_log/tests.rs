@@ -254,7 +254,7 @@ fn records_behind_a_place_never_filled_are_found() {
     fixture.create("a");
     fixture.commit().unwrap();
     // Another thread was handed a place, longer than what is searched at once, and died before it wrote.
-    fixture.blocks.segments().allocate(3 << 20, Generation(2), crate::segment::QUORUM_PATIENCE).unwrap();
+    fixture.blocks.segments().allocate(3 << 20, 512, Generation(2), crate::segment::QUORUM_PATIENCE).unwrap();
     fixture.create("b");
     fixture.commit().unwrap();
     let generations: Vec<u64> =

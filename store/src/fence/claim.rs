@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::record::{FENCE_DIR, FenceRecord, fence_file};
+use super::record::{FenceRecord, fence_file};
 use super::{read, terms};
-use crate::backing::{BackingSet, Member};
+use crate::backing::{BackingSet, FENCE_DIR, Member};
 use crate::clock::{Clock, Entropy};
 use crate::error::{Error, Result};
 use crate::ids::{Term, VolumeId};

@@ -2,15 +2,13 @@
 //!
 //! Promises: decoding is bounded and checks a checksum without a key, a MAC with one.
 
+use crate::backing::FENCE_DIR;
 use crate::ids::{MemberId, Term, VolumeId};
 use crate::superblock::{HOST_LEN_MAX, PATH_LEN_MAX};
 use crate::wire::{Put, Reader, Short, Trailer, append_trailer, check_trailer};
 
 const MAGIC: [u8; 8] = *b"brineFNC";
 const FORMAT: u16 = 1;
-
-/// Directory of the fences in each member.
-pub const FENCE_DIR: &str = "fence";
 
 /// Longest fence, bytes.
 pub const FENCE_LEN_MAX: usize = 8 << 10;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use super::record::{FENCE_DIR, FenceRecord, fence_file};
+use super::record::{FenceRecord, fence_file};
 use super::{TakenOver, read, terms};
-use crate::backing::{Backing, BackingSet, Member};
+use crate::backing::{Backing, BackingSet, FENCE_DIR, Member};
 use crate::error::{Error, Result};
 use crate::ids::{MemberId, Term, VolumeId};
 
@@ -29,6 +29,8 @@ pub struct FenceWatch {
     parity: usize,
     found: Mutex<Option<TakenOver>>,
     looked: Mutex<Instant>,
+    /// How often names had changed in members ([`Member::changes`]) before their fences were last listed.
+    listed_at: Mutex<Vec<(MemberId, u64)>>,
 }
 
 impl std::fmt::Debug for FenceWatch {
@@ -40,7 +42,16 @@ impl std::fmt::Debug for FenceWatch {
 impl FenceWatch {
     /// For the writer of `term`; `None` for who only reads.
     pub fn new(set: Arc<BackingSet>, volume: VolumeId, mac_key: [u8; 32], term: Option<Term>, parity: usize) -> Self {
-        Self { set, volume, mac_key, term, parity, found: Mutex::default(), looked: Mutex::new(Instant::now()) }
+        Self {
+            set,
+            volume,
+            mac_key,
+            term,
+            parity,
+            found: Mutex::default(),
+            looked: Mutex::new(Instant::now()),
+            listed_at: Mutex::default(),
+        }
     }
 
     /// Who took the volume over, once that was seen.
@@ -59,6 +70,13 @@ impl FenceWatch {
         let present = self.set.members().iter().filter(|member| member.can_read()).count();
         let needed = (self.parity + 1).min(present.max(1));
         *self.looked.lock() = Instant::now();
+        // What names there were is known where none came or went since.
+        let changes: Vec<(MemberId, u64)> =
+            self.set.members().iter().filter_map(|member| Some((member.id, member.changes()?))).collect();
+        let mut listed_at = self.listed_at.lock();
+        if changes.iter().filter(|now| listed_at.contains(now)).count() >= needed {
+            return Ok(());
+        }
         let answers = self.set.list_on_each(FENCE_DIR, needed, PATIENCE);
         let higher = answers.iter().flat_map(|(_, names)| terms(names)).filter(|other| *other > term).max();
         if let Some(higher) = higher {
@@ -68,6 +86,8 @@ impl FenceWatch {
         if answers.len() < needed {
             return Err(Error::TooFewMembers { healthy: answers.len(), needed });
         }
+        let listed = changes.into_iter().filter(|(id, _)| answers.iter().any(|(answered, _)| answered == id));
+        *listed_at = listed.collect();
         Ok(())
     }
 

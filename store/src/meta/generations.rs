@@ -43,12 +43,26 @@ impl Meta {
     /// # Errors
     /// As [`Self::commit_generation`], and those of `seal`.
     pub fn commit_with(&self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>) -> Result<Closed> {
-        let mut core = self.core.lock();
+        let closed = self.commit_behind(seal);
+        self.behind.settle();
+        self.core.lock().usable()?;
+        closed
+    }
+
+    /// As [`Self::commit_with`], but the transaction is committed while the caller goes on: whoever needs the database
+    /// next waits for it, and is told if it failed. What the record of the generation promises does not depend on it.
+    ///
+    /// # Errors
+    /// Those of `seal`; [`Error::Database`] for what fails before COMMIT.
+    pub fn commit_behind(&self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>) -> Result<Closed> {
+        let mut core = self.core.lock_arc();
         core.usable()?;
         let restart = self.restart_wal.swap(false, Ordering::Relaxed);
-        let closed = core.commit(seal, restart);
-        if closed.is_err() {
-            core.check_transaction();
+        let closed = core.close_generation(seal, restart);
+        match &closed {
+            Ok(Closed { changed: true, .. }) => self.behind.end(core, restart),
+            Ok(_) => {}
+            Err(_) => core.check_transaction(),
         }
         closed
     }
@@ -136,7 +150,12 @@ impl Core {
         Ok(())
     }
 
-    fn commit(&mut self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>, restart_wal: bool) -> Result<Closed> {
+    /// All of a commit but its COMMIT, if anything changed.
+    fn close_generation(
+        &mut self,
+        seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>,
+        restart_wal: bool,
+    ) -> Result<Closed> {
         if !self.has_changes() {
             if self.local_dirty || restart_wal {
                 self.commit_and_begin(restart_wal)?;
@@ -171,14 +190,12 @@ impl Core {
             }
         }
         outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
-        self.commit_and_begin(restart_wal)?;
         self.committed = generation;
         self.committed_ns = time_ns;
-        self.inodes.trim();
         Ok(closed)
     }
 
-    fn commit_and_begin(&mut self, restart_wal: bool) -> Result<()> {
+    pub(super) fn commit_and_begin(&mut self, restart_wal: bool) -> Result<()> {
         let run = |sql| self.conn.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(|_| ());
         let mut done = run("COMMIT");
         if restart_wal && done.is_ok() {

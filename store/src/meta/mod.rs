@@ -9,6 +9,7 @@
 
 mod acl;
 mod audit;
+mod behind;
 mod block;
 mod cache;
 pub mod changes;
@@ -65,6 +66,7 @@ pub use txn::Txn;
 use crate::clock::Clock;
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, VolumeId};
+use behind::Behind;
 use dentry::NameHash;
 use rows::LINK_MAX;
 use schema::Role;
@@ -100,8 +102,10 @@ pub struct Meta {
     path: PathBuf,
     key: Zeroizing<[u8; 32]>,
     block_id: BlockIdOf,
+    /// Dropped, and so ended, before `core`.
+    behind: Behind,
     /// The writing connection. Held for one operation, or one commit; taken before no other lock.
-    core: Mutex<Core>,
+    core: Arc<Mutex<Core>>,
     /// Hashes names as `core` does.
     names: NameHash,
     idle: past::Idle,
@@ -217,6 +221,7 @@ impl Meta {
     /// # Errors
     /// [`Error::Io`]; what was not synced may then be lost by a power cut, not by a crash of the process.
     pub fn sync(&self) -> Result<()> {
+        self.behind.settle();
         self.wal.sync_data().map_err(|error| {
             Error::io(format!("log of the metadata database {}: fdatasync", self.path.display()), error)
         })

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rusqlite::ErrorCode;
 use zeroize::Zeroizing;
 
+use super::behind::Behind;
 use super::dentry::NameHash;
 use super::rows::{CHUNK_BITS, NewNode};
 use super::schema::{self, Role};
@@ -142,7 +143,8 @@ impl Meta {
             path,
             key: Zeroizing::new(*key),
             block_id: setup.block_id,
-            core: Mutex::new(core),
+            core: Arc::new(Mutex::new(core)),
+            behind: Behind::start(),
             names: own_names,
             idle: past::Idle::default(),
             copier: Mutex::new(copier),

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use parking_lot::MutexGuard;
 
 use super::{Extent, OpenSegment, QUORUM_PATIENCE, Segments};
-use crate::backing::Syncs;
+use crate::backing::{ShardWrite, SharedBytes, SyncResult, Syncs, WriteThrough};
 use crate::error::{Error, Result};
 use crate::ids::{MemberId, SegmentId};
 
@@ -35,6 +35,15 @@ impl Unsynced {
     }
 }
 
+/// A record in whole copies that is being written through.
+#[derive(Debug)]
+pub(super) struct Through {
+    segment: Arc<OpenSegment>,
+    slots: u64,
+    offset: u64,
+    writes: WriteThrough,
+}
+
 /// What a segment's slots lack.
 #[derive(Debug, Default)]
 pub(super) struct Lacking {
@@ -53,6 +62,7 @@ pub struct SyncInFlight<'a> {
     segments: &'a Segments,
     files: Vec<(MemberId, SegmentId)>,
     syncs: Option<Syncs>,
+    through: Option<Through>,
     due: Due,
     bytes: u64,
     _alone: MutexGuard<'a, ()>,
@@ -62,10 +72,11 @@ impl SyncInFlight<'_> {
     /// Wait for it. Errors as of [`Segments::sync`].
     pub fn wait(mut self) -> Result<()> {
         let due = std::mem::take(&mut self.due);
-        match self.syncs.take() {
+        let synced = match self.syncs.take() {
             Some(syncs) => self.segments.end_sync(&self.files, syncs, due, self.bytes),
             None => Ok(()),
-        }
+        };
+        synced.and(self.through.take().map_or(Ok(()), |through| self.segments.end_through(through)))
     }
 }
 
@@ -73,6 +84,10 @@ impl Drop for SyncInFlight<'_> {
     fn drop(&mut self) {
         if self.syncs.is_some() {
             self.segments.due_again(std::mem::take(&mut self.due), self.bytes);
+        }
+        if let Some(through) = self.through.take() {
+            // An error is kept for the next sync.
+            let _ = self.segments.end_through(through);
         }
     }
 }
@@ -103,6 +118,26 @@ impl Segments {
         });
     }
 
+    /// Begin to write whole copies of a record such that the next sync makes them durable without more ado. False: not
+    /// begun, because something else waits to be synced, or the directories cannot.
+    pub fn write_through(&self, extent: &Extent, copies: &[(usize, Vec<SharedBytes>)]) -> bool {
+        let Extent { segment, offset, .. } = extent;
+        let mut state = self.state.lock();
+        if !state.unsynced.is_empty() || state.through.is_some() {
+            return false;
+        }
+        let mut slots = 0;
+        let mut writes = Vec::with_capacity(copies.len());
+        for (slot, bufs) in copies {
+            let Some(member) = segment.slots[*slot] else { return false };
+            slots |= 1 << slot;
+            writes.push(ShardWrite { member, segment: segment.id, offset: *offset, bufs: bufs.clone() });
+        }
+        let begun = self.set.begin_write_through(&writes);
+        state.through = begun.map(|writes| Through { segment: segment.clone(), slots, offset: *offset, writes });
+        state.through.is_some()
+    }
+
     fn note_unsynced(&self, extent: &Extent, len: u64, note: impl FnOnce(&mut Unsynced)) {
         let Extent { segment, offset, .. } = extent;
         let mut state = self.state.lock();
@@ -120,7 +155,8 @@ impl Segments {
 
     /// True if bytes were appended since the last successful sync.
     pub fn has_unsynced(&self) -> bool {
-        !self.state.lock().unsynced.is_empty()
+        let state = self.state.lock();
+        !state.unsynced.is_empty() || state.through.is_some()
     }
 
     /// True if stripes were appended since the last successful sync.
@@ -206,7 +242,10 @@ impl Segments {
     }
 
     fn begin_alone<'a>(&'a self, alone: MutexGuard<'a, ()>) -> SyncInFlight<'a> {
-        let due = std::mem::take(&mut self.state.lock().unsynced);
+        let (due, through) = {
+            let mut state = self.state.lock();
+            (std::mem::take(&mut state.unsynced), state.through.take())
+        };
         let bytes = self.unsynced_bytes.swap(0, Ordering::Relaxed);
         let mut files: Vec<(MemberId, SegmentId)> = Vec::new();
         for (id, unsynced) in &due {
@@ -217,7 +256,7 @@ impl Segments {
             );
         }
         let syncs = self.set.begin_syncs(&files);
-        SyncInFlight { segments: self, files, syncs: Some(syncs), due, bytes, _alone: alone }
+        SyncInFlight { segments: self, files, syncs: Some(syncs), through, due, bytes, _alone: alone }
     }
 
     fn end_sync(&self, files: &[(MemberId, SegmentId)], syncs: Syncs, due: Due, bytes: u64) -> Result<()> {
@@ -238,31 +277,15 @@ impl Segments {
             due.iter().all(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)).is_none())
         };
         let members: Vec<MemberId> = files.iter().map(|(member, _)| *member).collect();
+        let results = syncs.wait(&self.wait(&members, &enough, QUORUM_PATIENCE));
         let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
-        let mut failed = Vec::new();
-        for (member, id, outcome) in syncs.wait(&self.wait(&members, &enough, QUORUM_PATIENCE)) {
-            match outcome {
-                Ok(()) => *good.entry(id).or_default() |= slot_mask(&(member, id)),
-                Err(error) => {
-                    self.set.report_write_error(&member, &format!("sync segment {id}"), &error);
-                    failed.push(id);
-                }
-            }
-        }
-        for segment in failed {
-            self.abandon(segment);
+        for file in self.synced(results) {
+            *good.entry(file.1).or_default() |= slot_mask(&file);
         }
         let short = due.iter().find_map(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)));
-        let mut lacking = self.lacking.lock();
         for (id, unsynced) in &due {
-            let missed = unsynced.slots() & !good.get(id).copied().unwrap_or(0);
-            if missed != 0 {
-                let lacking = lacking.entry(*id).or_default();
-                lacking.slots |= missed;
-                lacking.missed_from = Some(lacking.missed_from.map_or(unsynced.from, |other| other.min(unsynced.from)));
-            }
+            self.note_missed(*id, unsynced.slots() & !good.get(id).copied().unwrap_or(0), unsynced.from);
         }
-        drop(lacking);
         match short {
             None => Ok(()),
             Some(error) => {
@@ -270,6 +293,55 @@ impl Segments {
                 Err(error)
             }
         }
+    }
+
+    /// The files that were synced; what failed is reported, and its segment closed.
+    fn synced(&self, results: Vec<SyncResult>) -> Vec<(MemberId, SegmentId)> {
+        let mut synced = Vec::with_capacity(results.len());
+        for (member, id, outcome) in results {
+            match outcome {
+                Ok(()) => synced.push((member, id)),
+                Err(error) => {
+                    self.set.report_write_error(&member, &format!("sync segment {id}"), &error);
+                    self.abandon(id);
+                }
+            }
+        }
+        synced
+    }
+
+    /// These slots missed a sync of what lies from an offset on.
+    fn note_missed(&self, segment: SegmentId, slots: u64, from: u64) {
+        if slots != 0 {
+            let mut lacking = self.lacking.lock();
+            let lacking = lacking.entry(segment).or_default();
+            lacking.slots |= slots;
+            lacking.missed_from = Some(lacking.missed_from.map_or(from, |other| other.min(from)));
+        }
+    }
+
+    fn end_through(&self, through: Through) -> Result<()> {
+        let Through { segment, slots, offset, writes } = through;
+        let members: Vec<(usize, MemberId)> = (0..segment.slots.len())
+            .filter(|slot| slots >> slot & 1 == 1)
+            .filter_map(|slot| Some((slot, segment.slots[slot]?)))
+            .collect();
+        let enough = |done: &[bool]| done.iter().filter(|done| **done).count() >= self.copies_needed(&segment);
+        let ids: Vec<MemberId> = members.iter().map(|(_, member)| *member).collect();
+        let results = self.set.end_write_through(writes, &self.wait(&ids, &enough, QUORUM_PATIENCE));
+        let synced = self.synced(results);
+        let slot_of = |(member, _): &(MemberId, SegmentId)| members.iter().find(|(_, id)| id == member);
+        let good = synced.iter().filter_map(slot_of).fold(0_u64, |mask, (slot, _)| mask | 1 << slot);
+        self.note_missed(segment.id, slots & !good, offset);
+        // Directories that failed just now are not counted on any more.
+        let (healthy, needed) = (good.count_ones() as usize, self.copies_needed(&segment));
+        if healthy >= needed {
+            return Ok(());
+        }
+        // No later sync makes up for what was never written: it fails, too.
+        let extent = Extent { segment, offset, fresh: false };
+        self.appended_copies(&extent, 0, good);
+        Err(Error::TooFewMembers { healthy, needed })
     }
 
     /// What was to be synced was not.

@@ -119,7 +119,7 @@ pub struct RecordHeader {
     pub geometry: Geometry,
     /// Length of the message before it was padded with zeros to k shards, bytes.
     pub message_len: u32,
-    /// Length of the payload, bytes; of copies equal to `message_len`.
+    /// Length of the payload, bytes; of footers equal to `message_len`, of commit copies at least that.
     pub shard_len: u32,
     /// See [`stripe_tag`]; of a footer the BLAKE3 of its payload.
     pub stripe_tag: [u8; 32],
@@ -310,7 +310,10 @@ impl RecordHeader {
         ensure(self.offset.is_multiple_of(RECORD_ALIGN), "offset")?;
         ensure(usize::from(self.shard.0) < total, "shard index")?;
         ensure(message_len <= MESSAGE_LEN_MAX && shard_len <= MESSAGE_LEN_MAX, "message length")?;
-        if self.kind.is_copy() {
+        if self.kind == RecordKind::CommitCopy {
+            // Padded, so that the next record begins with a page.
+            ensure(message_len <= shard_len, "shard length")?;
+        } else if self.kind.is_copy() {
             ensure(message_len == shard_len, "shard length")?;
         } else {
             // A shard may be longer than needed: the packer aligns blocks to shard boundaries.

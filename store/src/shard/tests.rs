@@ -1,3 +1,4 @@
+use crate::backing::DIRECT_ALIGN;
 use proptest::prelude::*;
 
 use super::*;
@@ -113,11 +114,11 @@ fn worked_sizes() {
     assert_eq!(sealed, [25, 4120, 131_096, 38_936]);
 
     // Commit records: bytes of changes, message, a whole copy, one of four data shards.
-    for (changes, message_len, copy, shard) in [(413, 560, 1024, 512), (414, 560, 1024, 512), (4403, 4624, 5120, 1536)]
+    for (changes, message_len, copy, shard) in [(413, 560, 4096, 512), (414, 560, 4096, 512), (4403, 4624, 8192, 1536)]
     {
         assert_eq!(padme(128 + changes) + TAG_LEN, message_len);
         let header_len = RecordHeader::header_len(0, RecordKind::CommitCopy);
-        assert_eq!(record_len(header_len, message_len), copy);
+        assert_eq!(((header_len + message_len) as u64).next_multiple_of(DIRECT_ALIGN), copy);
         assert_eq!(record_len(header_len, message_len.div_ceil(4).next_multiple_of(64)), shard);
     }
 }

@@ -11,6 +11,7 @@ mod behind;
 mod checked;
 mod damage;
 mod database;
+mod direct;
 mod directories;
 mod history;
 mod following;

@@ -6,15 +6,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::Mutex;
 
+use crate::backing::ring::DIRECT_ALIGN;
 use crate::ids::SegmentId;
 
 /// Clean segment files kept open. A reader of a large volume touches segments at random; 64 files and six members
@@ -31,6 +34,14 @@ pub(super) struct SegmentFile {
     pub(super) writable: bool,
     /// Written to since the last sync.
     pub(super) dirty: AtomicBool,
+    /// The same file, opened for direct writes.
+    pub(super) direct: OnceLock<Arc<File>>,
+}
+
+impl SegmentFile {
+    pub(super) fn new(file: File, writable: bool) -> Self {
+        Self { file, writable, dirty: AtomicBool::new(false), direct: OnceLock::new() }
+    }
 }
 
 #[derive(Default)]
@@ -129,6 +140,8 @@ fn available(file: &File) -> Option<u64> {
 const SMALL_WRITE_MAX: u64 = 32 << 10;
 /// Zeros written ahead of such records, bytes.
 const ZEROS_AHEAD: u64 = 128 << 10;
+/// Zeros written and synced ahead of direct writes, bytes: so many that this is seldom done.
+const DIRECT_AHEAD: u64 = 512 << 10;
 
 /// How far a growing segment file is preallocated.
 pub(super) struct Room {
@@ -138,12 +151,14 @@ pub(super) struct Room {
     reserved: u64,
     /// Zeros were written up to here.
     zeroed: u64,
+    /// What is zeros here, or was handed out, is so durably; `None`: it cannot be had in this segment.
+    direct: Option<Range<u64>>,
 }
 
 impl Room {
     /// A segment that will hold at most `capacity` bytes and has none yet.
     pub(super) fn new(capacity: u64) -> Self {
-        Self { allocated: 0, capacity, reserved: 0, zeroed: 0 }
+        Self { allocated: 0, capacity, reserved: 0, zeroed: 0, direct: Some(0..0) }
     }
 
     /// Have room for a write that ends at `end`, and half a step beyond it. An fdatasync that need not allocate is
@@ -193,6 +208,46 @@ impl Room {
         if file.write_all_at(&zeros, self.reserved).is_ok() {
             self.zeroed = target;
         }
+    }
+
+    /// Write zeros past the end of every write told of, for direct ones: these are to be synced, and told by
+    /// [`Self::direct_from`]. `None` if there is no more room in the segment.
+    pub(super) fn zeros_for_direct(&mut self, file: &File) -> io::Result<Option<Range<u64>>> {
+        let start = self.reserved.next_multiple_of(DIRECT_ALIGN);
+        self.reserve(file, start)?;
+        let end = (start + DIRECT_AHEAD).min(self.allocated) / DIRECT_ALIGN * DIRECT_ALIGN;
+        if end <= start {
+            self.direct = None;
+            return Ok(None);
+        }
+        let from = self.zeroed.max(self.reserved);
+        if from < end {
+            file.write_all_at(&vec![0; (end - from) as usize], from)?;
+            self.zeroed = end;
+        }
+        Ok(Some(start..end))
+    }
+
+    /// These zeros are durable.
+    pub(super) fn direct_from(&mut self, zeros: Range<u64>) {
+        self.direct = Some(zeros);
+    }
+
+    /// No direct writes any more.
+    pub(super) fn refuse_direct(&mut self) {
+        self.direct = None;
+    }
+
+    /// How many bytes can be written directly behind these, which are, if they can. `Err`: never in this segment.
+    pub(super) fn hand_out_direct(&mut self, offset: u64, len: u64) -> Result<Option<u64>, ()> {
+        let Some(zeros) = &self.direct else { return Err(()) };
+        let end = offset.saturating_add(len);
+        let whole = offset.is_multiple_of(DIRECT_ALIGN) && len.is_multiple_of(DIRECT_ALIGN);
+        if !whole || offset < zeros.start || end > zeros.end {
+            return Ok(None);
+        }
+        self.reserved = self.reserved.max(end);
+        Ok(Some(zeros.end - end))
     }
 
     /// Length of the file without the zeros ahead, if there are any, bytes.

@@ -317,3 +317,103 @@ fn zeros_ahead_of_small_writes_meet_no_other_write_and_go_at_the_end() {
     assert_eq!(content.len(), 350_000);
     assert_eq!((&content[..300_000], &content[300_000..]), (&expected[..], &[3; 50_000][..]));
 }
+
+/// The answer of a segment that was made ready for direct writes.
+fn ready(backing: &DirBacking, offset: u64, len: u64) -> (Arc<File>, u64) {
+    match backing.direct(ID, offset, len) {
+        Direct::Ready { file, ahead } => (file, ahead),
+        Direct::NotYet => panic!("not yet at {offset}"),
+        Direct::Never => panic!("never at {offset}: does {} lie on ext4 or xfs?", backing.path.display()),
+    }
+}
+
+fn not_yet(backing: &DirBacking, offset: u64, len: u64) -> bool {
+    matches!(backing.direct(ID, offset, len), Direct::NotYet)
+}
+
+#[test]
+fn direct_writes_follow_what_was_written_and_leave_the_length_right() {
+    let (_temp, backing, path) = with_segment();
+    backing.create_file_exclusive("fence/0000000000000001", b"x").unwrap();
+    assert!(not_yet(&backing, 8192, 4096));
+    backing.make_direct(ID).unwrap();
+    // Neither over what was written, nor in parts of a page, nor past what is zeros.
+    assert!(not_yet(&backing, 4096, 4096) && not_yet(&backing, 8192, 512) && not_yet(&backing, 8704, 4096));
+    assert!(not_yet(&backing, 64 << 10, 512 << 10));
+    let (file, ahead) = ready(&backing, 8192, 4096);
+    assert_eq!(ahead, (512 << 10) - 4096);
+    let page = vec![9; 4096 + 4096];
+    let start = page.as_ptr().align_offset(4096);
+    file.write_all_at(&page[start..start + 4096], 8192).unwrap();
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Done));
+    // A buffered write behind it, and another direct one behind that.
+    write(&backing, 12288, &[5; 600]).unwrap();
+    let (file, _) = ready(&backing, 16384, 4096);
+    file.write_all_at(&page[start..start + 4096], 16384).unwrap();
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Done));
+    backing.sync_segment(ID).unwrap();
+    let mut wanted = [vec![7; 8192], vec![9; 4096], vec![5; 600], vec![0; 4096 - 600], vec![9; 4096]].concat();
+    let mut bytes = vec![1; wanted.len()];
+    assert_eq!(backing.read_at(ID, 0, &mut bytes).unwrap(), bytes.len());
+    assert!(bytes == wanted);
+    // What is large goes further than the zeros; those that follow lie behind it.
+    write(&backing, 20480, &vec![3; 1 << 20]).unwrap();
+    let end = 20480 + (1 << 20);
+    assert!(not_yet(&backing, end, 4096));
+    backing.make_direct(ID).unwrap();
+    ready(&backing, end, 4096).0.write_all_at(&page[start..start + 4096], end).unwrap();
+    backing.finish_segment(ID).unwrap();
+    assert!(matches!(backing.direct(ID, end + 4096, 4096), Direct::Never));
+    wanted.extend_from_slice(&vec![3; 1 << 20]);
+    wanted.extend_from_slice(&[9; 4096]);
+    assert!(fs::read(path).unwrap() == wanted);
+}
+
+#[test]
+fn the_end_of_a_direct_write_tells_what_became_of_file_and_marker() {
+    let (temp, backing, path) = with_segment();
+    backing.make_direct(ID).unwrap();
+    assert_eq!(backing.changes(), None, "there is no directory of fences yet");
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Unsure));
+    backing.create_file_exclusive("fence/0000000000000001", b"x").unwrap();
+    backing.make_direct(ID).unwrap();
+    let (_file, _) = ready(&backing, 8192, 4096);
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Done));
+    // Names came: a sync looks, and finds all in place.
+    let before = backing.changes().unwrap();
+    fs::write(temp.path().join("foreign"), b"").unwrap();
+    assert!(backing.changes().unwrap() > before);
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Unsure));
+    backing.sync_segment(ID).unwrap();
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Done));
+    // So do fences of another, whoever makes them.
+    let before = backing.changes().unwrap();
+    fs::write(temp.path().join("fence/0000000000000002"), b"y").unwrap();
+    assert!(backing.changes().unwrap() > before);
+    backing.sync_segment(ID).unwrap();
+    // The marker went.
+    fs::remove_file(temp.path().join("superblock.0")).unwrap();
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Unsure));
+    assert!(backing.sync_segment(ID).is_err());
+    assert!(matches!(backing.direct(ID, 12288, 4096), Direct::Never));
+    fs::write(temp.path().join("superblock.0"), b"marker").unwrap();
+    backing.reset_segment(ID).unwrap();
+    // The file went.
+    backing.make_direct(ID).unwrap();
+    fs::remove_file(path).unwrap();
+    assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Unsure));
+    assert!(backing.sync_segment(ID).is_err());
+}
+
+#[test]
+fn a_direct_write_that_fails_is_a_sync_that_failed_and_one_that_is_refused_is_not() {
+    let (_temp, backing, _path) = with_segment();
+    backing.make_direct(ID).unwrap();
+    let error = |errno| Err(io::Error::from_raw_os_error(errno));
+    assert!(matches!(backing.end_direct(ID, error(libc::EINVAL)), DirectEnd::Refused));
+    assert!(matches!(backing.direct(ID, 8192, 4096), Direct::Never));
+    write(&backing, 8192, &[1; 4096]).unwrap();
+    backing.sync_segment(ID).unwrap();
+    assert!(matches!(backing.end_direct(ID, error(libc::EIO)), DirectEnd::Failed(_)));
+    assert!(write(&backing, 12288, &[1; 512]).is_err() && backing.sync_segment(ID).is_err());
+}

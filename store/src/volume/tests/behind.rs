@@ -10,10 +10,10 @@ use crate::ids::SegmentId;
 use crate::superblock::BEHIND_MAX;
 
 /// Real directories, of which these fail when told to.
-struct Faulty(BTreeMap<PathBuf, Arc<FaultyBacking>>);
+pub(super) struct Faulty(pub(super) BTreeMap<PathBuf, Arc<FaultyBacking>>);
 
 impl Faulty {
-    fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
+    pub(super) fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
         let faulty = paths.into_iter().map(|path| {
             let path = std::fs::canonicalize(path).unwrap();
             let real = DirBacking::open(&path).unwrap();
