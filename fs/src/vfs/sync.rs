@@ -4,6 +4,7 @@
 //! two commits at a time would only wait for each other.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ type Waiter = Box<dyn FnOnce(Outcome<()>) + Send>;
 #[derive(Default)]
 pub struct Committer {
     asked: Mutex<Asked>,
+    /// Somebody asked since the thread last looked, for who does not hold the lock.
+    any: AtomicBool,
     wake: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -33,6 +36,14 @@ struct Asked {
 }
 
 impl Committer {
+    /// Return when somebody asks, or after [`WATCH`].
+    fn watch(&self) {
+        let since = Instant::now();
+        while !self.any.load(Ordering::Acquire) && since.elapsed() < WATCH {
+            thread::yield_now();
+        }
+    }
+
     /// Answer who waits, and end the thread.
     pub fn stop(&self) {
         self.asked.lock().stop = true;
@@ -55,26 +66,38 @@ pub(super) fn start(vfs: &Arc<Vfs>) -> io::Result<()> {
 /// Most that a commit is put off so that writers who are about to ask, too, are answered by it.
 const GATHER_MAX: Duration = Duration::from_millis(5);
 
+/// How long after an answer the next to ask is watched for, if the last one came as soon: a client that writes and syncs
+/// by turns would have to wake this thread each time.
+const WATCH: Duration = Duration::from_micros(150);
+
 fn run(vfs: &Weak<Vfs>) {
     let _finish = MustFinish;
     let mut last = Instant::now();
     // How many asked about the time of the last commit, and how long to wait for as many: those who were just answered
     // mostly ask again at once, and a commit costs the same for all of them as for the first to come.
     let (mut expected, mut patience) = (0, Duration::ZERO);
+    // The last to ask did so within the time that is watched for.
+    let mut near = false;
+    let alone = thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
     while let Some(vfs) = vfs.upgrade() {
         let interval = vfs.options.commit_interval;
+        if near && !alone {
+            vfs.committer.watch();
+        }
         let (waiters, stop) = {
             let mut asked = vfs.committer.asked.lock();
             if asked.waiters.is_empty() && !asked.stop {
                 // A wake-up too early or too late does no harm: at most an interval passes with nothing committed.
                 vfs.committer.wake.wait_for(&mut asked, interval.saturating_sub(last.elapsed()));
             }
+            near = !asked.waiters.is_empty() && last.elapsed() < WATCH;
             let until = Instant::now() + patience;
             while !asked.waiters.is_empty() && asked.waiters.len() < expected && !asked.stop {
                 if vfs.committer.wake.wait_until(&mut asked, until).timed_out() {
                     break;
                 }
             }
+            vfs.committer.any.store(false, Ordering::Release);
             (std::mem::take(&mut asked.waiters), asked.stop)
         };
         if !waiters.is_empty() || last.elapsed() >= interval {
@@ -129,7 +152,10 @@ impl Vfs {
     }
 
     fn when_committed(&self, waiter: Waiter) {
-        self.committer.asked.lock().waiters.push(waiter);
+        let mut asked = self.committer.asked.lock();
+        asked.waiters.push(waiter);
+        self.committer.any.store(true, Ordering::Release);
+        drop(asked);
         self.committer.wake.notify_one();
     }
 

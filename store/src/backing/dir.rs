@@ -25,7 +25,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Backing, Direct, DirectEnd, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space,
+    Backing, Direct, DirectEnd, FENCE_DIR, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space,
     split_name, sys,
 };
 use crate::ids::SegmentId;
@@ -62,7 +62,7 @@ pub struct DirBacking {
     reads_nowait: AtomicBool,
     /// Files are written directly; cleared when the filesystem turns out to refuse it.
     directly: AtomicBool,
-    /// Of the small files' names, from the first direct write on.
+    /// Of the small files' names, from when the fences were first listed.
     watch: Mutex<Watch>,
     /// [`Watch::changes`] before file and marker were last found in place, and one.
     in_place_at: AtomicU64,
@@ -356,7 +356,6 @@ impl Backing for DirBacking {
     }
 
     fn make_direct(&self, id: SegmentId) -> io::Result<()> {
-        self.watch.lock().begin(&self.dir);
         let segment = self.segment(id, true)?;
         if segment.direct.get().is_none() {
             let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
@@ -367,9 +366,10 @@ impl Backing for DirBacking {
             })?;
             let _ = segment.direct.set(Arc::new(opened));
         }
-        let _grows = self.length(id).read();
+        let grows = self.length(id).read();
         let Some(room) = self.cache.lock().room(id) else { return Ok(()) };
         let Some(zeros) = room.lock().zeros_for_direct(&segment.file)? else { return Ok(()) };
+        drop(grows);
         segment.dirty.store(true, Ordering::Release);
         self.sync_segment(id)?;
         // Nothing of them is to lie in the cache that a direct write passes by.
@@ -531,10 +531,15 @@ impl Backing for DirBacking {
         if !dir.is_empty() {
             split_name(dir)?;
         }
+        let fences = dir == FENCE_DIR;
         let dir = match self.small_dir(dir, false) {
             Err(err) => return missing(err).map(|()| Vec::new()),
             Ok(dir) => dir,
         };
+        if fences && self.directly.load(Ordering::Relaxed) {
+            // Before they are listed, so that whoever compares has seen what there was.
+            self.watch.lock().begin(&self.dir);
+        }
         let mut names = Vec::new();
         for name in beneath::names(dir.try_clone()?)? {
             if !name.starts_with('.') && matches!(beneath::entry(&dir, &name)?, Some(EntryKind::File { .. })) {

@@ -335,6 +335,7 @@ fn not_yet(backing: &DirBacking, offset: u64, len: u64) -> bool {
 fn direct_writes_follow_what_was_written_and_leave_the_length_right() {
     let (_temp, backing, path) = with_segment();
     backing.create_file_exclusive("fence/0000000000000001", b"x").unwrap();
+    backing.list_files("fence").unwrap();
     assert!(not_yet(&backing, 8192, 4096));
     backing.make_direct(ID).unwrap();
     // Neither over what was written, nor in parts of a page, nor past what is zeros.
@@ -373,10 +374,11 @@ fn direct_writes_follow_what_was_written_and_leave_the_length_right() {
 fn the_end_of_a_direct_write_tells_what_became_of_file_and_marker() {
     let (temp, backing, path) = with_segment();
     backing.make_direct(ID).unwrap();
-    assert_eq!(backing.changes(), None, "there is no directory of fences yet");
+    assert_eq!(backing.changes(), None, "nobody listed the fences yet");
     assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Unsure));
     backing.create_file_exclusive("fence/0000000000000001", b"x").unwrap();
-    backing.make_direct(ID).unwrap();
+    backing.list_files("fence").unwrap();
+    backing.sync_segment(ID).unwrap();
     let (_file, _) = ready(&backing, 8192, 4096);
     assert!(matches!(backing.end_direct(ID, Ok(())), DirectEnd::Done));
     // Names came: a sync looks, and finds all in place.
@@ -416,4 +418,14 @@ fn a_direct_write_that_fails_is_a_sync_that_failed_and_one_that_is_refused_is_no
     backing.sync_segment(ID).unwrap();
     assert!(matches!(backing.end_direct(ID, error(libc::EIO)), DirectEnd::Failed(_)));
     assert!(write(&backing, 12288, &[1; 512]).is_err() && backing.sync_segment(ID).is_err());
+}
+
+#[test]
+fn a_directory_that_is_opened_anew_is_not_taken_for_one_that_did_not_change() {
+    let (temp, backing) = opened();
+    backing.create_file_exclusive("fence/0000000000000001", b"x").unwrap();
+    backing.list_files("fence").unwrap();
+    let again = DirBacking::open(temp.path()).unwrap();
+    again.list_files("fence").unwrap();
+    assert_ne!(backing.changes().unwrap(), again.changes().unwrap());
 }

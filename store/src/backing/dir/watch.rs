@@ -4,6 +4,7 @@
 //! made it happen returns, so whoever asks afterwards hears of it.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
@@ -11,10 +12,17 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::backing::FENCE_DIR;
 
 /// Of the small files of a member directory and those of its fences.
-#[derive(Default)]
 pub(super) struct Watch {
     inotify: Option<Inotify>,
+    /// Counted on from another number by each: a directory opened anew is never taken for one that did not change.
     changes: u64,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { inotify: None, changes: NEXT.fetch_add(1 << 40, Ordering::Relaxed) }
+    }
 }
 
 impl Watch {
