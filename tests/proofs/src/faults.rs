@@ -184,6 +184,7 @@ fn name_of(call: Call) -> &'static str {
     match call {
         Call::CreateSegment => "create_segment",
         Call::WriteAt => "write_at",
+        Call::DirectWrite => "direct write",
         Call::ReadAt => "read_at",
         Call::SyncSegment => "sync_segment",
         Call::ResetSegment => "reset_segment",

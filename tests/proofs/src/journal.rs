@@ -3,11 +3,14 @@
 //! Each event is entered and done under one lock, so the order in the journal is the order on the media. What was cut
 //! off, torn or reordered is decided when the journal is replayed, not here.
 
+use std::fs::File;
 use std::io::{self, IoSlice};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use brine_store::backing::{Backing, MemBacking, Space};
+use brine_store::backing::{Backing, Direct, DirectEnd, MemBacking, Space};
 use brine_store::ids::SegmentId;
 use parking_lot::Mutex;
 
@@ -75,12 +78,14 @@ pub enum Event {
 #[derive(Default)]
 pub struct Journal {
     events: Mutex<Option<Vec<Event>>>,
+    /// Records written directly.
+    direct_writes: AtomicUsize,
 }
 
 impl Journal {
     /// An empty one, open for entries.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { events: Mutex::new(Some(Vec::new())) })
+        Arc::new(Self { events: Mutex::new(Some(Vec::new())), direct_writes: AtomicUsize::new(0) })
     }
 
     /// Enter an event and let it happen.
@@ -97,6 +102,11 @@ impl Journal {
         self.record(event, || ());
     }
 
+    /// Records that were written directly until now.
+    pub fn direct_writes(&self) -> usize {
+        self.direct_writes.load(Ordering::Relaxed)
+    }
+
     /// What happened until now; what follows is not entered any more.
     pub fn close(&self) -> Vec<Event> {
         self.events.lock().take().unwrap_or_default()
@@ -104,16 +114,33 @@ impl Journal {
 }
 
 /// A directory in memory whose changes are entered into a journal.
+///
+/// Records may be written directly, too, through a file of their own: what the kernel wrote there is entered as a write and
+/// a sync when it is done, and until then nobody knows of it.
 pub struct Recorded {
     disk: MemBacking,
     number: usize,
     journal: Arc<Journal>,
+    directly: Option<Arc<File>>,
+    /// What is being written directly: segment, offset and length in bytes.
+    in_flight: Mutex<Option<(SegmentId, u64, usize)>>,
 }
 
 impl Recorded {
-    /// The directory of this number.
-    pub fn new(disk: MemBacking, number: usize, journal: Arc<Journal>) -> Self {
-        Self { disk, number, journal }
+    /// The directory of this number; with `directly` records may be written directly, through that file.
+    pub fn new(disk: MemBacking, number: usize, journal: Arc<Journal>, directly: Option<File>) -> Self {
+        Self { disk, number, journal, directly: directly.map(Arc::new), in_flight: Mutex::default() }
+    }
+
+    fn wrote_directly(&self) -> io::Result<()> {
+        let (Some(file), Some((id, offset, len))) = (&self.directly, self.in_flight.lock().take()) else {
+            return Err(io::Error::other("nothing was written directly"));
+        };
+        let mut bytes = vec![0; len];
+        file.read_exact_at(&mut bytes, offset)?;
+        self.journal.direct_writes.fetch_add(1, Ordering::Relaxed);
+        self.write_at(id, offset, &[IoSlice::new(&bytes)])?;
+        self.sync_segment(id)
     }
 
     fn record(&self, call: DiskCall, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
@@ -153,6 +180,16 @@ impl Backing for Recorded {
 
     fn sync_segment(&self, id: SegmentId) -> io::Result<()> {
         self.record(DiskCall::Sync(id), || self.disk.sync_segment(id))
+    }
+
+    fn direct(&self, id: SegmentId, offset: u64, len: u64) -> Direct {
+        let Some(file) = self.directly.clone() else { return Direct::Never };
+        *self.in_flight.lock() = Some((id, offset, len as usize));
+        Direct::Ready { file, ahead: u64::MAX }
+    }
+
+    fn end_direct(&self, _id: SegmentId, result: io::Result<()>) -> DirectEnd {
+        result.and_then(|()| self.wrote_directly()).map_or_else(DirectEnd::Failed, |()| DirectEnd::Done)
     }
 
     fn reset_segment(&self, id: SegmentId) -> io::Result<()> {

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,6 +80,8 @@ pub struct Summary {
     pub kept_more: usize,
     /// Writes and syncs recorded.
     pub events: usize,
+    /// Records written past the page cache, each counted in every directory.
+    pub direct_writes: usize,
     /// Operations carried out.
     pub ops: usize,
 }
@@ -88,13 +91,14 @@ impl fmt::Display for Summary {
         write!(
             f,
             "{} power cuts in {} operations ({} writes and syncs): {} without state directory, {} without m directories, \
-             {} written to again and cut again; {} lost unsynced work, {} kept more than was acknowledged; no violation",
+             {} written to again and cut again; {} records past the page cache; {} lost unsynced work, {} kept more than was acknowledged; no violation",
             self.replays,
             self.ops,
             self.events,
             self.without_state,
             self.without_directories,
             self.went_on,
+            self.direct_writes,
             self.lost_something,
             self.kept_more
         )
@@ -111,6 +115,7 @@ impl Summary {
         self.lost_something += other.lost_something;
         self.kept_more += other.kept_more;
         self.events += other.events;
+        self.direct_writes += other.direct_writes;
         self.ops += other.ops;
     }
 }
@@ -130,6 +135,7 @@ struct Recording {
     /// The operations, to tell of in a failure; the first led to the last state it started with.
     ops: Vec<String>,
     first: usize,
+    direct_writes: usize,
 }
 
 /// Do it.
@@ -148,8 +154,10 @@ pub fn prove(plan: &Plan) -> Summary {
         let recording = record(start, plan, &random, session);
         let (summary, next) = replay_all(&recording, plan, &random, session);
         total.add(&summary);
+        total.direct_writes += recording.direct_writes;
         start = next;
     }
+    assert!(plan.sessions < 2 || total.direct_writes > 0, "no record was written past the page cache");
     total
 }
 
@@ -164,7 +172,15 @@ fn record(start: Start, plan: &Plan, random: &Random, session: usize) -> Recordi
     world.put_files(&state_dir);
     let journal = Journal::new();
     let watch = sys::watch(&state_dir, journal.clone());
-    let recorded = |n, disk| Some(Arc::new(Recorded::new(disk, n, journal.clone())) as Arc<dyn Backing>);
+    // Every other session writes short records past the page cache.
+    let beside = Scratch::new();
+    let directly = session % 2 == 1;
+    let recorded = |n: usize, disk| {
+        let path = beside.path().join(n.to_string());
+        let file =
+            || File::options().read(true).write(true).create(true).truncate(true).open(&path).expect("make a file");
+        Some(Arc::new(Recorded::new(disk, n, journal.clone(), directly.then(file))) as Arc<dyn Backing>)
+    };
     let volume = world.open(&state_dir, recorded).unwrap_or_else(|error| panic!("{}", context(&error.to_string())));
     let interval = Duration::from_millis(*random.choose(&[4, 30, 1000]));
     let (vfs, told) = filesystem(volume, interval).expect("start threads");
@@ -198,11 +214,11 @@ fn record(start: Start, plan: &Plan, random: &Random, session: usize) -> Recordi
         assert!(closed.is_ok(), "{}", context(&format!("closing: {closed:?}")));
         journal.note(Event::Acknowledged(models.len() - 1));
     }
-    let events = journal.close();
+    let (events, direct_writes) = (journal.close(), journal.direct_writes());
     abandon(&world, &vfs);
     drop(watch);
     let states = models.iter().map(Model::state).collect();
-    Recording { base, events, models, states, ops, first }
+    Recording { base, events, models, states, ops, first, direct_writes }
 }
 
 /// End what works on a volume, letting it write nothing more.
