@@ -221,7 +221,7 @@ impl Talk {
                 match self.answer(id, asked, &caller) {
                     Ok(Some((ended, remains))) => {
                         self.say(&ended);
-                        if !self.sandboxes.is_pressed() {
+                        if self.parent.is_none() && !self.sandboxes.is_pressed() {
                             // Nothing is to be in the way of the launcher's own end, and of who waits for it.
                             std::thread::sleep(TOLD_WAIT);
                         }

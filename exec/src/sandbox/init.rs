@@ -284,8 +284,12 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
     };
     let _ = send_frame(control, Kind::Finished, &finished.encode(), &[]);
     // Its namespaces end with this process, and that takes the processor for longer than what is left to be done for the
-    // run: the daemon ends it when the launcher has heard.
-    while let Ok(Some(_)) = receive_frame(control) {}
+    // run: the daemon ends it when the launcher has heard. It waits by poll(2): who waits to receive is woken, too, when
+    // what he sent is taken.
+    let mut files = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut files, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR)
+        || matches!(receive_frame(control), Ok(Some(_)))
+    {}
     sys::exit_now(0)
 }
 
