@@ -388,16 +388,15 @@ impl Terminal {
     pub fn foreground() -> Option<Self> {
         let mut saved = [0_u8; 64];
         let mut group = 0_i32;
-        // SAFETY: the kernel's termios has 36 bytes, a group is an int.
-        let (is_terminal, has_group) = unsafe {
-            (
-                syscall(IOCTL, [0, TCGETS, saved.as_mut_ptr() as usize, 0, 0, 0]),
-                syscall(IOCTL, [0, TIOCGPGRP, &raw mut group as usize, 0, 0, 0]),
-            )
-        };
+        // SAFETY: the kernel's termios has 36 bytes.
+        if unsafe { syscall(IOCTL, [0, TCGETS, saved.as_mut_ptr() as usize, 0, 0, 0]) } != 0 {
+            return None;
+        }
+        // SAFETY: a group is an int.
+        let has_group = unsafe { syscall(IOCTL, [0, TIOCGPGRP, &raw mut group as usize, 0, 0, 0]) } == 0;
         let own = plain(GETPGID, [0; 4]);
         let same = device(0).is_some() && device(0) == device(1);
-        (is_terminal == 0 && has_group == 0 && own == group as isize && same).then_some(Self(saved))
+        (has_group && own == group as isize && same).then_some(Self(saved))
     }
 
     pub fn restore(&self) {

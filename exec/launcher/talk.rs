@@ -211,7 +211,9 @@ pub fn ask(daemon: i32, init: i32, words: &Words, ticket: &[u8]) {
     let directory = sys::directory(&mut path);
     let arguments = words.arguments_from(2);
     let sum = |strings: &mut dyn Iterator<Item = &[u8]>| strings.fold(4, |sum, string| sum + 4 + string.len());
-    let limits = (0..LIMITS).filter(|resource| sys::limit(*resource).is_some()).count();
+    let mut limits = [None; LIMITS];
+    (0..LIMITS).for_each(|resource| limits[resource] = sys::limit(resource));
+    let limited = limits.iter().flatten().count();
     let len = 4
         + 4
         + ticket.len()
@@ -221,7 +223,7 @@ pub fn ask(daemon: i32, init: i32, words: &Words, ticket: &[u8]) {
         + 4
         + directory.len()
         + 4
-        + 20 * limits
+        + 20 * limited
         + sum(&mut arguments.clone())
         + sum(&mut words.environment());
     let ignored =
@@ -235,9 +237,9 @@ pub fn ask(daemon: i32, init: i32, words: &Words, ticket: &[u8]) {
     out.u32(sys::nice());
     out.u64(ignored);
     out.string(directory);
-    out.u32(limits as u32);
-    for resource in 0..LIMITS {
-        if let Some([soft, hard]) = sys::limit(resource) {
+    out.u32(limited as u32);
+    for (resource, limit) in limits.iter().enumerate() {
+        if let Some([soft, hard]) = *limit {
             out.u32(resource as u32);
             out.u64(soft);
             out.u64(hard);
@@ -356,8 +358,8 @@ pub fn receive(daemon: i32) -> Received {
 
 /// Give the init this program's standard descriptors.
 pub fn streams(init: i32, relay: bool) {
-    let open = (0..3).filter(|fd| sys::is_open(*fd));
-    let present = open.clone().fold(0_u8, |bits, fd| bits | 1 << fd);
+    let present = (0..3).filter(|fd| sys::is_open(*fd)).fold(0_u8, |bits, fd| bits | 1 << fd);
+    let open = (0..3).filter(|fd| present >> fd & 1 == 1);
     let count = open.clone().count();
     // A control message: length, level and type, then descriptors of four bytes each.
     let mut control = [0_u64; 4];

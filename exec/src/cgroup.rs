@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub use detect::{Backend, Places};
-use files::{open_directory, read_number, read_word, write};
+use files::{Number, open_directory, read_number, read_word, write};
 
 use crate::error::{Error, Result};
 
@@ -65,6 +65,8 @@ pub struct Tree {
 pub struct Group {
     places: Places,
     limits: Option<GroupLimits>,
+    /// Most memory and most processes at one time.
+    peaks: [Option<Number>; 2],
 }
 
 impl Tree {
@@ -110,12 +112,13 @@ impl Tree {
     /// What the system says; nothing is left behind.
     pub fn make(&self, name: &str, limits: &GroupLimits) -> Result<Group> {
         let places = self.places.below(name);
-        let mut group = Group { places, limits: None };
+        let mut group = Group::at(places);
         let made = group.create().and_then(|()| group.limit(limits));
         if let Err(source) = made {
             group.remove_now();
             return Err(Error::Step { step: "making its control group", source });
         }
+        group.open_peaks();
         Ok(group)
     }
 
@@ -128,7 +131,7 @@ impl Tree {
             names.extend(entries.flatten().filter(|entry| entry.path().is_dir()).map(|entry| entry.file_name()));
         }
         for name in &names {
-            let group = Group { places: self.places.below(&name.to_string_lossy()), limits: None };
+            let group = Group::at(self.places.below(&name.to_string_lossy()));
             group.kill_all();
             group.remove();
         }
@@ -144,6 +147,16 @@ impl Tree {
 }
 
 impl Group {
+    fn at(places: Places) -> Self {
+        Self { places, limits: None, peaks: [None, None] }
+    }
+
+    fn open_peaks(&mut self) {
+        let memory = if self.places.backend == Backend::V2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
+        let open = |place: &Option<PathBuf>, name| place.as_ref().and_then(|place| Number::open(place, name));
+        self.peaks = [open(&self.places.memory, memory), open(&self.places.pids, "pids.peak")];
+    }
+
     fn create(&self) -> io::Result<()> {
         for place in self.places.all() {
             match fs::create_dir(place) {
@@ -247,14 +260,9 @@ impl Group {
 
     /// The most it used at one time, and nothing else: each file that is read costs a run some of its time.
     pub fn peaks(&self) -> GroupUsage {
-        let v2 = self.places.backend == Backend::V2;
-        let peak = if v2 { "memory.peak" } else { "memory.max_usage_in_bytes" };
-        let pids = self.places.pids.as_ref().and_then(|pids| read_number(pids, "pids.peak"));
-        GroupUsage {
-            memory_peak_bytes: self.places.memory.as_ref().and_then(|memory| read_number(memory, peak)),
-            pids_peak: pids.and_then(|peak| u32::try_from(peak).ok()),
-            ..GroupUsage::default()
-        }
+        let [memory, pids] = self.peaks.each_ref().map(|peak| peak.as_ref().and_then(Number::read));
+        let pids_peak = pids.and_then(|peak| u32::try_from(peak).ok());
+        GroupUsage { memory_peak_bytes: memory, pids_peak, ..GroupUsage::default() }
     }
 
     /// What it used so far.

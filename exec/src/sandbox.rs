@@ -1,6 +1,7 @@
 //! How a sandbox is made and what runs in it: everything here happens in the spawner's children.
 //!
-//! [`root`] builds the root directory, [`init`] is process 1, [`launch`] turns a child of it into the program;
+//! [`root`] builds the root directory, [`init`] is process 1, [`launch`] shows the program what it may see, [`start`] is
+//! the process that becomes the program;
 //! [`seccomp`] and [`landlock`] are the filters. All unsafe code is in [`crate::sys`].
 
 pub(crate) mod message;
@@ -8,5 +9,6 @@ pub(crate) mod seccomp;
 pub(crate) mod landlock;
 pub(crate) mod root;
 pub(crate) mod launch;
+mod start;
 mod terminal;
 pub(crate) mod init;

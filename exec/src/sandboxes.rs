@@ -309,6 +309,11 @@ impl Sandboxes {
         runs
     }
 
+    /// Whether somebody waits for what ended runs still hold.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.shared.ledger.status().waiting > 0
+    }
+
     /// How things stand.
     pub fn status(&self) -> Status {
         let shared = &self.shared;

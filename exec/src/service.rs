@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::invocation::Caller;
@@ -33,8 +33,12 @@ const WAITING_MIN: usize = 4;
 const WAITING_MAX: usize = 16;
 /// A launcher that started to talk finishes within this time.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
+/// It is waited for busily this long.
+const WATCH: Duration = Duration::from_micros(100);
 /// What is told is taken within this time.
 const SEND_WAIT: Duration = Duration::from_secs(10);
+/// What is left of a run is taken apart this long after its launcher was told.
+const TOLD_WAIT: Duration = Duration::from_millis(1);
 /// Stack of a thread that talks to a launcher: it decodes, and asks the host.
 const STACK_BYTES: usize = 1 << 20;
 
@@ -65,7 +69,7 @@ pub trait Host: Send + Sync + 'static {
     /// its launcher hears; what the run held (ticket, credential) is revoked here.
     fn refused(&self, id: RunId, caller: &Caller, why: &Error);
 
-    /// The program has been started.
+    /// The program has been started and goes on; not told of one that ended at once.
     fn started(&self, id: RunId);
 
     /// The run ended and no process of it is left. Called before its launcher hears: revoke, publish, record here; what
@@ -217,6 +221,10 @@ impl Talk {
                 match self.answer(id, asked, &caller) {
                     Ok(Some((ended, remains))) => {
                         self.say(&ended);
+                        if self.parent.is_none() && !self.sandboxes.is_pressed() {
+                            // Nothing is to be in the way of the launcher's own end, and of who waits for it.
+                            std::thread::sleep(TOLD_WAIT);
+                        }
                         drop(remains);
                     }
                     Ok(None) => {}
@@ -263,6 +271,7 @@ impl Talk {
         self.launcher.set_nonblocking(false).map_err(&failed)?;
         self.launcher.set_read_timeout(Some(REQUEST_WAIT)).map_err(&failed)?;
         let (pid, uid, gid, groups) = sys::peer(&self.launcher).map_err(&failed)?;
+        watch(&self.launcher);
         let Some(mut frame) = receive_frame(&self.launcher).map_err(&failed)? else { return Ok(None) };
         let caller = Caller { pid, identity: Identity { uid, gid, groups } };
         if frame.fds.len() > 1 {
@@ -330,6 +339,15 @@ impl Talk {
 
     fn parent(&self) -> Option<&Inside> {
         self.parent.as_ref().map(|seat| &*seat.inside)
+    }
+}
+
+/// Wait busily for what a launcher that has connected says: it does so at once, and waking this processor takes longer.
+fn watch(launcher: &UnixStream) {
+    let started = Instant::now();
+    while started.elapsed() < WATCH && !is_readable(launcher, Duration::ZERO) {
+        // To the launcher, if it is on this processor.
+        std::thread::yield_now();
     }
 }
 

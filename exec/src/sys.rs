@@ -6,6 +6,7 @@ use std::ffi::CStr;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{c_int, c_long, c_uint, c_ulong};
 use nix::unistd::Pid;
@@ -57,34 +58,52 @@ pub(crate) fn clone3(flags: c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result
     Ok(if pid == 0 { Side::Child } else { Side::Parent { pid: Pid::from_raw(pid as i32), pidfd: Some(own(pidfd)) } })
 }
 
-/// Run `child` in a new process that shares this one's memory until it executes a program or ends; this one stands still
-/// meanwhile. It has descriptors, signals, limits, rights, directories of its own. What it moves out of memory is gone
-/// here as well, but for descriptors, which stay open here. `stack` is for it alone.
+/// A process that shares this one's memory and descriptors; see [`share`].
+#[derive(Debug)]
+pub(crate) struct Sharing {
+    pub pid: i32,
+    /// Not 0 until it has a memory of its own, or is gone.
+    shares: &'static AtomicU32,
+}
+
+const SHARES: u32 = 1;
+
+/// Run `child` in a new process that shares this one's memory and descriptors until it executes a program or ends. It has
+/// signals, limits, rights, directories of its own.
 ///
-/// The caller must be single-threaded; `child` must end by [`exit_now`].
-pub(crate) fn vfork(stack: &mut [u8], child: &mut dyn FnMut()) -> io::Result<i32> {
+/// Of the two only one may run at a time: the other one waits, for a byte from it or by [`Sharing::await_parting`]. On its
+/// way there it does not so much as allocate. The caller must be single-threaded; `child` must end by [`exit_now`]. It and
+/// its stack stay in memory as long as this process.
+pub(crate) fn share(stack_bytes: usize, child: Box<dyn FnMut()>) -> io::Result<Sharing> {
     extern "C" fn start(child: *mut libc::c_void) -> c_int {
-        // SAFETY: it is the pointer below, to a closure that outlives the call of clone, which returns only when this
-        // process has another memory or is gone.
-        let child = unsafe { &mut *child.cast::<&mut dyn FnMut()>() };
+        // SAFETY: it is the leaked closure below, which nobody else uses.
+        let child = unsafe { &mut *child.cast::<Box<dyn FnMut()>>() };
         child();
         exit_now(125)
     }
-    let mut child = child;
-    let end = stack.as_mut_ptr_range().end;
+    const FLAGS: c_int = libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_CHILD_CLEARTID | libc::SIGCHLD;
+    let shares: &'static AtomicU32 = Box::leak(Box::new(AtomicU32::new(SHARES)));
+    let child: *mut Box<dyn FnMut()> = Box::leak(Box::new(child));
+    let end = vec![0_u8; stack_bytes].leak().as_mut_ptr_range().end;
     let top = end.wrapping_sub(end as usize % 16);
-    // SAFETY: the stack is valid down from its aligned end and used by nobody else; with CLONE_VFORK this process does not
-    // run while the other one uses its memory, and it has no other thread that could.
-    let pid = unsafe {
-        libc::clone(start, top.cast(), libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD, (&raw mut child).cast())
-    };
-    check(c_long::from(pid)).map(|pid| pid as i32)
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: the stack is valid down from its aligned end, lives as long as the process, and is used by nobody else; the
+    // two processes take turns, as the callers promise, so that neither sees memory the other one is changing; the kernel
+    // writes to `shares`, which is atomic and never freed.
+    let pid = unsafe { libc::clone(start, top.cast(), FLAGS, child.cast(), none, none, shares.as_ptr()) };
+    check(c_long::from(pid))?;
+    Ok(Sharing { pid, shares })
 }
 
-/// Close a descriptor whose owner was moved into the process that shared this one's memory.
-pub(crate) fn close(fd: RawFd) {
-    // SAFETY: callers own the number: nothing else of this process does any more.
-    unsafe { libc::close(fd) };
+impl Sharing {
+    /// Stand still until it has executed a program, or is gone.
+    pub fn await_parting(&self) {
+        let forever = std::ptr::null::<libc::timespec>();
+        while self.shares.load(Ordering::SeqCst) != 0 {
+            // SAFETY: the word is never freed. Not the private kind of wait: the kernel's own waking is not of that kind.
+            unsafe { libc::syscall(libc::SYS_futex, self.shares.as_ptr(), libc::FUTEX_WAIT, SHARES, forever) };
+        }
+    }
 }
 
 /// End this process without running anything of it.
@@ -161,7 +180,8 @@ pub(crate) fn open_beneath(at: impl AsFd, path: &CStr, flags: c_int) -> io::Resu
     const NO_MAGICLINKS: u64 = 2;
     const NO_SYMLINKS: u64 = 4;
     const BENEATH: u64 = 8;
-    let how = How { flags: (flags | libc::O_CLOEXEC) as u64, mode: 0, resolve: NO_MAGICLINKS | NO_SYMLINKS | BENEATH };
+    let mode = if flags & libc::O_CREAT == 0 { 0 } else { 0o600 };
+    let how = How { flags: (flags | libc::O_CLOEXEC) as u64, mode, resolve: NO_MAGICLINKS | NO_SYMLINKS | BENEATH };
     // SAFETY: path and structure are valid for the call; the structure's size is passed.
     let fd = check(unsafe {
         libc::syscall(libc::SYS_openat2, at.as_fd().as_raw_fd(), path.as_ptr(), &raw const how, size_of::<How>())
@@ -302,21 +322,28 @@ pub(crate) fn set_rlimit(resource: c_uint, soft: u64, hard: u64) -> io::Result<(
 pub(crate) fn peer(socket: impl AsFd) -> io::Result<(i32, u32, u32, Vec<u32>)> {
     const SO_PEERGROUPS: c_int = 59;
     let credentials = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)?;
-    let mut groups = vec![0_u32; 65536];
-    let mut len = (groups.len() * size_of::<u32>()) as libc::socklen_t;
-    // SAFETY: the buffer is valid for `len` bytes, which is what the kernel is told.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PEERGROUPS,
-            groups.as_mut_ptr().cast(),
-            &raw mut len,
-        )
-    };
-    check(c_long::from(result))?;
-    groups.truncate(len as usize / size_of::<u32>());
-    Ok((credentials.pid(), credentials.uid(), credentials.gid(), groups))
+    // Nearly everybody has few, and nobody more than the second number.
+    for most in [32, 65536] {
+        let mut groups = vec![0_u32; most];
+        let mut len = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the buffer is valid for `len` bytes, which is what the kernel is told.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        match check(c_long::from(result)) {
+            Err(error) if error.raw_os_error() == Some(libc::ERANGE) => continue,
+            other => other?,
+        };
+        groups.truncate(len as usize / size_of::<u32>());
+        return Ok((credentials.pid(), credentials.uid(), credentials.gid(), groups));
+    }
+    Err(io::Error::from_raw_os_error(libc::ERANGE))
 }
 
 /// Nanoseconds of the clock that never goes back; the same in every process of a machine, until it restarts.
@@ -379,13 +406,13 @@ pub(crate) fn duplicate(source: RawFd, target: RawFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Wait for any child: its number and status, or `None` if none has ended and `block` is false. ECHILD if there is
-/// none.
+/// Wait for any child, of whatever kind: its number and status, or `None` if none has ended and `block` is false. ECHILD
+/// if there is none.
 pub(crate) fn wait_any(block: bool) -> io::Result<Option<(i32, c_int)>> {
     let mut status = 0;
     loop {
         // SAFETY: the status is a valid place for one int.
-        let pid = unsafe { libc::waitpid(-1, &raw mut status, if block { 0 } else { libc::WNOHANG }) };
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | if block { 0 } else { libc::WNOHANG }) };
         match pid {
             0 => return Ok(None),
             -1 => {

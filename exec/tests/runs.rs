@@ -190,3 +190,28 @@ fn a_run_can_be_killed_by_its_number() {
         assert_eq!((outcome.cause, outcome.id), (ExitCause::Killed, id));
     });
 }
+
+/// Processes that process `pid` started and that go on.
+fn children(pid: u32) -> Vec<u32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|number| number.parse().unwrap()).collect()
+}
+
+#[test]
+fn what_becomes_the_program_waits_behind_its_filter_and_in_a_session_of_its_own() {
+    let place = Place::new();
+    place.run(&place.probe(&["capabilities"]));
+    while place.sandboxes.status().pooled == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let spawner = place.sandboxes.status().spawner.unwrap();
+    let waiting: Vec<u32> = children(spawner).into_iter().flat_map(children).collect();
+    assert!(!waiting.is_empty());
+    for pid in waiting {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let says = |line: &str| status.lines().any(|found| found == line);
+        assert!(says("Seccomp:\t2") && says("NoNewPrivs:\t1") && says("CapBnd:\t0000000000000000"), "{status}");
+        let session = status.lines().find_map(|line| line.strip_prefix("NSsid:\t")).unwrap();
+        assert_eq!(session.split_whitespace().last(), Some("2"), "its own, in its namespace: {status}");
+    }
+}

@@ -278,8 +278,10 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         self.vfs.note_use();
-        let _turn = self.device.turn();
         let (caller, node, flags) = (caller(request), self.ino(node), flags.0);
+        // The kernel reads the interpreter line next.
+        let runs = self.vfs.runs(node, flags);
+        let _turn = if runs { self.device.followed_turn() } else { self.device.turn() };
         if self.vfs.open_waits(node, flags) {
             let vfs = Arc::clone(&self.vfs);
             self.vfs.io().run(move || answer::open(vfs.open(caller, node, flags), flags, reply));

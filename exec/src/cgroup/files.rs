@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 /// One write of the whole text, as these files want it. The error names the file.
@@ -36,6 +36,24 @@ fn read(place: &Path, name: &str) -> Option<String> {
     let mut text = [0; 4096];
     let len = File::open(place.join(name)).and_then(|mut file| file.read(&mut text)).ok()?;
     Some(String::from_utf8_lossy(&text[..len]).into_owned())
+}
+
+/// A file that holds one number, opened ahead of being read: to look its path up takes longer than to read it.
+#[derive(Debug)]
+pub(super) struct Number(File);
+
+impl Number {
+    /// None if there is no such file.
+    pub fn open(place: &Path, name: &str) -> Option<Self> {
+        File::open(place.join(name)).ok().map(Self)
+    }
+
+    /// What it holds now.
+    pub fn read(&self) -> Option<u64> {
+        let mut text = [0; 32];
+        let len = self.0.read_at(&mut text, 0).ok()?;
+        std::str::from_utf8(&text[..len]).ok()?.trim().parse().ok()
+    }
 }
 
 /// A handle on a directory.

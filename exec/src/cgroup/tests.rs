@@ -30,7 +30,8 @@ fn version_2_files_are_written_and_read_by_their_names() {
         cpu: place,
         cpuacct: None,
     };
-    let mut group = Group { places, limits: None };
+    let mut group = Group::at(places);
+    group.open_peaks();
     group.limit(&LIMITS).unwrap();
     let read = |name: &str| fs::read_to_string(top.join(name)).unwrap();
     assert_eq!(

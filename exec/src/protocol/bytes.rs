@@ -75,13 +75,18 @@ impl<'a> Reader<'a> {
         self.take(len as usize)
     }
 
-    /// A string a system call can take: without NUL.
-    pub fn string(&mut self) -> Result<OsString> {
+    /// What a system call can take: without NUL.
+    pub fn text(&mut self) -> Result<&'a [u8]> {
         let bytes = self.bytes()?;
         if bytes.contains(&0) {
             return Err(Error::Malformed("a zero byte in a string"));
         }
-        Ok(OsString::from_vec(bytes.to_vec()))
+        Ok(bytes)
+    }
+
+    /// [`Self::text`], kept.
+    pub fn string(&mut self) -> Result<OsString> {
+        Ok(OsString::from_vec(self.text()?.to_vec()))
     }
 
     pub fn path(&mut self) -> Result<PathBuf> {
@@ -95,7 +100,12 @@ impl<'a> Reader<'a> {
         if count as usize > self.0.len() {
             return Err(Error::Malformed("it ends too early"));
         }
-        (0..count).map(|_| item(self)).collect()
+        // Grown from there: memory comes with what has arrived.
+        let mut out = Vec::with_capacity(count.min(64) as usize);
+        for _ in 0..count {
+            out.push(item(self)?);
+        }
+        Ok(out)
     }
 
     /// Nothing may be left.

@@ -133,8 +133,7 @@ impl Request {
         let rlimits = body.list(|body| Ok((body.u32()?, body.u64()?, body.u64()?)))?;
         let argv = body.list(Reader::string)?;
         let environment = body.list(|body| {
-            let entry = body.string()?;
-            let bytes = entry.as_bytes();
+            let bytes = body.text()?;
             // As getenv(3) reads it; entries without a name are dropped by the caller's filter.
             let at = bytes.iter().position(|byte| *byte == b'=').unwrap_or(bytes.len());
             let value = bytes.get(at + 1..).unwrap_or_default();

@@ -9,6 +9,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,6 +21,7 @@ use nix::unistd::{setgroups, setresgid, setresuid};
 use super::launch::{Ready, With, launch};
 use super::message::{EndedBy, Failure, Finished, Make, Run};
 use super::root;
+use super::start::{CREDENTIAL_FD, Started};
 use super::terminal::Terminal;
 use crate::plan::{LAUNCHER, Root};
 use crate::protocol::frame::{Frame, Kind, receive_frame, send_frame};
@@ -27,13 +29,11 @@ use crate::protocol::{Streams, Window};
 use crate::sys;
 
 /// Descriptor of the socket to the daemon.
-const CONTROL_FD: i32 = 3;
+const CONTROL_FD: i32 = CREDENTIAL_FD + 1;
 /// Descriptor that becomes readable when the sandbox's ids are mapped.
-const GATE_FD: i32 = 4;
+const GATE_FD: i32 = CONTROL_FD + 1;
 /// How long a launcher may take to send its descriptors.
 const STREAMS_WAIT: Duration = Duration::from_secs(10);
-/// Stack of the process that becomes the program, until it does.
-const STACK_BYTES: usize = 1 << 20;
 /// That the program was started is told after this time, or with its end: of most programs nobody is woken for it.
 const STARTED_DELAY: Duration = Duration::from_millis(3);
 
@@ -45,21 +45,31 @@ pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: b
         // The spawner could not map the ids; it says so itself.
         sys::exit_now(125);
     }
-    let built = identify(make, privileged)
-        .and_then(|()| root::build(&make.template, &make.identity))
-        .and_then(|cover| Ready::new(cover, make.template.root != Root::Host));
-    let ready = built.unwrap_or_else(|failure| fail(&control, &failure));
+    let (own, ready) = built(make, privileged).unwrap_or_else(|failure| fail(&control, &failure));
     if send_frame(&control, Kind::Built, &[], &[]).is_err() {
         sys::exit_now(0);
     }
     // Idle, perhaps for long. What was needed to build is not needed any more.
     match receive_frame(&control) {
-        Ok(Some(Frame { kind: Kind::Run, body, fds })) => match begin(&control, &body, fds, ready) {
+        Ok(Some(Frame { kind: Kind::Run, body, fds })) => match begin(&control, &body, fds, own, ready) {
             Ok(program) => watch(&control, program),
             Err(failure) => fail(&control, &failure),
         },
         _ => sys::exit_now(0),
     }
+}
+
+/// Everything that does not depend on the run.
+fn built(make: &Make, privileged: bool) -> Result<(Own, Ready), Failure> {
+    identify(make, privileged)?;
+    let cover = root::build(&make.template, &make.identity)?;
+    if make.place.is_absolute() {
+        // If it cannot be made, a run that needs it says so.
+        let _ = std::fs::create_dir_all(&make.place);
+    }
+    let signals = child_signals().map_err(Failure::step("hearing of children"))?;
+    let own = Own { signals, scratch_files: scratch_files() };
+    Ok((own, Ready::new(cover, make.template.root != Root::Host)?))
 }
 
 /// Keep the two descriptors and nothing else of the spawner.
@@ -68,9 +78,10 @@ fn alone(control: &OwnedFd, gate: &OwnedFd) -> io::Result<(OwnedFd, OwnedFd)> {
     let (control, gate) = (high(control)?, high(gate)?);
     sys::duplicate(control.as_raw_fd(), CONTROL_FD)?;
     sys::duplicate(gate.as_raw_fd(), GATE_FD)?;
-    sys::close_from(GATE_FD + 1, false)?;
     // Standard descriptors are the spawner's /dev/null.
-    sys::close_from(CONTROL_FD, true)?;
+    sys::duplicate(0, CREDENTIAL_FD)?;
+    sys::close_from(GATE_FD + 1, false)?;
+    sys::close_from(CREDENTIAL_FD, true)?;
     Ok((sys::own(CONTROL_FD), sys::own(GATE_FD)))
 }
 
@@ -93,9 +104,30 @@ fn identify(make: &Make, privileged: bool) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Ends of children, as data.
+fn child_signals() -> io::Result<SignalFd> {
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGCHLD);
+    blocked.thread_block()?;
+    Ok(SignalFd::with_flags(&blocked, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?)
+}
+
 fn fail(control: &OwnedFd, failure: &Failure) -> ! {
     let _ = send_frame(control, Kind::Failed, &failure.encode(), &[]);
     sys::exit_now(125);
+}
+
+/// What this process has before there is a program.
+struct Own {
+    /// Ends of children.
+    signals: SignalFd,
+    /// Files in scratch that are not the program's.
+    scratch_files: u64,
+}
+
+/// Files and directories in scratch, itself included.
+fn scratch_files() -> u64 {
+    nix::sys::statfs::statfs("/tmp").map_or(0, |stat| stat.files() - stat.files_free())
 }
 
 /// The program's process, and what is watched of it.
@@ -105,9 +137,9 @@ struct Program {
     untold_ns: Option<u64>,
     launcher: Option<OwnedFd>,
     terminal: Option<Terminal>,
-    signals: SignalFd,
+    own: Own,
     started: Instant,
-    run: Run,
+    run: Arc<Run>,
 }
 
 /// The socket that processes of the run find its credential at: the daemon listens to it, this process does not keep it.
@@ -134,9 +166,9 @@ fn lead_there(run: &Run, socket: &Path) -> io::Result<()> {
     }
 }
 
-fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Result<Program, Failure> {
+fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, own: Own, ready: Ready) -> Result<Program, Failure> {
     let malformed = |_| Failure { code: 125, step: "a malformed order to run".into(), errno: 0 };
-    let run = Run::decode(body).map_err(malformed)?;
+    let run = Arc::new(Run::decode(body).map_err(malformed)?);
     let mut fds = fds.into_iter();
     let Some(launcher) = fds.next() else {
         return Err(Failure { code: 125, step: "an order to run without a launcher".into(), errno: 0 });
@@ -153,33 +185,9 @@ fn begin(control: &OwnedFd, body: &[u8], fds: Vec<OwnedFd>, ready: Ready) -> Res
         true => Terminal::open(&mut streams, said.window).map(|(terminal, end)| (Some(terminal), Some(end)))?,
         false => (None, None),
     };
-    let failed = || Failure::step("starting the program's process");
-    let mut blocked = SigSet::empty();
-    blocked.add(Signal::SIGCHLD);
-    blocked.thread_block().map_err(io::Error::from).map_err(failed())?;
-    let signals = SignalFd::with_flags(&blocked, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(io::Error::from)
-        .map_err(failed())?;
     let started = Instant::now();
-    let with = With { streams, credential, terminal: end };
-    let inherited = [with.descriptors(), ready.descriptors()].concat();
-    let (mut parts, mut started_ns, mut failure) = (Some((with, ready)), None, None);
-    let mut stack = vec![0; STACK_BYTES];
-    let pid = sys::vfork(&mut stack, &mut || {
-        if let Some((with, ready)) = parts.take() {
-            failure = Some(launch(&run, with, ready, &mut || started_ns = Some(sys::monotonic_ns())));
-        }
-        sys::exit_now(125)
-    });
-    if parts.take().is_none() {
-        // Their owners were in the process that was started.
-        inherited.into_iter().for_each(sys::close);
-    }
-    let pid = pid.map_err(failed())?;
-    match failure {
-        Some(failure) => Err(failure),
-        None => Ok(Program { pid, untold_ns: started_ns, launcher: Some(launcher), terminal, signals, started, run }),
-    }
+    let Started { pid, at_ns } = launch(&run, With { streams, credential, terminal: end }, ready)?;
+    Ok(Program { pid, untold_ns: at_ns, launcher: Some(launcher), terminal, own, started, run })
 }
 
 /// The launcher's standard descriptors, checked: no directory, no path-only handle.
@@ -261,15 +269,27 @@ fn watch(control: &OwnedFd, mut program: Program) -> ! {
         }
     };
     let wall = program.started.elapsed();
-    // What it left behind: daemons, children that ignored the end. Nobody of it is alive when the report goes.
-    let _ = sys::kill(-1, libc::SIGKILL);
-    while sys::wait_any(true).is_ok() {}
+    // What it left behind: daemons, children that ignored the end. Nobody of it is alive when the report goes. Whoever it
+    // left is a child of this process or of one of its children; without any, to look for them takes longer than to end.
+    if sys::wait_any(false).is_ok() {
+        let _ = sys::kill(-1, libc::SIGKILL);
+        while sys::wait_any(true).is_ok() {}
+    }
     if let Some(terminal) = program.terminal.take() {
         terminal.finish();
     }
-    program.tell_started(control);
-    let finished = finished(status, by, wall);
+    let finished = Finished {
+        started_ns: program.untold_ns.unwrap_or(0),
+        ..finished(status, by, wall, program.own.scratch_files)
+    };
     let _ = send_frame(control, Kind::Finished, &finished.encode(), &[]);
+    // Its namespaces end with this process, and that takes the processor for longer than what is left to be done for the
+    // run: the daemon ends it when the launcher has heard. It waits by poll(2): who waits to receive is woken, too, when
+    // what he sent is taken.
+    let mut files = [PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+    while poll(&mut files, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR)
+        || matches!(receive_frame(control), Ok(Some(_)))
+    {}
     sys::exit_now(0)
 }
 
@@ -283,7 +303,7 @@ fn reap(program: i32) -> Option<i32> {
     None
 }
 
-fn finished(status: i32, by: EndedBy, wall: Duration) -> Finished {
+fn finished(status: i32, by: EndedBy, wall: Duration, scratch_files_before: u64) -> Finished {
     let mut out = Finished { status, by, wall, ..Finished::default() };
     if let Ok(usage) = getrusage(UsageWho::RUSAGE_CHILDREN) {
         let time = |time: nix::sys::time::TimeVal| {
@@ -296,8 +316,7 @@ fn finished(status: i32, by: EndedBy, wall: Duration) -> Finished {
     if let Ok(stat) = nix::sys::statfs::statfs("/tmp") {
         let block = stat.block_size().unsigned_abs();
         out.scratch_bytes = (stat.blocks() - stat.blocks_free()) * block;
-        // The directory itself is not one of the program's.
-        out.scratch_files = (stat.files() - stat.files_free()).saturating_sub(1);
+        out.scratch_files = (stat.files() - stat.files_free()).saturating_sub(scratch_files_before);
         out.scratch_full = stat.blocks_free() == 0 || stat.files_free() == 0;
     }
     out
@@ -315,8 +334,10 @@ struct Events {
 
 impl Program {
     fn wait(&self, control: &OwnedFd, deadline: Option<Instant>) -> Events {
-        let mut files =
-            vec![PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let mut files = vec![
+            PollFd::new(control.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.own.signals.as_fd(), PollFlags::POLLIN),
+        ];
         let launcher_at = files.len();
         files.extend(self.launcher.as_ref().map(|launcher| PollFd::new(launcher.as_fd(), PollFlags::POLLIN)));
         let terminal_at = files.len();
@@ -330,7 +351,7 @@ impl Program {
         let _ = poll(&mut files, timeout);
         let set = |at: usize| files.get(at).and_then(PollFd::any).unwrap_or(false);
         if set(1) {
-            while let Ok(Some(_)) = self.signals.read_signal() {}
+            while let Ok(Some(_)) = self.own.signals.read_signal() {}
         }
         let terminal = files[terminal_at..]
             .iter()

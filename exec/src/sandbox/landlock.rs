@@ -71,11 +71,11 @@ impl Rules {
     pub fn file(&self, file: impl AsFd, access: u64) -> io::Result<()> {
         sys::landlock_allow(&self.set, file, access & self.handled & OF_FILES)
     }
+}
 
-    /// From now on.
-    pub fn enforce(self) -> io::Result<()> {
-        sys::landlock_restrict(&self.set)
-    }
+/// Hold this process to the rules of this descriptor from now on.
+pub(crate) fn enforce(rules: impl AsFd) -> io::Result<()> {
+    sys::landlock_restrict(rules)
 }
 
 /// Accesses of a stream that was opened with these flags.

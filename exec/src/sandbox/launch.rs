@@ -1,45 +1,36 @@
-//! From a sandbox that waits to the program in it: done in the process that becomes the program.
+//! From a sandbox that waits to the program in it: what its init does before the process that becomes the program does the
+//! rest ([`super::start`]).
 //!
-//! It shares the init's memory until exec: to copy it, and to take the copy apart again, would cost more than all the
-//! rest. The init stands still as long; should a path of the volume hang, the daemon counts time and ends the sandbox
-//! from outside. Order: views while there are still rights to mount, then everything is given up,
-//! the filter last, then exec.
+//! Should a path of the volume hang here, the daemon counts time and ends the sandbox from outside. Order: views while
+//! there are still rights to mount, the cover over the volume, then the rules for files.
 
-use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::landlock::{self, Rules};
 use super::message::{Failure, Run};
 use super::root::{VOLUME_INSIDE, text};
-use super::seccomp;
+use super::start::{Order, Started, Starter};
 use crate::plan::{View, ViewAccess};
 use crate::sys;
-
-/// Descriptor the credential has in the program.
-const CREDENTIAL_FD: i32 = 3;
 
 /// What is made ready while a sandbox waits for its run.
 pub(crate) struct Ready {
     /// Goes over the volume.
     cover: OwnedFd,
-    filter: Vec<libc::sock_filter>,
+    volume: OwnedFd,
+    root: OwnedFd,
     /// What every run of the template may do with files; none if the kernel has no Landlock.
     rules: Option<Rules>,
     /// The root directory may be written to: it is a private layer.
     writable_root: bool,
+    starter: Starter,
 }
 
 impl Ready {
-    /// The descriptors it holds.
-    pub fn descriptors(&self) -> Vec<RawFd> {
-        let rules = self.rules.as_ref().map(Rules::descriptor);
-        [self.cover.as_raw_fd()].into_iter().chain(rules).collect()
-    }
-
     /// In the sandbox's own root.
     pub fn new(cover: OwnedFd, writable_root: bool) -> Result<Self, Failure> {
         let failed = || Failure::step("Landlock rules");
@@ -48,7 +39,10 @@ impl Ready {
             common(rules, writable_root).map_err(failed())?;
         }
         lock_rights().map_err(Failure::step("giving up rights"))?;
-        Ok(Self { cover, filter: seccomp::program(), rules, writable_root })
+        let open = |path: &str| text(Path::new(path)).and_then(|path| sys::open_path(&path));
+        let volume = open(VOLUME_INSIDE).map_err(Failure::step("the volume's root"))?;
+        let root = open("/").map_err(Failure::step("the root"))?;
+        Ok(Self { cover, volume, root, rules, writable_root, starter: Starter::new()? })
     }
 }
 
@@ -72,68 +66,20 @@ pub(crate) struct With {
     pub terminal: Option<OwnedFd>,
 }
 
-/// Become the program. Returns only what went wrong.
-/// `starts` is called right before exec.
-pub(crate) fn launch(run: &Run, with: With, ready: Ready, starts: &mut dyn FnMut()) -> Failure {
-    match prepare(run, with, ready) {
-        Ok((program, argv, environment)) => {
-            starts();
-            let error = match nix::unistd::execve(&program, &argv, &environment) {
-                Ok(never) => match never {},
-                Err(errno) => errno,
-            };
-            why_not_started(run, error)
-        }
-        Err(failure) => failure,
-    }
-}
-
-impl With {
-    /// The descriptors it holds.
-    pub fn descriptors(&self) -> Vec<RawFd> {
-        let all = self.streams.iter().flatten().chain(&self.credential).chain(&self.terminal);
-        all.map(AsRawFd::as_raw_fd).collect()
-    }
-}
-
-type Command = (CString, Vec<CString>, Vec<CString>);
-
-fn prepare(run: &Run, with: With, ready: Ready) -> Result<Command, Failure> {
-    let failed = |step: &'static str| Failure::step(step);
-    nix::unistd::setsid().map_err(io::Error::from).map_err(failed("a session of its own"))?;
-    let writable = views(run, &ready.cover)?;
+/// Have the program started. When this returns it has its descriptors, and this process has none of them any more.
+pub(crate) fn launch(run: &Arc<Run>, with: With, ready: Ready) -> Result<Started, Failure> {
+    let Ready { cover, volume, root, rules, writable_root, starter } = ready;
+    let writable = views(run, &root, volume, cover)?;
     directory(&run.directory)?;
-    seal_root(ready.writable_root)?;
-    enter(&run.directory)?;
-    if let Some(terminal) = &with.terminal {
-        sys::set_controlling(terminal).map_err(failed("the controlling terminal"))?;
-    }
-    files(ready.rules.as_ref(), &with, &writable)?;
-    place(with)?;
-    let keep = if run.credential.is_some() { CREDENTIAL_FD + 1 } else { CREDENTIAL_FD };
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(run.umask));
-    limits(run).map_err(failed("resource limits"))?;
-    give_up().map_err(failed("giving up rights"))?;
-    if let Some(rules) = ready.rules {
-        rules.enforce().map_err(failed("Landlock"))?;
-    }
-    sys::close_from(keep, true).map_err(failed("closing descriptors"))?;
-    let strings = |strings: &[std::ffi::OsString]| {
-        strings.iter().map(|string| CString::new(string.as_bytes())).collect::<Result<Vec<_>, _>>()
-    };
-    let command = (text(&run.program.at), strings(&run.argv), strings(&run.environment));
-    let (Ok(program), Ok(argv), Ok(environment)) = command else {
-        return Err(Failure { code: 126, step: "a zero byte in an argument".into(), errno: 0 });
-    };
-    sys::set_signals(run.ignored_signals);
-    sys::seccomp_filter(&ready.filter, true)
-        .or_else(|_| sys::seccomp_filter(&ready.filter, false))
-        .map_err(failed("the system call filter"))?;
-    Ok((program, argv, environment))
+    seal_root(&root, writable_root)?;
+    drop(root);
+    files(rules.as_ref(), &with, &writable)?;
+    drop(writable);
+    starter.start(Order::new(run, &with, rules.as_ref())?)
 }
 
 /// Show what the plan names, and nothing else of the volume. Returns where writing is allowed.
-fn views(run: &Run, cover: &OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
+fn views(run: &Run, root: &OwnedFd, volume: OwnedFd, cover: OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
     let refused = |view: &View| {
         let path = view.source.display().to_string();
         move |error: io::Error| {
@@ -143,9 +89,6 @@ fn views(run: &Run, cover: &OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
             Failure { code, step: format!("{path}{why}"), errno }
         }
     };
-    let inside = text(Path::new(VOLUME_INSIDE)).map_err(Failure::step("the volume's root"))?;
-    let volume = sys::open_path(&inside).map_err(Failure::step("the volume's root"))?;
-    let root = File::open("/").map_err(Failure::step("the root"))?;
     // What lies above is mounted first.
     let mut views: Vec<&View> = run.views.iter().collect();
     views.sort_by_key(|view| view.at.components().count());
@@ -165,7 +108,7 @@ fn views(run: &Run, cover: &OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
             let step = format!("{} was replaced while the run was being prepared", view.source.display());
             return Err(Failure { code: 126, step, errno: 0 });
         }
-        let at = || mount_point(&root, view, kind == libc::S_IFDIR);
+        let at = || mount_point(root, view, kind == libc::S_IFDIR);
         if let ViewAccess::Stage(staging) = &view.access {
             overlay(&volume, staging, &found, &at()?, view)?;
             // The overlay is on top now.
@@ -184,7 +127,7 @@ fn views(run: &Run, cover: &OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
     }
     // From here on nobody gets at the volume's root any more: the cover cannot be taken off without the right to
     // unmount, and the descriptor is closed.
-    sys::move_mount_to(cover, &volume).map_err(Failure::step("covering the volume"))?;
+    sys::move_mount_to(&cover, &volume).map_err(Failure::step("covering the volume"))?;
     Ok(writable)
 }
 
@@ -207,10 +150,14 @@ fn overlay(volume: &OwnedFd, staging: &Path, lower: &OwnedFd, at: &OwnedFd, view
 
 /// The place in the sandbox where a view is mounted, made if need be. No link is followed on the way: a view shown
 /// earlier may hold some.
-fn mount_point(root: &File, view: &View, is_directory: bool) -> Result<OwnedFd, Failure> {
+fn mount_point(root: &OwnedFd, view: &View, is_directory: bool) -> Result<OwnedFd, Failure> {
     let cannot = || Failure::step(format!("{} cannot be shown in a sandbox at this path", view.at.display()));
     let relative = view.at.strip_prefix("/").unwrap_or(&view.at);
     let path = text(relative).map_err(cannot())?;
+    // Mostly it is the program, in a directory that is there.
+    if !is_directory && let Ok(made) = sys::open_beneath(root, &path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY) {
+        return Ok(made);
+    }
     if let Ok(found) = sys::open_beneath(root, &path, libc::O_PATH | libc::O_NOFOLLOW) {
         return Ok(found);
     }
@@ -232,18 +179,9 @@ fn directory(path: &Path) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(Failure::step(format!("working directory {}", path.display())))
 }
 
-fn seal_root(writable: bool) -> Result<(), Failure> {
-    let root = sys::open_path(c"/").map_err(Failure::step("the root"))?;
+fn seal_root(root: &OwnedFd, writable: bool) -> Result<(), Failure> {
     let attributes = sys::MOUNT_NOSUID | sys::MOUNT_NODEV | if writable { 0 } else { sys::MOUNT_RDONLY };
-    sys::mount_setattr(&root, false, attributes).map_err(Failure::step("making the root read-only"))
-}
-
-fn enter(path: &Path) -> Result<(), Failure> {
-    let step = || Failure::step(format!("working directory {}", path.display()));
-    nix::unistd::chdir(path).map_err(io::Error::from).map_err(step())?;
-    // Reachable from the root, or a descriptor leaked (CVE-2024-21626): the C library refuses a path that is not.
-    let seen = nix::unistd::getcwd().map_err(io::Error::from).map_err(step())?;
-    if seen.is_absolute() { Ok(()) } else { Err(step()(io::Error::from_raw_os_error(libc::EACCES))) }
+    sys::mount_setattr(root, false, attributes).map_err(Failure::step("making the root read-only"))
 }
 
 /// Landlock's rules for what this run has beside others.
@@ -295,58 +233,7 @@ fn file_type(fd: &OwnedFd) -> u32 {
     nix::sys::stat::fstat(fd).map_or(0, |stat| stat.st_mode & libc::S_IFMT)
 }
 
-/// Put the descriptors where the program expects them.
-fn place(with: With) -> Result<(), Failure> {
-    let failed = || Failure::step("standard descriptors");
-    let null = File::options().read(true).write(true).open("/dev/null").map_err(failed())?;
-    // Out of the way of 0 to 3 first, so that none overwrites another.
-    let high = |fd: &dyn AsRawFd| {
-        let borrowed = sys::borrow(fd.as_raw_fd());
-        nix::fcntl::fcntl(borrowed, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(10)).map_err(io::Error::from)
-    };
-    let mut sources = Vec::new();
-    for (number, stream) in with.streams.iter().enumerate() {
-        let source = match stream {
-            Some(stream) => high(stream),
-            None => high(&null),
-        };
-        sources.push((source.map_err(failed())?, number as i32));
-    }
-    if let Some(credential) = &with.credential {
-        sources.push((high(credential).map_err(failed())?, CREDENTIAL_FD));
-    }
-    for (source, target) in sources {
-        sys::duplicate(source, target).map_err(failed())?;
-    }
-    Ok(())
-}
-
-fn limits(run: &Run) -> io::Result<()> {
-    sys::set_rlimit(libc::RLIMIT_CORE, 0, 0)?;
-    sys::set_rlimit(libc::RLIMIT_FSIZE, run.file_size_bytes, run.file_size_bytes)?;
-    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
-    let files = run.open_files.min(hard);
-    sys::set_rlimit(libc::RLIMIT_NOFILE, files, files)?;
-    sys::set_rlimit(libc::RLIMIT_MSGQUEUE, 0, 0)?;
-    sys::set_rlimit(libc::RLIMIT_MEMLOCK, 64 << 10, 64 << 10)?;
-    if let Some(time) = run.cpu_time {
-        // Of one process; the daemon counts them all. Two seconds more, so that the daemon's word comes first.
-        let seconds = time.as_secs() + 2;
-        sys::set_rlimit(libc::RLIMIT_CPU, seconds, seconds)?;
-    }
-    if run.pids > 0 {
-        sys::set_rlimit(libc::RLIMIT_NPROC, run.pids, run.pids)?;
-    }
-    if run.memory_bytes > 0 {
-        sys::set_rlimit(libc::RLIMIT_AS, run.memory_bytes, run.memory_bytes)?;
-    }
-    if run.nice > 0 {
-        sys::set_nice(run.nice)?;
-    }
-    Ok(())
-}
-
-/// Every way to get a capability at exec, locked; it changes nothing for this process.
+/// Every way to get a capability at exec, locked, for this process and its children; it changes nothing until then.
 fn lock_rights() -> io::Result<()> {
     /// NOROOT, NO_SETUID_FIXUP, KEEP_CAPS off, NO_CAP_AMBIENT_RAISE, each locked.
     const SECURE_BITS: u64 = 0b1110_1111;
@@ -359,38 +246,4 @@ fn lock_rights() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Every capability there is; [`lock_rights`] took the ways back.
-fn give_up() -> io::Result<()> {
-    sys::drop_capabilities()?;
-    sys::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0)?;
-    Ok(())
-}
-
-/// The message for an exec that failed. The filter is in force already; reading a file is all this needs.
-fn why_not_started(run: &Run, errno: nix::errno::Errno) -> Failure {
-    use nix::errno::Errno;
-    let path = run.program.at.display();
-    let mut head = [0; 256];
-    let len = File::open(&run.program.at).and_then(|mut file| file.read(&mut head)).unwrap_or(0);
-    let interpreter = head[..len].strip_prefix(b"#!").map(|line| {
-        let line = line.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let word = line.trim_ascii_start().split(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default();
-        String::from_utf8_lossy(word).into_owned()
-    });
-    let failure = |code, step: String, errno: Errno| Failure { code, step, errno: errno as i32 };
-    match (errno, interpreter) {
-        (Errno::ENOENT, Some(interpreter)) => {
-            failure(127, format!("{path}: its interpreter {interpreter} is not in the sandbox"), errno)
-        }
-        (Errno::ENOENT, None) if head.starts_with(b"\x7fELF") => {
-            failure(127, format!("{path}: its dynamic loader is not in the sandbox"), errno)
-        }
-        (Errno::ENOENT, None) => failure(127, format!("{path}"), errno),
-        (Errno::ENOEXEC, _) => {
-            failure(126, format!("{path} is neither a program for this machine nor a script with a #! line"), errno)
-        }
-        _ => failure(126, format!("{path}"), errno),
-    }
 }

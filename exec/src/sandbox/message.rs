@@ -18,6 +18,8 @@ pub(crate) struct Make {
     pub template: Template,
     /// A version 2 group comes with it.
     pub born: bool,
+    /// A directory its program will probably be shown in: to make it takes time that a run need not wait. May be empty.
+    pub place: PathBuf,
 }
 
 impl Make {
@@ -32,7 +34,7 @@ impl Make {
             Root::Image(path) => out.u8(1).path(path),
         };
         out.u8(u8::from(self.template.network == Network::Host)).u64(self.template.scratch_bytes);
-        out.u8(u8::from(self.born));
+        out.u8(u8::from(self.born)).path(&self.place);
         out.0
     }
 
@@ -47,8 +49,9 @@ impl Make {
         let network = if body.u8()? == 1 { Network::Host } else { Network::None };
         let template = Template { root, network, scratch_bytes: body.u64()? };
         let born = body.u8()? == 1;
+        let place = body.path()?;
         body.end()?;
-        Ok(Self { identity, template, born })
+        Ok(Self { identity, template, born, place })
     }
 }
 
@@ -253,6 +256,8 @@ pub(crate) struct Finished {
     pub scratch_files: u64,
     /// No byte or no file was left in scratch.
     pub scratch_full: bool,
+    /// When the program was started, by the clock that never goes back; 0 if that was told before, or it was not.
+    pub started_ns: u64,
 }
 
 impl Finished {
@@ -260,7 +265,7 @@ impl Finished {
         let mut out = Writer::default();
         out.u32(self.status as u32).u8(self.by as u8).u64(nanoseconds(self.wall)).u64(nanoseconds(self.cpu));
         out.u64(self.resident_peak_bytes).u64(self.io_blocks).u64(self.scratch_bytes).u64(self.scratch_files);
-        out.u8(u8::from(self.scratch_full));
+        out.u8(u8::from(self.scratch_full)).u64(self.started_ns);
         out.0
     }
 
@@ -284,6 +289,7 @@ impl Finished {
             scratch_bytes: body.u64()?,
             scratch_files: body.u64()?,
             scratch_full: body.u8()? == 1,
+            started_ns: body.u64()?,
         };
         body.end()?;
         Ok(finished)
@@ -307,7 +313,7 @@ mod tests {
         plan.nice = -3;
         plan.credential = Some("/m/.brine/exec.sock".into());
 
-        let make = Make { identity, template: plan.template.clone(), born: true };
+        let make = Make { identity, template: plan.template.clone(), born: true, place: "/m/exec".into() };
         assert_eq!(Make::decode(&make.encode()).unwrap(), make);
         let run = Run::of(&plan, true, false);
         assert_eq!((run.pids, run.memory_bytes, run.nice), (0, plan.limits.memory_bytes, 0));
@@ -316,7 +322,8 @@ mod tests {
         assert!((0..bytes.len()).all(|len| Run::decode(&bytes[..len]).is_err()));
         let failure = Failure { code: 127, step: "no such interpreter".into(), errno: 2 };
         assert_eq!(Failure::decode(&failure.encode()).unwrap(), failure);
-        let finished = Finished { status: 9, by: EndedBy::Launcher, scratch_full: true, ..Finished::default() };
+        let finished =
+            Finished { status: 9, by: EndedBy::Launcher, scratch_full: true, started_ns: 7, ..Finished::default() };
         assert_eq!(Finished::decode(&finished.encode()).unwrap(), finished);
     }
 }

@@ -107,7 +107,9 @@ impl Shared {
         let (control, theirs) = socket_pair().map_err(Error::step("a socket for a sandbox"))?;
         let mut fds: Vec<RawFd> = vec![theirs.as_raw_fd()];
         fds.extend(birth.iter().chain(&entrances).map(AsRawFd::as_raw_fd));
-        let make = Make { identity: kind.identity.clone(), template: kind.template.clone(), born: birth.is_some() };
+        let place = self.config.volume.as_ref().map(|volume| volume.join("exec")).unwrap_or_default();
+        let (identity, template) = (kind.identity.clone(), kind.template.clone());
+        let make = Make { identity, template, born: birth.is_some(), place };
         let mut spawner = self.spawner.lock();
         if self.stopping.load(Ordering::SeqCst) {
             return Err(Error::Stopping);

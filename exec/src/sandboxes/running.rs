@@ -58,7 +58,7 @@ enum Ended {
 pub enum Event {
     /// The socket of its credential: whoever connects there is in its sandbox, or got in there by other means.
     Listens(OwnedFd),
-    /// The program runs.
+    /// The program runs, and has for a moment: of one that ended at once this is not told.
     Started,
 }
 
@@ -122,10 +122,7 @@ impl Running {
                     continue;
                 }
                 Some(Some(Frame { kind: Kind::Started, body, .. })) => {
-                    // It is told when there is time for it.
-                    let at = body.try_into().map_or(u64::MAX, u64::from_le_bytes);
-                    let ago = Duration::from_nanos(sys::monotonic_ns().saturating_sub(at));
-                    self.steps.started = self.begun.elapsed().saturating_sub(ago);
+                    self.started_at(body.try_into().map_or(u64::MAX, u64::from_le_bytes));
                     tell(Event::Started);
                     // Only now is the place it left in the pool filled: making a sandbox would have been in its way.
                     self.sandbox.shared.pool_changed.notify_all();
@@ -133,6 +130,9 @@ impl Running {
                 }
                 Some(Some(Frame { kind: Kind::Finished, body, .. })) => {
                     let finished = Finished::decode(&body)?;
+                    if finished.started_ns > 0 {
+                        self.started_at(finished.started_ns);
+                    }
                     self.steps.ended = self.begun.elapsed();
                     return Ok((Some(finished), ended));
                 }
@@ -175,6 +175,12 @@ impl Running {
                 self.sandbox.get().kill();
             }
         }
+    }
+
+    /// The program was started at this time, which is told when there is time for it.
+    fn started_at(&mut self, at_ns: u64) {
+        let ago = Duration::from_nanos(sys::monotonic_ns().saturating_sub(at_ns));
+        self.steps.started = self.begun.elapsed().saturating_sub(ago);
     }
 
     /// One frame of the init, the end of its socket, or `None` after a tick.

@@ -17,6 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// How long after an answer the next request is watched for.
 const WATCH: Duration = Duration::from_micros(50);
+/// The same where it is known that one follows: whoever asked was put to sleep meanwhile, and takes longer.
+const WATCH_FOLLOWED: Duration = Duration::from_micros(100);
 /// A request that comes this soon after the answer before it is taken to be followed by another.
 const NEAR: Duration = Duration::from_micros(100);
 
@@ -40,13 +42,19 @@ impl Device {
     /// Begin to answer a request; drop what is returned when the answer is on its way.
     pub(super) fn turn(&self) -> Turn<'_> {
         let near = ANSWERED.get().is_some_and(|answered| answered.elapsed() <= NEAR);
-        Turn { watched: self.0.get().filter(|_| near) }
+        Turn { watched: self.0.get().filter(|_| near), watch: WATCH }
+    }
+
+    /// [`Self::turn`] of a request that another one follows at once.
+    pub(super) fn followed_turn(&self) -> Turn<'_> {
+        Turn { watched: self.0.get(), watch: WATCH_FOLLOWED }
     }
 }
 
 /// A request being answered by this thread.
 pub(super) struct Turn<'a> {
     watched: Option<&'a OwnedFd>,
+    watch: Duration,
 }
 
 impl Drop for Turn<'_> {
@@ -54,7 +62,7 @@ impl Drop for Turn<'_> {
         let answered = Instant::now();
         ANSWERED.set(Some(answered));
         let Some(device) = self.watched else { return };
-        while answered.elapsed() < WATCH && !is_readable(device) {
+        while answered.elapsed() < self.watch && !is_readable(device) {
             // To the client, if it was put on this processor.
             thread::yield_now();
         }
@@ -95,18 +103,19 @@ mod tests {
     #[test]
     fn watching_ends_with_the_next_request_or_soon() {
         let (device, mut writer) = device();
-        let turn = Turn { watched: device.0.get() };
+        let turn = Turn { watched: device.0.get(), watch: WATCH };
         // Nothing comes: it ends all the same.
         drop(turn);
         writer.write_all(b"x").unwrap();
         assert!(is_readable(device.0.get().unwrap()));
         drop(writer);
-        drop(Turn { watched: device.0.get() });
+        drop(Turn { watched: device.0.get(), watch: WATCH });
     }
 
     #[test]
     fn an_unopened_device_is_not_watched() {
         ANSWERED.set(Some(Instant::now() + Duration::from_secs(60)));
         assert!(Device::default().turn().watched.is_none());
+        assert!(Device::default().followed_turn().watched.is_none());
     }
 }
