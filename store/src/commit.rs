@@ -117,7 +117,8 @@ impl Commit {
     }
 
     /// Make everything accepted so far durable. Callers that come while one runs are answered together by the next.
-    pub fn run(&self, parts: &Parts<'_>, flusher: &dyn Flusher) -> Result<Generation> {
+    /// `followed`: the next is about to come.
+    pub fn run(&self, parts: &Parts<'_>, flusher: &dyn Flusher, followed: bool) -> Result<Generation> {
         let mut queue = self.queue.lock();
         queue.asked += 1;
         let ticket = queue.asked;
@@ -141,7 +142,7 @@ impl Commit {
         let covered = queue.asked;
         drop(queue);
 
-        let outcome = self.lead(parts, flusher, &mut || Ok(()));
+        let outcome = self.lead(parts, flusher, followed, &mut || Ok(()));
 
         let mut queue = self.queue.lock();
         queue.running = false;
@@ -167,13 +168,14 @@ impl Commit {
         flusher: &dyn Flusher,
         change: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Generation> {
-        self.lead(parts, flusher, change)
+        self.lead(parts, flusher, false, change)
     }
 
     fn lead(
         &self,
         parts: &Parts<'_>,
         flusher: &dyn Flusher,
+        followed: bool,
         last: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Generation> {
         let Parts { blocks, meta, log, overrides, fence } = parts;
@@ -182,6 +184,7 @@ impl Commit {
         // Most of the work is done while others go on writing.
         flusher.flush(false)?;
         let held_off = self.gate.write();
+        let closing = meta.begin_closing();
         flusher.flush(true)?;
         last()?;
         meta.flush_atimes()?;
@@ -192,13 +195,16 @@ impl Commit {
         let (mut appended, mut syncing) = (None, None);
         let mut tries = 0;
         let closed = loop {
-            let attempt = meta.commit_behind(|closed| {
-                let (record, notes) = log.append(blocks, closed)?;
-                appended = Some(record);
-                // The directories are at it while the rows are committed.
-                syncing = blocks.segments().try_begin_sync();
-                Ok(notes)
-            });
+            let attempt = meta.commit_behind(
+                |closed| {
+                    let (record, notes) = log.append(blocks, closed)?;
+                    appended = Some(record);
+                    // The directories are at it while the rows are committed.
+                    syncing = blocks.segments().try_begin_sync();
+                    Ok(notes)
+                },
+                followed,
+            );
             match attempt {
                 // The generation is still open, and is appended anew.
                 Err(Error::TooFewMembers { .. } | Error::Backing { .. })
@@ -212,7 +218,7 @@ impl Commit {
         if let Some(record) = &appended {
             log.advance(record);
         }
-        drop(held_off);
+        drop((closing, held_off));
         syncing.unwrap_or_else(|| blocks.segments().begin_sync()).wait()?;
         if let Some(record) = &appended {
             // Answered only if nobody took the volume over before it was synced (R16).

@@ -4,7 +4,6 @@
 //! two commits at a time would only wait for each other.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -23,8 +22,6 @@ type Waiter = Box<dyn FnOnce(Outcome<()>) + Send>;
 #[derive(Default)]
 pub struct Committer {
     asked: Mutex<Asked>,
-    /// Somebody asked since the thread last looked, for who does not hold the lock.
-    any: AtomicBool,
     wake: Condvar,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -36,14 +33,6 @@ struct Asked {
 }
 
 impl Committer {
-    /// Return when somebody asks, or after [`WATCH`].
-    fn watch(&self) {
-        let since = Instant::now();
-        while !self.any.load(Ordering::Acquire) && since.elapsed() < WATCH {
-            thread::yield_now();
-        }
-    }
-
     /// Answer who waits, and end the thread.
     pub fn stop(&self) {
         self.asked.lock().stop = true;
@@ -66,9 +55,9 @@ pub(super) fn start(vfs: &Arc<Vfs>) -> io::Result<()> {
 /// Most that a commit is put off so that writers who are about to ask, too, are answered by it.
 const GATHER_MAX: Duration = Duration::from_millis(5);
 
-/// How long after an answer the next to ask is watched for, if the last one came as soon: a client that writes and syncs
-/// by turns would have to wake this thread each time.
-const WATCH: Duration = Duration::from_micros(150);
+/// If somebody asks this soon after an answer, somebody is taken to do so again: the database is written for several
+/// commits together.
+const FOLLOWED: Duration = Duration::from_millis(2);
 
 fn run(vfs: &Weak<Vfs>) {
     let _finish = MustFinish;
@@ -76,37 +65,37 @@ fn run(vfs: &Weak<Vfs>) {
     // How many asked about the time of the last commit, and how long to wait for as many: those who were just answered
     // mostly ask again at once, and a commit costs the same for all of them as for the first to come.
     let (mut expected, mut patience) = (0, Duration::ZERO);
-    // The last to ask did so within the time that is watched for.
-    let mut near = false;
-    let alone = thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
+    // The last commit left the database to the next.
+    let mut left_open = false;
     while let Some(vfs) = vfs.upgrade() {
         let interval = vfs.options.commit_interval;
-        if near && !alone {
-            vfs.committer.watch();
-        }
+        let followed;
         let (waiters, stop) = {
             let mut asked = vfs.committer.asked.lock();
             if asked.waiters.is_empty() && !asked.stop {
                 // A wake-up too early or too late does no harm: at most an interval passes with nothing committed.
-                vfs.committer.wake.wait_for(&mut asked, interval.saturating_sub(last.elapsed()));
+                let rest = interval.saturating_sub(last.elapsed());
+                vfs.committer.wake.wait_for(&mut asked, if left_open { rest.min(FOLLOWED) } else { rest });
             }
-            near = !asked.waiters.is_empty() && last.elapsed() < WATCH;
+            followed = !asked.waiters.is_empty() && last.elapsed() < FOLLOWED;
             let until = Instant::now() + patience;
             while !asked.waiters.is_empty() && asked.waiters.len() < expected && !asked.stop {
                 if vfs.committer.wake.wait_until(&mut asked, until).timed_out() {
                     break;
                 }
             }
-            vfs.committer.any.store(false, Ordering::Release);
             (std::mem::take(&mut asked.waiters), asked.stop)
         };
         if !waiters.is_empty() || last.elapsed() >= interval {
             let begun = Instant::now();
-            let outcome = vfs.commit();
+            let outcome = vfs.commit(followed);
+            left_open = followed;
             last = Instant::now();
             expected = waiters.len() + vfs.committer.asked.lock().waiters.len();
             patience = (last.duration_since(begun) / 2).min(GATHER_MAX);
             waiters.into_iter().for_each(|waiter| waiter(outcome));
+        } else if std::mem::take(&mut left_open) {
+            vfs.volume.settle_database();
         }
         if stop {
             return;
@@ -116,12 +105,13 @@ fn run(vfs: &Weak<Vfs>) {
 
 impl Vfs {
     /// Make everything accepted so far durable, if anything is new since the last commit. Waits for disks.
-    fn commit(&self) -> Outcome<()> {
+    /// `followed` if the next to ask is about to come.
+    fn commit(&self, followed: bool) -> Outcome<()> {
         // What goes on behind (retiring, gc, retention) changes the metadata, too.
         if !self.buffer.take_changed() && !self.volume.has_changes() {
             return Ok(());
         }
-        let outcome = self.volume.commit(&*self.buffer);
+        let outcome = self.volume.commit_followed(&*self.buffer, followed);
         self.inodes.sweep();
         outcome.map(|_generation| ()).map_err(|error| {
             // Still to be made durable, and owed to every handle that wrote and asks for nothing.
@@ -152,10 +142,7 @@ impl Vfs {
     }
 
     fn when_committed(&self, waiter: Waiter) {
-        let mut asked = self.committer.asked.lock();
-        asked.waiters.push(waiter);
-        self.committer.any.store(true, Ordering::Release);
-        drop(asked);
+        self.committer.asked.lock().waiters.push(waiter);
         self.committer.wake.notify_one();
     }
 

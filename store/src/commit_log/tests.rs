@@ -138,7 +138,7 @@ impl Fixture {
         let fence = FenceWatch::new(self.blocks.segments().set().clone(), VOLUME, [0; 32], None, 2);
         let (blocks, meta, log) = (&self.blocks, &self.meta, &self.log);
         let parts = Parts { blocks, meta, log, overrides: &self.noted, fence: &fence };
-        self.commit.run(&parts, &NothingDirty)
+        self.commit.run(&parts, &NothingDirty, false)
     }
 
     fn syncs(&self) -> Vec<u64> {

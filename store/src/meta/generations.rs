@@ -3,7 +3,8 @@
 //! Promises: rows of a generation are committed together with its record in the outbox, or stay open; what is applied
 //! is not recorded again. After a failed COMMIT the database takes nothing more. Knows nothing of how a record looks.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::Meta;
 use super::changes::RowChange;
@@ -28,6 +29,22 @@ pub struct Closed {
     pub changed: bool,
 }
 
+/// Generations that are left in one transaction at most.
+const LEFT_OPEN_MAX: u32 = 16;
+
+/// Pause between two looks whether a generation is closed.
+const CLOSING_PAUSE: Duration = Duration::from_millis(1);
+
+/// A generation is being put and closed.
+#[derive(Debug)]
+pub struct Closing<'m>(&'m AtomicBool);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Meta {
     /// Close the open generation and open the next.
     ///
@@ -43,7 +60,7 @@ impl Meta {
     /// # Errors
     /// As [`Self::commit_generation`], and those of `seal`.
     pub fn commit_with(&self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>) -> Result<Closed> {
-        let closed = self.commit_behind(seal);
+        let closed = self.commit_behind(seal, false);
         self.behind.settle();
         self.core.lock().usable()?;
         closed
@@ -52,19 +69,57 @@ impl Meta {
     /// As [`Self::commit_with`], but the transaction is committed while the caller goes on: whoever needs the database
     /// next waits for it, and is told if it failed. What the record of the generation promises does not depend on it.
     ///
+    /// With `left_open` another commit is about to follow, and the transaction stays open for it, a few times: most pages
+    /// are the same in each. It ends before anything else is changed ([`Self::with`]) or read beside it ([`Self::settle`]).
+    ///
     /// # Errors
     /// Those of `seal`; [`Error::Database`] for what fails before COMMIT.
-    pub fn commit_behind(&self, seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>) -> Result<Closed> {
+    pub fn commit_behind(
+        &self,
+        seal: impl FnOnce(&Closed) -> Result<Vec<OutboxRow>>,
+        left_open: bool,
+    ) -> Result<Closed> {
         let mut core = self.core.lock_arc();
         core.usable()?;
         let restart = self.restart_wal.swap(false, Ordering::Relaxed);
         let closed = core.close_generation(seal, restart);
         match &closed {
+            Ok(Closed { changed: true, .. }) if left_open && !restart && core.uncommitted < LEFT_OPEN_MAX => {}
             Ok(Closed { changed: true, .. }) => self.behind.end(core, restart),
             Ok(_) => {}
             Err(_) => core.check_transaction(),
         }
         closed
+    }
+
+    /// From here to the end of [`Self::commit_behind`] changes belong to the generation that is being closed: writers are
+    /// held off as long as what is returned is kept.
+    pub fn begin_closing(&self) -> Closing<'_> {
+        self.closing.store(true, Ordering::Relaxed);
+        Closing(&self.closing)
+    }
+
+    /// Have all closed generations in the file, for who reads it on another connection.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn settle(&self) -> Result<()> {
+        loop {
+            self.behind.settle();
+            let mut core = self.core.lock();
+            if core.uncommitted == 0 || core.poisoned.is_some() {
+                return Ok(());
+            }
+            if !core.has_changes() {
+                return core.commit_and_begin(false);
+            }
+            // What is being closed is in the transaction in part. If closing it has failed, what is committed has to do.
+            if !self.closing.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            drop(core);
+            std::thread::sleep(CLOSING_PAUSE);
+        }
     }
 
     /// Apply the changes of one generation of the log. False: it is committed here already, nothing was done.
@@ -192,6 +247,7 @@ impl Core {
         outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
         self.committed = generation;
         self.committed_ns = time_ns;
+        self.uncommitted += 1;
         Ok(closed)
     }
 
@@ -207,7 +263,13 @@ impl Core {
             return Err(error).at(&self.path);
         }
         self.local_dirty = false;
+        self.uncommitted = 0;
         Ok(())
+    }
+
+    /// Commit generations that were left in the open transaction, if nothing of the next is in it.
+    pub(super) fn end_left_open(&mut self) -> Result<()> {
+        if self.uncommitted > 0 && !self.has_changes() { self.commit_and_begin(false) } else { Ok(()) }
     }
 
     /// Rows from a record or an image: not recorded again.

@@ -104,6 +104,8 @@ pub struct Meta {
     block_id: BlockIdOf,
     /// Dropped, and so ended, before `core`.
     behind: Behind,
+    /// The open generation is being put and closed, all writers are held off.
+    closing: AtomicBool,
     /// The writing connection. Held for one operation, or one commit; taken before no other lock.
     core: Arc<Mutex<Core>>,
     /// Hashes names as `core` does.
@@ -142,9 +144,26 @@ impl Meta {
     pub fn with<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
         let mut core = self.core.lock();
         core.usable()?;
+        if !self.closing.load(Ordering::Relaxed) {
+            core.end_left_open()?;
+        }
         core.relieve()?;
         let mut txn = Txn::begin(&mut core);
         let out = operation(&mut txn)?;
+        txn.finish()?;
+        Ok(out)
+    }
+
+    /// As [`Self::with`], for what changes nothing and is asked for between two commits that follow each other closely: a
+    /// transaction that was left open stays so.
+    ///
+    /// # Errors
+    /// As [`Self::with`].
+    pub fn look<R>(&self, read: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+        let mut core = self.core.lock();
+        core.usable()?;
+        let mut txn = Txn::begin(&mut core);
+        let out = read(&mut txn)?;
         txn.finish()?;
         Ok(out)
     }
@@ -221,7 +240,7 @@ impl Meta {
     /// # Errors
     /// [`Error::Io`]; what was not synced may then be lost by a power cut, not by a crash of the process.
     pub fn sync(&self) -> Result<()> {
-        self.behind.settle();
+        self.settle()?;
         self.wal.sync_data().map_err(|error| {
             Error::io(format!("log of the metadata database {}: fdatasync", self.path.display()), error)
         })

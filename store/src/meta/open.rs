@@ -145,6 +145,7 @@ impl Meta {
             block_id: setup.block_id,
             core: Arc::new(Mutex::new(core)),
             behind: Behind::start(),
+            closing: AtomicBool::new(false),
             names: own_names,
             idle: past::Idle::default(),
             copier: Mutex::new(copier),

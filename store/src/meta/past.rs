@@ -57,7 +57,7 @@ impl Meta {
     /// # Errors
     /// Those of `look`, [`Error::Database`].
     pub fn past<R>(&self, look: impl FnOnce(&PastReader<'_>) -> Result<R>) -> Result<R> {
-        self.behind.settle();
+        self.settle()?;
         let idle = self.idle.0.lock().pop();
         let conn = match idle {
             Some(conn) => conn,

@@ -47,7 +47,7 @@ impl Meta {
     /// # Errors
     /// [`Error::Database`].
     pub fn reader(&self) -> Result<Reader> {
-        self.behind.settle();
+        self.settle()?;
         let conn = self.read_connection()?;
         conn.execute_batch("BEGIN").at(&self.path)?;
         // The transaction sees the state as of its first query.

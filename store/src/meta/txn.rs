@@ -42,6 +42,8 @@ pub(super) struct Core {
     pub committed: Generation,
     /// Time of the last committed generation.
     pub committed_ns: i64,
+    /// Of the last of them, so many are in the open transaction still.
+    pub uncommitted: u32,
     pub inodes: InodeCache,
     /// Access times not yet in their rows.
     pub atimes: NumberMap<i64>,
@@ -121,6 +123,7 @@ impl Core {
             changes: Vec::new(),
             refs: Vec::new(),
             audit: None,
+            uncommitted: 0,
             local_dirty: false,
             conflicts: 0,
             numbered_apart: None,

@@ -183,7 +183,7 @@ impl Volume {
 
     /// Content of a file that is kept in its inode row.
     pub fn inline_data(&self, ino: Ino) -> Result<Option<Vec<u8>>> {
-        Ok(self.meta.with(|txn| txn.inline_data(ino))?.map(|bytes| bytes.to_vec()))
+        Ok(self.meta.look(|txn| txn.inline_data(ino))?.map(|bytes| bytes.to_vec()))
     }
 
     /// Make whole chunks holes.

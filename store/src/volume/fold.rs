@@ -27,7 +27,7 @@ const BATCHES_MAX: usize = 64;
 impl Volume {
     /// Whether a small write of `len` bytes to a chunk may be kept as a patch.
     pub fn may_patch(&self, attr: &Attr, chunk: ChunkNo, len: usize) -> bool {
-        let fits = self.meta.with(|txn| {
+        let fits = self.meta.look(|txn| {
             let over = txn.chunk_patches(attr.data, chunk);
             let (rows, bytes) = over.map_or((0, 0), |patches| (patches.rows, patches.bytes));
             let small = bytes + len as u64 <= 1 << attr.chunk_bits;

@@ -250,7 +250,7 @@ impl Volume {
 
     /// Attributes of an inode. [`Error::Stale`] if it is gone.
     pub fn attr(&self, ino: Ino) -> Result<Attr> {
-        self.meta.with(|txn| txn.attr(ino))
+        self.meta.look(|txn| txn.attr(ino))
     }
 
     /// The inode that `name` in `parent` leads to.
@@ -410,11 +410,17 @@ impl Volume {
 
     /// Make everything accepted so far durable.
     pub fn commit(&self, flusher: &dyn Flusher) -> Result<Generation> {
+        self.commit_followed(flusher, false)
+    }
+
+    /// As [`Self::commit`]; `followed` if the next commit is about to come: then the database is written for several of them
+    /// together, at [`Self::settle_database`] at the latest.
+    pub fn commit_followed(&self, flusher: &dyn Flusher, followed: bool) -> Result<Generation> {
         if self.asked_read_only {
             return Ok(self.meta.committed());
         }
         self.writable()?;
-        let outcome = self.commit.run(&self.parts(), flusher);
+        let outcome = self.commit.run(&self.parts(), flusher, followed);
         let outcome = self.committed_or_read_only(outcome);
         if !self.blocks.segments().missed().is_empty()
             && let Some(housekeeper) = self.housekeeper.try_lock()
@@ -422,6 +428,14 @@ impl Volume {
             housekeeper.as_ref().inspect(|housekeeper| housekeeper.wake());
         }
         outcome
+    }
+
+    /// No commit has followed after all: have the database written.
+    pub fn settle_database(&self) {
+        if let Err(error) = self.meta.settle() {
+            // Whoever needs it next is told.
+            log::error!("{error}");
+        }
     }
 
     /// What a commit came to; after a failure nothing may be written any more.

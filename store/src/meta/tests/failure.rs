@@ -340,7 +340,7 @@ fn a_transaction_that_fails_behind_its_generation_is_told_to_whoever_needs_the_d
     for _ in 0..2 {
         let error = meta.with(|txn| txn.attr(ROOT_INO)).unwrap_err();
         assert!(matches!(&error, Error::ReadOnly(text) if text.contains("meta.db")), "{error}");
-        assert!(matches!(meta.commit_behind(|_| Ok(Vec::new())), Err(Error::ReadOnly(_))));
+        assert!(matches!(meta.commit_behind(|_| Ok(Vec::new()), false), Err(Error::ReadOnly(_))));
         assert!(matches!(meta.commit_with(|_| Ok(Vec::new())), Err(Error::ReadOnly(_))));
     }
 }
@@ -351,7 +351,7 @@ fn readers_see_a_generation_whose_transaction_ends_behind_it() {
     for n in 0..200 {
         let name = n.to_string();
         meta.with(|txn| txn.create(ROOT_INO, name.as_bytes(), &file(0))).unwrap();
-        let closed = meta.commit_behind(|_| Ok(Vec::new())).unwrap();
+        let closed = meta.commit_behind(|_| Ok(Vec::new()), false).unwrap();
         if n % 2 == 0 {
             assert_eq!(meta.reader().unwrap().generation(), closed.generation);
         } else {
