@@ -82,6 +82,7 @@ pub(super) fn block(number: u64) -> BlockRow {
 }
 
 mod audit;
+mod behind;
 mod codec;
 mod exec_border;
 mod failure;

@@ -1,0 +1,138 @@
+//! Transactions that end behind the generations they hold, or hold several.
+
+use super::*;
+
+fn make(meta: &Meta, name: &str) {
+    meta.with(|txn| txn.create(ROOT_INO, name.as_bytes(), &file(0))).unwrap();
+}
+
+/// Make a file in a generation of its own, as a commit does that another is about to follow.
+fn close_with(meta: &Meta, name: &str) -> Closed {
+    let closing = meta.begin_closing();
+    make(meta, name);
+    let closed = meta.commit_behind(|_| Ok(Vec::new()), true).unwrap();
+    drop(closing);
+    closed
+}
+
+fn left_open(meta: &Meta) -> u32 {
+    meta.core.lock().uncommitted
+}
+
+#[test]
+fn a_transaction_that_fails_behind_its_generation_is_told_to_whoever_needs_the_database_next() {
+    let (_dir, meta) = fresh("behind");
+    meta.with(|txn| txn.create(ROOT_INO, b"a", &file(0))).unwrap();
+    meta.commit_generation().unwrap();
+    meta.with(|txn| txn.create(ROOT_INO, b"b", &file(0))).unwrap();
+    // What SQLite does by itself when a disk fails, seen by nobody before COMMIT.
+    let core = meta.core.lock_arc();
+    core.conn.execute_batch("ROLLBACK").unwrap();
+    meta.behind.end(core, false);
+    for _ in 0..2 {
+        let error = meta.with(|txn| txn.attr(ROOT_INO)).unwrap_err();
+        assert!(matches!(&error, Error::ReadOnly(text) if text.contains("meta.db")), "{error}");
+        assert!(matches!(meta.commit_behind(|_| Ok(Vec::new()), false), Err(Error::ReadOnly(_))));
+        assert!(matches!(meta.commit_with(|_| Ok(Vec::new())), Err(Error::ReadOnly(_))));
+    }
+}
+
+#[test]
+fn readers_see_a_generation_whose_transaction_ends_behind_it() {
+    let (_dir, meta) = fresh("settled");
+    for n in 0..200 {
+        let name = n.to_string();
+        meta.with(|txn| txn.create(ROOT_INO, name.as_bytes(), &file(0))).unwrap();
+        let closed = meta.commit_behind(|_| Ok(Vec::new()), false).unwrap();
+        if n % 2 == 0 {
+            assert_eq!(meta.reader().unwrap().generation(), closed.generation);
+        } else {
+            let kept = meta.past(|past| past.generation(closed.generation)).unwrap();
+            assert_eq!(kept.unwrap().generation, closed.generation);
+        }
+        assert!(meta.with(|txn| txn.lookup(ROOT_INO, name.as_bytes())).is_ok());
+    }
+    meta.commit_generation().unwrap();
+    assert_eq!(meta.verify().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_few_generations_share_a_transaction_until_something_else_is_changed_or_read_beside_it() {
+    let (dir, meta) = fresh("left-open");
+    make(&meta, "first");
+    meta.commit_generation().unwrap();
+    // Nobody's change or look ends it but those that have to.
+    for n in 1..16 {
+        let closed = close_with(&meta, &n.to_string());
+        assert_eq!((closed.generation, meta.committed()), (Generation(n + 1), Generation(n + 1)));
+        assert_eq!(u64::from(left_open(&meta)), n);
+        assert!(meta.look(|txn| txn.lookup(ROOT_INO, n.to_string().as_bytes())).is_ok());
+        assert!(!meta.has_changes());
+    }
+    close_with(&meta, "16");
+    meta.behind.settle();
+    assert_eq!(left_open(&meta), 0, "that was the last it holds");
+    close_with(&meta, "a");
+    make(&meta, "a change");
+    assert_eq!(left_open(&meta), 0);
+    assert_eq!(meta.reader().unwrap().generation(), Generation(18));
+    meta.commit_generation().unwrap();
+    let closed = close_with(&meta, "b");
+    assert_eq!(left_open(&meta), 1);
+    assert!(meta.past(|past| past.generation(closed.generation)).unwrap().is_some());
+    assert_eq!(left_open(&meta), 0);
+    let closed = close_with(&meta, "c");
+    assert_eq!(meta.reader().unwrap().generation(), closed.generation);
+    close_with(&meta, "d");
+    meta.close().unwrap();
+    drop(meta);
+    let meta = Meta::open(&dir.0, &KEY, &setup()).unwrap();
+    assert_eq!(meta.committed(), Generation(22));
+    assert!(meta.with(|txn| txn.lookup(ROOT_INO, b"d")).is_ok());
+    assert_eq!(meta.verify().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_crash_takes_whole_generations_that_were_left_open() {
+    let (dir, meta) = fresh("left-open-crash");
+    make(&meta, "first");
+    meta.commit_generation().unwrap();
+    close_with(&meta, "second");
+    close_with(&meta, "third");
+    let closing = meta.begin_closing();
+    make(&meta, "fourth");
+    drop(closing);
+    drop(meta); // as a killed process: no close
+    let meta = Meta::open(&dir.0, &KEY, &setup()).unwrap();
+    assert_eq!(meta.committed(), Generation(1));
+    assert!(matches!(meta.with(|txn| txn.lookup(ROOT_INO, b"second")), Err(Error::NotFound)));
+    assert_eq!(meta.verify().unwrap(), Vec::<String>::new());
+}
+
+#[test]
+fn a_generation_that_is_being_closed_is_waited_for_and_one_that_cannot_be_is_not() {
+    let (_dir, meta) = fresh("left-open-closing");
+    make(&meta, "first");
+    meta.commit_generation().unwrap();
+    let closed = close_with(&meta, "second");
+    let closing = meta.begin_closing();
+    make(&meta, "third");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| meta.reader().unwrap().generation());
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!reader.is_finished(), "a part of a generation would be read");
+        let third = meta.commit_behind(|_| Ok(Vec::new()), true).unwrap();
+        assert_eq!(reader.join().unwrap(), third.generation);
+    });
+    drop(closing);
+    close_with(&meta, "fourth");
+    let closing = meta.begin_closing();
+    make(&meta, "fifth");
+    assert!(meta.commit_behind(|_| Err(Error::NoSpace), true).is_err());
+    drop(closing);
+    // What was closed before is read as far as it is in the file.
+    assert!(meta.reader().unwrap().generation() > closed.generation);
+    meta.commit_generation().unwrap();
+    assert_eq!(meta.reader().unwrap().generation(), Generation(5));
+    assert_eq!(meta.verify().unwrap(), Vec::<String>::new());
+}
