@@ -345,7 +345,7 @@ impl Backing for DirBacking {
             (cache.get(id, true), cache.room(id))
         };
         let Some(room) = room else { return Direct::Never };
-        let Some(file) = file.and_then(|file| file.direct.get().cloned()) else { return Direct::NotYet };
+        let Some(file) = file.and_then(|file| file.direct.lock().clone()) else { return Direct::NotYet };
         // Whoever writes zeros holds it.
         let Some(mut room) = room.try_lock() else { return Direct::NotYet };
         match room.hand_out_direct(offset, len) {
@@ -357,17 +357,18 @@ impl Backing for DirBacking {
 
     fn make_direct(&self, id: SegmentId) -> io::Result<()> {
         let segment = self.segment(id, true)?;
-        if segment.direct.get().is_none() {
+        let grows = self.length(id).read();
+        let Some(room) = self.cache.lock().room(id) else { return Ok(()) };
+        let opened = segment.direct.lock().is_some();
+        if !opened {
             let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
-            let opened = open_regular(&self.dir, &segment_path(id), flags).inspect_err(|err| {
+            let file = open_regular(&self.dir, &segment_path(id), flags).inspect_err(|err| {
                 if err.raw_os_error() == Some(libc::EINVAL) {
                     self.directly.store(false, Ordering::Relaxed);
                 }
             })?;
-            let _ = segment.direct.set(Arc::new(opened));
+            *segment.direct.lock() = Some(Arc::new(file));
         }
-        let grows = self.length(id).read();
-        let Some(room) = self.cache.lock().room(id) else { return Ok(()) };
         let Some(zeros) = room.lock().zeros_for_direct(&segment.file)? else { return Ok(()) };
         drop(grows);
         segment.dirty.store(true, Ordering::Release);
@@ -425,6 +426,7 @@ impl Backing for DirBacking {
         let _stays = self.length(id).write();
         let room = self.cache.lock().take_room(id);
         let written = room.and_then(|room| room.lock().written());
+        drop(segment.direct.lock().take());
         // Truncating to the present length, too, frees the blocks beyond it.
         segment.file.set_len(written.map_or_else(|| segment.file.metadata().map(|meta| meta.len()), Ok)?)
     }

@@ -51,6 +51,9 @@ impl BackingSet {
     /// Begin to write these records, each of another member, so that they are durable when [`Self::end_write_through`]
     /// says so. `None`: not all of these directories can, now or ever; nothing was begun.
     pub fn begin_write_through(&self, writes: &[ShardWrite]) -> Option<WriteThrough> {
+        if self.no_ring.load(Ordering::Relaxed) {
+            return None;
+        }
         let mut parts = Vec::with_capacity(writes.len());
         let mut files = Vec::with_capacity(writes.len());
         for write in writes {
@@ -70,10 +73,11 @@ impl BackingSet {
             }
             parts.push(part);
         }
+        let ring = self.ring()?;
         if files.len() < parts.len() {
+            self.rings.lock().push(ring);
             return None;
         }
-        let ring = self.ring()?;
         let begun = Instant::now();
         let direct = |(part, file): (&Part, _)| DirectWrite {
             file,
@@ -140,9 +144,6 @@ impl BackingSet {
     fn ring(&self) -> Option<Ring> {
         if let Some(ring) = self.rings.lock().pop() {
             return Some(ring);
-        }
-        if self.no_ring.load(Ordering::Relaxed) {
-            return None;
         }
         match Ring::new() {
             Ok(ring) => Some(ring),

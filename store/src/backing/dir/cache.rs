@@ -10,8 +10,8 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -34,13 +34,13 @@ pub(super) struct SegmentFile {
     pub(super) writable: bool,
     /// Written to since the last sync.
     pub(super) dirty: AtomicBool,
-    /// The same file, opened for direct writes.
-    pub(super) direct: OnceLock<Arc<File>>,
+    /// The same file, opened for direct writes, while it grows.
+    pub(super) direct: Mutex<Option<Arc<File>>>,
 }
 
 impl SegmentFile {
     pub(super) fn new(file: File, writable: bool) -> Self {
-        Self { file, writable, dirty: AtomicBool::new(false), direct: OnceLock::new() }
+        Self { file, writable, dirty: AtomicBool::new(false), direct: Mutex::default() }
     }
 }
 
