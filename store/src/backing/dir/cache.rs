@@ -140,8 +140,9 @@ fn available(file: &File) -> Option<u64> {
 const SMALL_WRITE_MAX: u64 = 32 << 10;
 /// Zeros written ahead of such records, bytes.
 const ZEROS_AHEAD: u64 = 128 << 10;
-/// Zeros written and synced ahead of direct writes, bytes: so many that this is seldom done.
-const DIRECT_AHEAD: u64 = 512 << 10;
+/// Zeros written and synced ahead of direct writes, bytes: so many that this is seldom done, so few that commits hardly wait
+/// for it.
+const DIRECT_AHEAD: u64 = 256 << 10;
 
 /// How far a growing segment file is preallocated.
 pub(super) struct Room {

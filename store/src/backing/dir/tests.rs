@@ -340,9 +340,9 @@ fn direct_writes_follow_what_was_written_and_leave_the_length_right() {
     backing.make_direct(ID).unwrap();
     // Neither over what was written, nor in parts of a page, nor past what is zeros.
     assert!(not_yet(&backing, 4096, 4096) && not_yet(&backing, 8192, 512) && not_yet(&backing, 8704, 4096));
-    assert!(not_yet(&backing, 64 << 10, 512 << 10));
+    assert!(not_yet(&backing, 64 << 10, 256 << 10));
     let (file, ahead) = ready(&backing, 8192, 4096);
-    assert_eq!(ahead, (512 << 10) - 4096);
+    assert_eq!(ahead, (256 << 10) - 4096);
     let page = vec![9; 4096 + 4096];
     let start = page.as_ptr().align_offset(4096);
     file.write_all_at(&page[start..start + 4096], 8192).unwrap();
