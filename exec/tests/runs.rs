@@ -215,3 +215,27 @@ fn what_becomes_the_program_waits_behind_its_filter_and_in_a_session_of_its_own(
         assert_eq!(session.split_whitespace().last(), Some("2"), "its own, in its namespace: {status}");
     }
 }
+
+#[test]
+fn sandboxes_whose_waiting_processes_were_killed_run_nothing_and_are_made_anew() {
+    let place = Place::new();
+    place.run(&place.probe(&["capabilities"]));
+    let pooled = || place.sandboxes.status().pooled;
+    while pooled() == 0 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let spawner = place.sandboxes.status().spawner.unwrap();
+    let sandboxes = || children(spawner);
+    let before = sandboxes();
+    // As `pkill -u` of whoever they wait for.
+    for starter in before.iter().copied().flat_map(children) {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(starter as i32), nix::sys::signal::Signal::SIGTERM).unwrap();
+    }
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while sandboxes().iter().any(|sandbox| before.contains(sandbox)) {
+        assert!(std::time::Instant::now() < deadline, "sandboxes without a starter stay");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let outcome = place.run(&place.probe(&["capabilities"]));
+    assert!(matches!(outcome.0.cause, ExitCause::Exited(_)), "the probe ran: {outcome:?}");
+}

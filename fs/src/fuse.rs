@@ -280,9 +280,9 @@ impl Filesystem for Adapter {
         self.vfs.note_use();
         let (caller, node, flags) = (caller(request), self.ino(node), flags.0);
         // The kernel reads the interpreter line next.
-        let runs = self.vfs.runs(node, flags);
-        let _turn = if runs { self.device.followed_turn() } else { self.device.turn() };
-        if self.vfs.open_waits(node, flags) {
+        let (runs, waits) = (self.vfs.runs(node, flags), self.vfs.open_waits(node, flags));
+        let _turn = if runs && !waits { self.device.followed_turn() } else { self.device.turn() };
+        if waits {
             let vfs = Arc::clone(&self.vfs);
             self.vfs.io().run(move || answer::open(vfs.open(caller, node, flags), flags, reply));
         } else {

@@ -49,7 +49,11 @@ pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: b
     if send_frame(&control, Kind::Built, &[], &[]).is_err() {
         sys::exit_now(0);
     }
-    // Idle, perhaps for long. What was needed to build is not needed any more.
+    // Idle, perhaps for long. What was needed to build is not needed any more. Without its starter, which somebody of the
+    // same user can kill, a sandbox is of no use: the pool notices that it ended, and makes another.
+    if starter_ended(&control, &own.signals) {
+        sys::exit_now(0);
+    }
     match receive_frame(&control) {
         Ok(Some(Frame { kind: Kind::Run, body, fds })) => match begin(&control, &body, fds, own, ready) {
             Ok(program) => watch(&control, program),
@@ -59,11 +63,19 @@ pub(crate) fn main(control: &OwnedFd, gate: &OwnedFd, make: &Make, privileged: b
     }
 }
 
+/// Wait until a run is asked for, or, with true, until a child ends before.
+fn starter_ended(control: &OwnedFd, signals: &SignalFd) -> bool {
+    let mut ready = [PollFd::new(control.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    while nix::poll::poll(&mut ready, PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
+    ready[1].any() == Some(true)
+}
+
 /// Everything that does not depend on the run.
 fn built(make: &Make, privileged: bool) -> Result<(Own, Ready), Failure> {
     identify(make, privileged)?;
     let cover = root::build(&make.template, &make.identity)?;
-    if make.place.is_absolute() {
+    // In the root of an image it may be a link that leads elsewhere.
+    if make.place.is_absolute() && make.template.root == Root::Host {
         // If it cannot be made, a run that needs it says so.
         let _ = std::fs::create_dir_all(&make.place);
     }

@@ -133,7 +133,9 @@ impl Starter {
         let started_ns = self.desk.started_ns.load(Ordering::SeqCst);
         match self.desk.failure.get() {
             Some(failure) => Err(failure.clone()),
-            None => Ok(Started { pid: self.sharing.pid, at_ns: Some(started_ns).filter(|at| *at > 0) }),
+            // Somebody of its user killed it while it waited: that is no program's end.
+            None if started_ns == 0 => Err(failed()(io::ErrorKind::BrokenPipe.into())),
+            None => Ok(Started { pid: self.sharing.pid, at_ns: Some(started_ns) }),
         }
     }
 }

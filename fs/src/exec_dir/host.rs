@@ -405,6 +405,10 @@ impl Host for RunHost {
     fn ended(&self, outcome: &mut Outcome) {
         // Held until the record says what became of it: no sweep takes it before.
         let mut staging = self.active.lock().get_mut(&outcome.id).and_then(|active| active.staging.take());
+        if staging.is_some() {
+            // What is published has a record, whatever ends this process before its outcome is written.
+            self.started(outcome.id);
+        }
         let outputs = staging.as_mut().map(|staging| publish(staging, outcome));
         self.close(outcome.id, None, |row, withheld, now_ns| {
             row.outputs = outputs.unwrap_or_default().into();

@@ -21,12 +21,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise, renameat};
 use nix::sys::stat::fstat;
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{SysconfVar, UnlinkatFlags, unlinkat};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Backing, Direct, DirectEnd, FENCE_DIR, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space,
-    split_name, sys,
+    Backing, DIRECT_ALIGN, Direct, DirectEnd, FENCE_DIR, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone,
+    in_use, space, split_name, sys,
 };
 use crate::ids::SegmentId;
 use beneath::{EntryKind, make_dir, open_dir, open_regular, sync_dir};
@@ -85,9 +85,12 @@ impl DirBacking {
         let device = fstat(&dir).map_err(|errno| named(errno.into()))?.st_dev;
         let magic = nix::sys::statfs::fstatfs(&dir).map_err(|errno| named(errno.into()))?.filesystem_type().0 as u64;
         let fs_type = space::fs_type_name(magic, device, path.canonicalize().ok().as_deref());
+        // Records that are written directly have pages of their own only where pages are no larger.
+        let page = nix::unistd::sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(i64::MAX);
+        let directly = IN_PLACE.contains(&fs_type.as_str()) && page as u64 <= DIRECT_ALIGN;
         Ok(Self {
             path: path.to_owned(),
-            directly: AtomicBool::new(IN_PLACE.contains(&fs_type.as_str())),
+            directly: AtomicBool::new(directly),
             watch: Mutex::default(),
             in_place_at: AtomicU64::new(0),
             fs_type,
@@ -312,10 +315,12 @@ impl Backing for DirBacking {
     }
 
     fn sync_segment(&self, id: SegmentId) -> io::Result<()> {
+        let segment = self.segment(id, false).inspect_err(|_| self.cache.lock().set_failed(id))?;
+        let _alone = segment.syncing.lock();
         if self.cache.lock().has_failed(id) {
             return Err(failed_before());
         }
-        let synced = self.segment(id, false).and_then(|segment| {
+        let sync = || {
             // Cleared first: a write that comes during the sync sets it again.
             segment.dirty.store(false, Ordering::Release);
             segment.file.sync_data()?;
@@ -323,12 +328,9 @@ impl Backing for DirBacking {
             self.check_in_place(&segment.file)?;
             self.in_place_at.store(changes.map_or(0, |changes| changes + 1), Ordering::Release);
             Ok(())
-        });
-        if synced.is_err() {
-            // The kernel reports a lost write once; from then on only this knows.
-            self.cache.lock().set_failed(id);
-        }
-        synced
+        };
+        // The kernel reports a lost write once; from then on only this knows.
+        sync().inspect_err(|_: &io::Error| self.cache.lock().set_failed(id))
     }
 
     fn direct(&self, id: SegmentId, offset: u64, len: u64) -> Direct {

@@ -69,7 +69,7 @@ impl Ring {
     pub(super) fn begin<G: Send + 'static>(self, writes: Vec<DirectWrite<G>>) -> InFlight<G> {
         let mut ring = self.0;
         let mut writes: Vec<Option<DirectWrite<G>>> = writes.into_iter().map(Some).collect();
-        let mut refused = Vec::new();
+        let mut refused: Vec<usize> = Vec::new();
         for (index, slot) in writes.iter().enumerate() {
             let Some(write) = slot else { continue };
             let bytes = write.bytes.bytes();
@@ -86,26 +86,26 @@ impl Ring {
                 refused.push(index);
             }
         }
-        let mut error = None;
-        while !ring.submission().is_empty() {
+        let mut usable = true;
+        while usable && !ring.submission().is_empty() {
             match ring.submit() {
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
-                Err(err) => {
-                    error = Some(err);
-                    break;
-                }
+                // Whatever the reason: what was not begun is done in another way, and another ring is used next.
+                Err(_) => usable = false,
                 Ok(_) => {}
             }
         }
-        // Entries are taken in order: those that are left were not begun, nor will be, as the ring is not used again.
-        let begun = writes.len() - refused.len() - ring.submission().len();
-        refused.extend(begun..writes.len() - refused.len());
-        let mut flight =
-            InFlight { left: begun, usable: error.is_none(), ring: Some(ring), done: Vec::new(), writes: Vec::new() };
+        let pushed = writes.len() - refused.len();
+        let begun = pushed - ring.submission().len();
+        if begun == 0 {
+            // Nobody waits on this ring, which would begin what is left in its queue.
+            refused = (0..writes.len()).collect();
+        }
+        let left = if begun == 0 { 0 } else { pushed };
+        let mut flight = InFlight { left, usable, ring: Some(ring), done: Vec::new(), writes: Vec::new() };
         for index in refused {
-            let error = error.as_ref().map_or(io::ErrorKind::WouldBlock, io::Error::kind);
             writes[index] = None;
-            flight.done.push((index, Err(error.into())));
+            flight.done.push((index, Err(io::ErrorKind::WouldBlock.into())));
         }
         flight.writes = writes;
         flight

@@ -103,7 +103,8 @@ impl BackingSet {
             match flight.next(Some(begun + if late { wait.limit } else { wait.patience })) {
                 Some((index, result)) => {
                     let end = parts[index].end(result);
-                    good[index] = matches!(end, End::Told(Ok(())));
+                    // What is left to a thread is hoped for: who hangs meanwhile is not waited for any longer.
+                    good[index] = !matches!(end, End::Told(Err(_)));
                     ends[index] = Some(end);
                 }
                 None if late => break,
@@ -166,13 +167,15 @@ impl Part {
         if self.member.making_direct.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (member, backing, segment) = (self.member.clone(), self.backing.clone(), self.write.segment);
+        let (member, segment) = (Arc::downgrade(&self.member), self.write.segment);
         let made = self.member.submit_commit(move || {
+            let Some(member) = member.upgrade() else { return };
             let running = member.begin(CallKind::Sync);
-            if let Err(error) = backing.make_direct(segment) {
+            let made = member.writable().and_then(|backing| backing.make_direct(segment));
+            if let Err(error) = made {
                 log::debug!("{}: preparing segment {segment}: {error}", member.path().display());
             }
-            drop((running, backing));
+            drop(running);
             member.making_direct.store(false, Ordering::Release);
         });
         if made.is_err() {

@@ -3,6 +3,7 @@
 //! The log is what an answer waits for; the database only has to be done before somebody needs it again. Its writing
 //! connection goes to a thread that commits, and whoever wants it next waits there.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -32,7 +33,11 @@ impl Behind {
         let served = shared.clone();
         let run = move || {
             for (mut core, restart_wal) in receiver {
-                end(&mut core, restart_wal);
+                // A panic poisons nothing that is not poisoned already: whoever comes next finds no transaction.
+                let ended = catch_unwind(AssertUnwindSafe(|| end(&mut core, restart_wal)));
+                if ended.is_err() {
+                    core.poison("committing it panicked");
+                }
                 // Before anybody else can have the connection, and be busy in turn.
                 *served.busy.lock() = false;
                 served.done.notify_all();

@@ -233,18 +233,20 @@ impl Core {
         self.apply(RowChange::PutGeneration(GenerationRow { generation, time_ns }))?;
         let changes = self.take_changes();
         let closed = Closed { generation, time_ns, changes, changed: true };
-        match seal(&closed) {
-            Ok(parts) => {
-                for part in parts {
-                    outbox::put(&self.conn, &part).at(&self.path)?;
-                }
-            }
+        let parts = match seal(&closed) {
+            Ok(parts) => parts,
             Err(error) => {
                 self.changes = closed.changes;
                 return Err(error);
             }
+        };
+        let mut noted = parts.iter().try_for_each(|part| outbox::put(&self.conn, part).map(drop));
+        noted = noted.and_then(|()| outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).map(drop));
+        if let Err(error) = noted {
+            // The record is on the log, and no later transaction may hold its rows without saying so.
+            self.poison(&error);
+            return Err(error).at(&self.path);
         }
-        outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
         self.committed = generation;
         self.committed_ns = time_ns;
         self.uncommitted += 1;

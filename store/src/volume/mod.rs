@@ -420,7 +420,7 @@ impl Volume {
             return Ok(self.meta.committed());
         }
         self.writable()?;
-        let outcome = self.commit.run(&self.parts(), flusher, followed);
+        let outcome = self.commit.run(&self.parts(), flusher, followed && !self.space.is_tight());
         let outcome = self.committed_or_read_only(outcome);
         if !self.blocks.segments().missed().is_empty()
             && let Some(housekeeper) = self.housekeeper.try_lock()

@@ -34,13 +34,16 @@ pub(super) struct SegmentFile {
     pub(super) writable: bool,
     /// Written to since the last sync.
     pub(super) dirty: AtomicBool,
+    /// Held while it is synced: the kernel tells of a failed write once, and whoever is told must have said so before the
+    /// next sync is believed.
+    pub(super) syncing: Mutex<()>,
     /// The same file, opened for direct writes, while it grows.
     pub(super) direct: Mutex<Option<Arc<File>>>,
 }
 
 impl SegmentFile {
     pub(super) fn new(file: File, writable: bool) -> Self {
-        Self { file, writable, dirty: AtomicBool::new(false), direct: Mutex::default() }
+        Self { file, writable, dirty: AtomicBool::new(false), syncing: Mutex::default(), direct: Mutex::default() }
     }
 }
 

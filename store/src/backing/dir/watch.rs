@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 
 use crate::backing::FENCE_DIR;
 
@@ -59,8 +59,12 @@ impl Watch {
             match self.inotify.as_ref()?.read_events() {
                 Ok(events) => {
                     self.changes += 1;
-                    // A directory is gone, or its filesystem.
-                    if events.iter().any(|event| event.mask.contains(AddWatchFlags::IN_IGNORED)) {
+                    // A directory is gone, or its filesystem; or another one is that of the fences.
+                    let gone = |event: &InotifyEvent| {
+                        event.mask.contains(AddWatchFlags::IN_IGNORED)
+                            || event.name.as_deref().is_some_and(|name| name == FENCE_DIR)
+                    };
+                    if events.iter().any(gone) {
                         self.inotify = None;
                     }
                 }
