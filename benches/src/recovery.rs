@@ -13,8 +13,8 @@ use std::time::Instant;
 
 use brine_store::ids::ROOT_INO;
 use brine_store::volume::{
-    Codec, DomainPolicy, FileKind, FormatOptions, Hedge, KdfCost, NewNode, NewSecret, NothingDirty, OpenOptions,
-    Unlock, Volume, format, rebuild,
+    Codec, DomainPolicy, FileKind, FormatOptions, KdfCost, NewNode, NewSecret, NothingDirty, OpenOptions, Unlock,
+    Volume, format, rebuild,
 };
 use lexopt::{Arg, Parser, ValueExt};
 use serde_json::json;
@@ -66,23 +66,8 @@ impl Scratch {
     }
 
     fn options(&self) -> OpenOptions {
-        OpenOptions {
-            sources: self.members(),
-            unlock: Unlock::KeyFile(SECRET.to_vec().into()),
-            state_dir: Some(self.state()),
-            read_only: false,
-            hedge: Hedge::Adaptive,
-            min_ack: None,
-            cache_bytes: 16 << 20,
-            copies: None,
-            epoch: None,
-            domain: None,
-            codec: None,
-            use_member: Vec::new(),
-            take_over: false,
-            accept_rollback: false,
-            report: None,
-        }
+        let unlock = Unlock::KeyFile(SECRET.to_vec().into());
+        OpenOptions { state_dir: Some(self.state()), ..OpenOptions::new(self.members(), unlock) }
     }
 
     fn make(&self) -> Result<(), Failure> {

@@ -4,7 +4,7 @@
 
 use std::path::PathBuf;
 
-use brine_store::volume::{Hedge, OpenOptions, Unlock};
+use brine_store::volume::{OpenOptions, Unlock};
 use lexopt::{Arg, Parser};
 
 use super::args;
@@ -67,22 +67,11 @@ impl Asked {
     /// How this process opens a volume.
     pub(super) fn open_options(&self, sources: Vec<PathBuf>, unlock: Unlock, read_only: bool) -> OpenOptions {
         OpenOptions {
-            sources,
-            unlock,
             state_dir: self.state_dir.clone(),
             read_only,
-            hedge: Hedge::Adaptive,
-            min_ack: None,
             // Everything is read once.
             cache_bytes: CACHE_BYTES_MIN,
-            copies: None,
-            epoch: None,
-            domain: None,
-            codec: None,
-            use_member: Vec::new(),
-            take_over: false,
-            accept_rollback: false,
-            report: None,
+            ..OpenOptions::new(sources, unlock)
         }
     }
 }

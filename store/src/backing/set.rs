@@ -85,6 +85,36 @@ impl Wait<'_> {
     pub fn all(patience: Duration) -> Wait<'static> {
         Wait { patience, enough: &|_| true, limit: patience }
     }
+
+    /// Collect what `next` tells, by index, of `count` calls that began then: until all have ended, or nobody is waited for
+    /// any more. `next` gives `None` if none ends before a moment; `good`: as far as enough is concerned, this one succeeded.
+    pub(super) fn collect<T>(
+        &self,
+        begun: Instant,
+        count: usize,
+        mut next: impl FnMut(Instant) -> Option<(usize, T)>,
+        good: impl Fn(&T) -> bool,
+    ) -> Vec<Option<T>> {
+        let mut ended: Vec<Option<T>> = (0..count).map(|_| None).collect();
+        let mut succeeded = vec![false; count];
+        let mut left = count;
+        while left > 0 {
+            let late = begun.elapsed() >= self.patience;
+            if late && (self.enough)(&succeeded) {
+                break;
+            }
+            match next(begun + if late { self.limit } else { self.patience }) {
+                Some((index, end)) => {
+                    succeeded[index] = good(&end);
+                    ended[index] = Some(end);
+                    left -= 1;
+                }
+                None if late => break,
+                None => {}
+            }
+        }
+        ended
+    }
 }
 
 impl BackingSet {
@@ -274,35 +304,11 @@ impl Calls {
     /// Collect the results, in order.
     pub(super) fn wait(self, wait: &Wait<'_>) -> Vec<io::Result<()>> {
         let Self { begun, given_up, receiver, asked } = self;
-        let mut results: Vec<Option<io::Result<()>>> = asked.iter().map(|_| None).collect();
-        let mut good = vec![false; results.len()];
-        let mut left = results.len();
-        while left > 0 {
-            let late = begun.elapsed() >= wait.patience;
-            if late && (wait.enough)(&good) {
-                break;
-            }
-            match receiver.recv_deadline(begun + if late { wait.limit } else { wait.patience }) {
-                Ok((index, result)) => {
-                    good[index] = result.is_ok();
-                    results[index] = Some(result);
-                    left -= 1;
-                }
-                Err(_) if late => break,
-                Err(_) => {}
-            }
-        }
+        let next = |until| receiver.recv_deadline(until).ok();
+        let results = wait.collect(begun, asked.len(), next, |result: &io::Result<()>| result.is_ok());
         given_up.store(true, Ordering::Release);
         let waited = |(result, member): (Option<io::Result<()>>, Option<Arc<Member>>)| {
-            result.unwrap_or_else(|| {
-                if let Some(member) = member {
-                    member.mark_sick();
-                }
-                Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("no answer within {} ms", begun.elapsed().as_millis()),
-                ))
-            })
+            result.unwrap_or_else(|| Err(given_up_on(member.as_ref(), begun)))
         };
         results.into_iter().zip(asked).map(waited).collect()
     }
@@ -336,6 +342,12 @@ impl Syncs {
             })
             .collect()
     }
+}
+
+/// A member is not waited for any longer: it is sick.
+pub(super) fn given_up_on(member: Option<&Arc<Member>>, begun: Instant) -> io::Error {
+    member.inspect(|member| member.mark_sick());
+    io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} ms", begun.elapsed().as_millis()))
 }
 
 /// Sends a result exactly once: an error if the job ends, or is never begun, without one.

@@ -12,7 +12,7 @@ use std::time::Instant;
 use super::member::{CallKind, Member, Running};
 use super::pool::Queue;
 use super::ring::{Aligned, DirectWrite, InFlight, Ring};
-use super::set::{ShardWrite, SyncResult, Wait, write_and_sync};
+use super::set::{ShardWrite, SyncResult, Wait, given_up_on, write_and_sync};
 use super::{Backing, BackingSet, Direct, DirectEnd};
 
 /// Less than this left of what can be written directly, bytes: more is made ready.
@@ -93,24 +93,10 @@ impl BackingSet {
     /// may still be written later. The results are in the order of the writes.
     pub fn end_write_through(&self, through: WriteThrough, wait: &Wait<'_>) -> Vec<SyncResult> {
         let WriteThrough { begun, mut flight, parts } = through;
-        let mut ends: Vec<Option<End>> = parts.iter().map(|_| None).collect();
-        let mut good = vec![false; parts.len()];
-        while ends.iter().any(Option::is_none) {
-            let late = begun.elapsed() >= wait.patience;
-            if late && (wait.enough)(&good) {
-                break;
-            }
-            match flight.next(Some(begun + if late { wait.limit } else { wait.patience })) {
-                Some((index, result)) => {
-                    let end = parts[index].end(result);
-                    // What is left to a thread is hoped for: who hangs meanwhile is not waited for any longer.
-                    good[index] = !matches!(end, End::Told(Err(_)));
-                    ends[index] = Some(end);
-                }
-                None if late => break,
-                None => {}
-            }
-        }
+        let next = |until| flight.next(Some(until)).map(|(index, result)| (index, parts[index].end(result)));
+        // What is left to a thread is hoped for: who hangs meanwhile is not waited for any longer.
+        let hoped_for = |end: &End| !matches!(end, End::Told(Err(_)));
+        let mut ends = wait.collect(begun, parts.len(), next, hoped_for);
         if let Some(ring) = flight.into_ring() {
             self.rings.lock().push(ring);
         }
@@ -128,12 +114,8 @@ impl BackingSet {
             let result = match end {
                 Some(End::Told(result)) => result,
                 _ => {
-                    part.member.mark_sick();
                     part.member.counters.sync_errors.add(1);
-                    Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        format!("no answer within {} ms", begun.elapsed().as_millis()),
-                    ))
+                    Err(given_up_on(Some(&part.member), begun))
                 }
             };
             (part.member.id, part.write.segment, result)

@@ -18,8 +18,6 @@ pub use claim::{Claimant, claim, prune};
 pub use record::{FENCE_LEN_MAX, FenceError, FenceRecord, UnverifiedFence, fence_file, fence_term};
 pub use watch::FenceWatch;
 
-pub use crate::backing::FENCE_DIR;
-
 use crate::backing::Backing;
 use crate::ids::{Term, VolumeId};
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::backing::{Backing, BackingSet, Health, MemBacking, Member};
+use crate::backing::{Backing, BackingSet, FENCE_DIR, Health, MemBacking, Member};
 use crate::clock::{ManualClock, OsEntropy};
 use crate::error::Error;
 use crate::ids::MemberId;

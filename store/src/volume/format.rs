@@ -9,7 +9,7 @@ use super::probe::discover;
 use super::state_dir::{claim_state_dir, default_state_dir, make_empty_state_dir};
 use super::superblocks::{host_name, write_copies};
 use super::{OpenOptions, Volume};
-use crate::backing::{Backing, DirBacking, Hedge, RealDirectories};
+use crate::backing::{Backing, DirBacking, RealDirectories};
 use crate::clock::{Clock, Entropy, OsEntropy, SystemClock};
 use crate::commit::NothingDirty;
 use crate::commit_log::{HEAD_KEY, Head};
@@ -174,21 +174,9 @@ pub fn format_with(options: &FormatOptions, entropy: &dyn Entropy) -> Result<For
     }
     // The first checkpoint: from now on the backing directories alone are enough.
     let options = OpenOptions {
-        sources: directories.clone(),
-        unlock: Unlock::KeyFile(zeroize::Zeroizing::default()),
         state_dir: Some(state_dir.clone()),
-        read_only: false,
-        hedge: Hedge::Adaptive,
-        min_ack: None,
         cache_bytes: 0,
-        copies: None,
-        epoch: None,
-        domain: None,
-        codec: None,
-        use_member: Vec::new(),
-        take_over: false,
-        accept_rollback: false,
-        report: None,
+        ..OpenOptions::new(directories.clone(), Unlock::KeyFile(zeroize::Zeroizing::default()))
     };
     let made = Volume::open_unlocked(options, discover(&directories, &RealDirectories)?, &RealDirectories, keys)?;
     made.checkpoint()?;

@@ -71,6 +71,30 @@ pub struct OpenOptions {
     pub report: Option<ReportFn>,
 }
 
+impl OpenOptions {
+    /// A writer to whom nothing else matters, with a cache of 16 MiB: as the volume says, where it was last, nothing taken
+    /// over and nothing given up.
+    pub fn new(sources: Vec<PathBuf>, unlock: Unlock) -> Self {
+        Self {
+            sources,
+            unlock,
+            state_dir: None,
+            read_only: false,
+            hedge: Hedge::Adaptive,
+            min_ack: None,
+            cache_bytes: 16 << 20,
+            copies: None,
+            epoch: None,
+            domain: None,
+            codec: None,
+            use_member: Vec::new(),
+            take_over: false,
+            accept_rollback: false,
+            report: None,
+        }
+    }
+}
+
 /// What is being done, and how much of how much is done.
 type Told = dyn Fn(&str, u64, u64) + Send + Sync;
 

@@ -78,23 +78,8 @@ impl Scratch {
     }
 
     pub(crate) fn options(&self) -> OpenOptions {
-        OpenOptions {
-            sources: vec![self.0.join("d0"), self.0.join("d1"), self.0.join("d2"), self.0.join("d3")],
-            unlock: Unlock::Passphrase(zeroize::Zeroizing::new(b"open sesame".to_vec())),
-            state_dir: None,
-            read_only: false,
-            hedge: Hedge::Adaptive,
-            min_ack: None,
-            cache_bytes: 16 << 20,
-            copies: None,
-            epoch: None,
-            domain: None,
-            codec: None,
-            use_member: Vec::new(),
-            take_over: false,
-            accept_rollback: false,
-            report: None,
-        }
+        let sources = ["d0", "d1", "d2", "d3"].map(|name| self.0.join(name)).to_vec();
+        OpenOptions::new(sources, Unlock::Passphrase(zeroize::Zeroizing::new(b"open sesame".to_vec())))
     }
 
     /// A volume of fewer directories.

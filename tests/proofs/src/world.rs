@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use brine_fs::vfs::{Atime, Vfs, VfsOptions};
-use brine_store::backing::{Backing, DirBacking, Directories, Hedge, MemBacking, Pace};
+use brine_store::backing::{Backing, DirBacking, Directories, MemBacking, Pace};
 use brine_store::clock::SeededEntropy;
 use brine_store::geometry::Geometry;
 use brine_store::volume::{
@@ -187,23 +187,12 @@ impl World {
             return Err(Error::NotAVolume("every directory is lost".into()));
         }
         let options = OpenOptions {
-            sources: self.paths.clone(),
-            unlock: Unlock::KeyFile(key_file()),
             state_dir: Some(state_dir.to_owned()),
-            read_only: false,
-            hedge: Hedge::Adaptive,
-            min_ack: None,
             cache_bytes: 4 << 20,
-            copies: None,
-            epoch: None,
-            domain: None,
-            codec: None,
-            use_member: Vec::new(),
-            report: None,
             // Every opening has a state directory of its own, as another host would: where half of the directories are
             // enough for a writer, only who takes over may go on without the others (R16).
             take_over: self.geometry.total() <= 2 * self.geometry.parity(),
-            accept_rollback: false,
+            ..OpenOptions::new(self.paths.clone(), Unlock::KeyFile(key_file()))
         };
         Volume::open_in(options, &places)
     }

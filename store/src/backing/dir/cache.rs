@@ -215,7 +215,8 @@ impl Room {
     }
 
     /// Write zeros past the end of every write told of, for direct ones: these are to be synced, and told by
-    /// [`Self::direct_from`]. `None` if there is no more room in the segment.
+    /// [`Self::direct_from`]. `None` if there is no more room in the segment, or what there is was
+    /// made ready before.
     pub(super) fn zeros_for_direct(&mut self, file: &File) -> io::Result<Option<Range<u64>>> {
         let start = self.reserved.next_multiple_of(DIRECT_ALIGN);
         self.reserve(file, start)?;
@@ -225,6 +226,10 @@ impl Room {
             return Ok(None);
         }
         let from = self.zeroed.max(self.reserved);
+        if self.direct.as_ref().is_some_and(|ready| end <= ready.end) {
+            // At the end of the segment: there is no more to be had.
+            return Ok(None);
+        }
         if from < end {
             file.write_all_at(&vec![0; (end - from) as usize], from)?;
             self.zeroed = end;
