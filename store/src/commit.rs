@@ -188,10 +188,8 @@ impl Commit {
         flusher.flush(true)?;
         last()?;
         meta.flush_atimes()?;
-        meta.with(|txn| {
-            blocks.settle_segments(txn)?;
-            log.note_durable(txn)
-        })?;
+        meta.with(|txn| blocks.settle_segments(txn))?;
+        meta.note_durable(log.durable());
         let (mut appended, mut syncing) = (None, None);
         let mut tries = 0;
         let closed = loop {

@@ -14,8 +14,9 @@ use crate::blocks::{AppendedCommit, Blocks};
 use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::ids::{Generation, SegmentId, Term, VolumeId};
+use crate::meta::changes::RowChange;
 use crate::meta::codec::encode_changes;
-use crate::meta::{Closed, Meta, OutboxRow, Txn};
+use crate::meta::{Closed, Meta, OutboxRow};
 use crate::record::{ChainHash, GenerationRecord, RowsDigest};
 use crate::shard::CommitHeader;
 use crate::superblock::AckOverride;
@@ -55,8 +56,14 @@ impl Head {
 
 /// Name under which a rebuilt database remembers its head.
 pub(crate) const HEAD_KEY: &str = "head";
-/// Name under which a database remembers the last generation that it knows was durable.
-const DURABLE_KEY: &str = "durable";
+
+/// Of the bytes of small writes in a record so many cost as much to replay as one byte of other rows.
+const PATCH_COST: u64 = 4;
+
+fn patch_bytes(changes: &[RowChange]) -> u64 {
+    let bytes = |change: &RowChange| if let RowChange::PutPatch(patch) = change { patch.bytes.len() as u64 } else { 0 };
+    changes.iter().map(bytes).sum()
+}
 
 /// What a database says of where it stands on the log.
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +86,7 @@ pub fn standing_of(meta: &Meta) -> Result<Option<Standing>> {
             Some(Head { generation, chain: ChainHash(row.message.as_slice().try_into().ok()?) })
         };
         let rebuilt = txn.local(HEAD_KEY)?.and_then(|bytes| Head::decode(&bytes));
-        let durable = txn.local(DURABLE_KEY)?.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?)));
-        let durable = Generation(durable.unwrap_or(0));
+        let durable = txn.durable()?;
         let at = |generation| noted(generation).or_else(|| rebuilt.filter(|head| head.generation == generation));
         let before = generation.0.checked_sub(1).and_then(|before| at(Generation(before)));
         Ok(at(generation).map(|head| Standing { head, before, durable }))
@@ -92,7 +98,8 @@ pub fn standing_of(meta: &Meta) -> Result<Option<Standing>> {
 pub struct Appended {
     head: Head,
     at: Vec<AppendedCommit>,
-    bytes: u64,
+    /// What replaying it costs.
+    cost: u64,
 }
 
 /// The log of one open volume.
@@ -104,7 +111,7 @@ pub struct CommitLog {
     head: Mutex<Head>,
     /// The last generation that was acknowledged.
     durable: Mutex<Generation>,
-    /// Bytes of records appended since the last checkpoint.
+    /// What replaying the records costs that were appended since the last checkpoint.
     since_checkpoint: Mutex<u64>,
     /// What the rows were at the last checkpoint, for the next record.
     rows_digest: Mutex<Option<RowsDigest>>,
@@ -136,17 +143,18 @@ impl CommitLog {
         *self.head.lock()
     }
 
-    /// Bytes of records appended since the last checkpoint.
-    pub fn bytes_since_checkpoint(&self) -> u64 {
+    /// What replaying the records costs that were appended since the last checkpoint: their bytes, of small writes kept in
+    /// them a part ([`PATCH_COST`]).
+    pub fn cost_since_checkpoint(&self) -> u64 {
         *self.since_checkpoint.lock()
     }
 
-    /// A checkpoint of these rows was published when the log had this many bytes more than at the one before. The next
-    /// record tells what the rows were.
-    pub fn checkpointed(&self, bytes: u64, rows: RowsDigest) {
+    /// A checkpoint of these rows was published when [`Self::cost_since_checkpoint`] was this. The next record tells what
+    /// the rows were.
+    pub fn checkpointed(&self, cost: u64, rows: RowsDigest) {
         *self.rows_digest.lock() = Some(rows);
         let mut since = self.since_checkpoint.lock();
-        *since = since.saturating_sub(bytes);
+        *since = since.saturating_sub(cost);
     }
 
     /// The last generation that was acknowledged: what later ones may be built on, and what space may be freed by.
@@ -161,13 +169,6 @@ impl CommitLog {
             return Ok(());
         }
         Err(Error::NotDurable { generation, reason: "it could not be synced before; unmount and mount again".into() })
-    }
-
-    /// Have the database remember what is durable, and forget notes of generations long past.
-    pub fn note_durable(&self, txn: &mut Txn<'_>) -> Result<()> {
-        let open = txn.generation();
-        txn.clear_outbox(Generation(open.0.saturating_sub(2)))?;
-        txn.put_local(DURABLE_KEY, &self.durable().0.to_le_bytes())
     }
 
     /// Append the record of a generation. Returns what the database notes of it, to be committed with the rows.
@@ -188,7 +189,9 @@ impl CommitLog {
         let parts = record.seal(&self.log_key, self.entropy.as_ref()).map_err(|error| {
             Error::format(format!("commit record of generation {}", closed.generation), error.to_string())
         })?;
-        let mut appended = Appended { head: before, at: Vec::with_capacity(parts.len()), bytes: 0 };
+        let message_bytes: u64 = parts.iter().map(|part| part.message.len() as u64).sum();
+        let cost = message_bytes.saturating_sub(patch_bytes(&closed.changes) / PATCH_COST * (PATCH_COST - 1));
+        let mut appended = Appended { head: before, at: Vec::with_capacity(parts.len()), cost };
         for part in &parts {
             let header = CommitHeader {
                 term: self.term,
@@ -201,7 +204,6 @@ impl CommitLog {
             };
             // Readers wait for the database meanwhile, and must not wait for directories that are silent.
             appended.at.push(blocks.append_commit(header, &part.message, Duration::ZERO)?);
-            appended.bytes += part.message.len() as u64;
             appended.head = Head { generation: closed.generation, chain: part.chain };
         }
         let (generation, message) = (closed.generation, appended.head.chain.0.to_vec());
@@ -211,7 +213,7 @@ impl CommitLog {
     /// The database committed the rows of a record that was appended.
     pub fn advance(&self, record: &Appended) {
         *self.head.lock() = record.head;
-        *self.since_checkpoint.lock() += record.bytes;
+        *self.since_checkpoint.lock() += record.cost;
     }
 
     /// Record and all it names were synced, in at least min_ack slots: its generation is durable. If slots of its ack set

@@ -92,6 +92,12 @@ impl Meta {
         closed
     }
 
+    /// This generation is durable. The database says so from the next commit on.
+    pub fn note_durable(&self, generation: Generation) {
+        let mut core = self.core.lock();
+        core.local_dirty |= core.notes.durable(generation);
+    }
+
     /// From here to the end of [`Self::commit_behind`] changes belong to the generation that is being closed: writers are
     /// held off as long as what is returned is kept.
     pub fn begin_closing(&self) -> Closing<'_> {
@@ -233,19 +239,12 @@ impl Core {
         self.apply(RowChange::PutGeneration(GenerationRow { generation, time_ns }))?;
         let changes = self.take_changes();
         let closed = Closed { generation, time_ns, changes, changed: true };
-        let parts = match seal(&closed) {
-            Ok(parts) => parts,
+        match seal(&closed) {
+            Ok(rows) => self.notes.closed(rows),
             Err(error) => {
                 self.changes = closed.changes;
                 return Err(error);
             }
-        };
-        let mut noted = parts.iter().try_for_each(|part| outbox::put(&self.conn, part).map(drop));
-        noted = noted.and_then(|()| outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).map(drop));
-        if let Err(error) = noted {
-            // The record is on the log, and no later transaction may hold its rows without saying so.
-            self.poison(&error);
-            return Err(error).at(&self.path);
         }
         self.committed = generation;
         self.committed_ns = time_ns;
@@ -255,7 +254,8 @@ impl Core {
 
     pub(super) fn commit_and_begin(&mut self, restart_wal: bool) -> Result<()> {
         let run = |sql| self.conn.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(|_| ());
-        let mut done = run("COMMIT");
+        // No transaction may hold the rows of a record without saying so.
+        let mut done = self.notes.write(&self.conn, self.committed).and_then(|()| run("COMMIT"));
         if restart_wal && done.is_ok() {
             done = self.conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         }
@@ -286,9 +286,8 @@ impl Core {
     }
 
     fn set_committed(&mut self, generation: Generation, all: bool, restart_wal: bool) -> Result<()> {
-        outbox::put_local(&self.conn, "generation", &generation.0.to_le_bytes()).at(&self.path)?;
-        self.commit_and_begin(restart_wal)?;
         self.committed = generation;
+        self.commit_and_begin(restart_wal)?;
         self.committed_ns = self
             .conn
             .query_row("SELECT coalesce(max(time), 0) FROM generations", [], |row| row.get(0))

@@ -272,6 +272,9 @@ impl Meta {
         core.usable()?;
         self.drop_idle();
         let end = if core.has_changes() { "ROLLBACK" } else { "COMMIT" };
+        let committed = core.committed;
+        let Core { notes, conn, .. } = &mut *core;
+        notes.write(conn, committed).at(&self.path)?;
         core.poisoned = Some("the metadata database is closed".to_owned());
         core.conn.execute_batch(end).at(&self.path)?;
         core.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).at(&self.path)

@@ -53,7 +53,7 @@ impl Meta {
         conn.execute_batch("BEGIN IMMEDIATE").at(&path)?;
         schema::make_tables(&conn).at(&path)?;
         outbox::put_local(&conn, "volume", &setup.volume.0).at(&path)?;
-        outbox::put_local(&conn, "generation", &0u64.to_le_bytes()).at(&path)?;
+        outbox::put_local(&conn, outbox::GENERATION_KEY, &0u64.to_le_bytes()).at(&path)?;
         conn.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE);").at(&path)?;
         drop(conn);
         Self::open(dir, key, setup)
@@ -112,7 +112,7 @@ impl Meta {
             }
             other => other.at(&path)?,
         }
-        let generation = outbox::get_local(&conn, "generation").at(&path)?;
+        let generation = outbox::get_local(&conn, outbox::GENERATION_KEY).at(&path)?;
         let Some(generation) = generation.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?))) else {
             return Err(refused("does not say which generation it holds"));
         };

@@ -18,10 +18,46 @@ pub struct OutboxRow {
     pub message: Vec<u8>,
 }
 
-pub(super) fn put(conn: &Connection, row: &OutboxRow) -> rusqlite::Result<usize> {
-    conn.prepare_cached("INSERT OR REPLACE INTO outbox (generation, part, message) VALUES (?1, ?2, ?3)")?
-        .execute(params![int(row.generation.0), row.part, row.message])
+/// What the database is to say of where it stands, once it is committed.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    /// Of generations closed since the last COMMIT.
+    outbox: Vec<OutboxRow>,
+    /// The last generation known to be durable.
+    durable: Generation,
 }
+
+impl Notes {
+    pub(super) fn closed(&mut self, rows: Vec<OutboxRow>) {
+        self.outbox.extend(rows);
+    }
+
+    /// True if this is news.
+    pub(super) fn durable(&mut self, generation: Generation) -> bool {
+        std::mem::replace(&mut self.durable, generation) != generation
+    }
+
+    /// Into the tables, for a COMMIT that ends with this generation. Of it and the one before the notes are kept: whether
+    /// the last record became durable is not known.
+    pub(super) fn write(&mut self, conn: &Connection, committed: Generation) -> rusqlite::Result<()> {
+        let before = Generation(committed.0.saturating_sub(1));
+        for row in self.outbox.drain(..).filter(|row| row.generation >= before) {
+            conn.prepare_cached("INSERT OR REPLACE INTO outbox (generation, part, message) VALUES (?1, ?2, ?3)")?
+                .execute(params![int(row.generation.0), row.part, row.message])?;
+        }
+        conn.prepare_cached("DELETE FROM outbox WHERE generation < ?1")?.execute([int(before.0)])?;
+        put_local(conn, GENERATION_KEY, &committed.0.to_le_bytes())?;
+        if self.durable > Generation(0) {
+            put_local(conn, DURABLE_KEY, &self.durable.0.to_le_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+/// Name of the last generation that the tables hold.
+pub(super) const GENERATION_KEY: &str = "generation";
+/// Name of the last generation that was known to be durable.
+const DURABLE_KEY: &str = "user.durable";
 
 /// Under what [`Txn::put_local`] keeps a name of the caller's.
 pub(super) fn local_key(key: &str) -> String {
@@ -56,16 +92,14 @@ impl Txn<'_> {
         rows.collect::<rusqlite::Result<_>>().at(&core.path)
     }
 
-    /// Forget the notes of generations up to this one. Written with the next commit.
+    /// The last generation that was known to be durable when something was committed last.
     ///
     /// # Errors
     /// [`crate::Error::Database`].
-    pub fn clear_outbox(&mut self, through: Generation) -> Result<()> {
-        let core = &mut *self.core;
-        core.before_write()?;
-        core.local_dirty = true;
-        let mut statement = core.conn.prepare_cached("DELETE FROM outbox WHERE generation <= ?1").at(&core.path)?;
-        statement.execute([int(through.0)]).at(&core.path).map(|_| ())
+    pub fn durable(&mut self) -> Result<Generation> {
+        let noted = get_local(&self.core.conn, DURABLE_KEY).at(&self.core.path)?;
+        let generation = noted.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?)));
+        Ok(Generation(generation.unwrap_or(0)))
     }
 
     /// What this machine remembers under a name of the caller's.

@@ -51,7 +51,7 @@ impl Meta {
         let conn = self.read_connection()?;
         conn.execute_batch("BEGIN").at(&self.path)?;
         // The transaction sees the state as of its first query.
-        let generation = outbox::get_local(&conn, "generation").at(&self.path)?;
+        let generation = outbox::get_local(&conn, outbox::GENERATION_KEY).at(&self.path)?;
         let generation = generation.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?)));
         Ok(Reader {
             conn,

@@ -17,6 +17,7 @@ use super::counters::{COUNTERS_KEY, Counters};
 use super::dentry::NameHash;
 use super::extent::Cuts;
 use super::history::HISTORY_KEY;
+use super::outbox::Notes;
 use super::patch::Patched;
 use super::quota::Quotas;
 use super::rows::*;
@@ -61,6 +62,8 @@ pub(super) struct Core {
     pub refs: Vec<RefChange>,
     /// An audit of references that goes on.
     pub audit: Option<Box<Audit>>,
+    /// Written with the next COMMIT.
+    pub notes: Notes,
     /// Local rows changed in the open transaction.
     pub local_dirty: bool,
     /// Conditional writes that met another version.
@@ -124,6 +127,7 @@ impl Core {
             refs: Vec::new(),
             audit: None,
             uncommitted: 0,
+            notes: Notes::default(),
             local_dirty: false,
             conflicts: 0,
             numbered_apart: None,

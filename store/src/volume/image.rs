@@ -10,8 +10,8 @@ use crate::record::{ImageEntry, RowsDigest};
 use crate::recover::Reader;
 use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
 
-/// A checkpoint is due when the log grew by this much since the last, bytes. Replaying it takes a second or two.
-const LOG_BYTES_MAX: u64 = 16 << 20;
+/// A checkpoint is due when replaying the log costs this much since the last, bytes. It takes a second or two.
+const LOG_COST_MAX: u64 = 16 << 20;
 /// A checkpoint is due when this many segments were opened since the last: their headers would be scanned.
 const SEGMENTS_MAX: u64 = 8;
 
@@ -29,7 +29,7 @@ impl Volume {
     /// Write a checkpoint if one is due.
     pub(super) fn checkpoint_if_due(&self) -> Result<()> {
         let opened = self.blocks.segments().next_id().0.saturating_sub(self.last_image.lock().next_segment);
-        if self.log.bytes_since_checkpoint() >= LOG_BYTES_MAX || opened >= SEGMENTS_MAX {
+        if self.log.cost_since_checkpoint() >= LOG_COST_MAX || opened >= SEGMENTS_MAX {
             return self.checkpoint();
         }
         Ok(())
@@ -40,11 +40,11 @@ impl Volume {
         self.writable()?;
         let mut last = self.last_image.lock();
         // What is read, where the log ends and where the segments end must be of one moment.
-        let (state, head, tails, log_bytes) = {
+        let (state, head, tails, log_cost) = {
             let _held_off = self.commit.exclusive();
             self.log.usable()?;
             let state = self.meta.reader()?;
-            (state, self.log.head(), self.blocks.segments().open_tails(), self.log.bytes_since_checkpoint())
+            (state, self.log.head(), self.blocks.segments().open_tails(), self.log.cost_since_checkpoint())
         };
         let pointer = self.superblock.lock().checkpoints.first().cloned();
         if pointer.as_ref().is_some_and(|pointer| pointer.generation == head.generation) {
@@ -77,7 +77,7 @@ impl Volume {
         // Not before it is published: what nothing names, gc frees.
         last.entries = Some(written.entries);
         last.next_segment = self.blocks.segments().next_id().0;
-        self.log.checkpointed(log_bytes, RowsDigest { generation: head.generation, digest: written.rows_digest });
+        self.log.checkpointed(log_cost, RowsDigest { generation: head.generation, digest: written.rows_digest });
         log::debug!(
             "checkpoint of generation {}: {} bytes written, {} kept",
             head.generation,

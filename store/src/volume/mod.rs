@@ -480,7 +480,7 @@ impl Volume {
                 Err(Error::NoSpace) => log::warn!("there is no room for a checkpoint"),
                 outcome => outcome?,
             }
-            self.meta.with(|txn| self.log.note_durable(txn))?;
+            self.meta.note_durable(self.log.durable());
             self.blocks.segments().finish();
             self.write_superblocks(|superblock| superblock.generation = self.meta.committed())?;
         }

@@ -134,9 +134,19 @@ fn a_record_that_cannot_be_sealed_leaves_the_generation_open() {
     let names = closed.changes.iter().filter(|change| matches!(change, RowChange::PutDentry(_))).count();
     assert_eq!(names, 2);
     assert_eq!(meta.with(|txn| txn.outbox()).unwrap(), [part(&closed)]);
-    meta.with(|txn| txn.clear_outbox(Generation(1))).unwrap();
+    assert_eq!(meta.with(|txn| txn.durable()).unwrap(), Generation(0));
+    meta.note_durable(Generation(1));
     assert!(!meta.commit_with(|_| panic!("nothing to seal")).unwrap().changed);
-    assert!(meta.with(|txn| txn.outbox()).unwrap().is_empty());
+    assert_eq!(meta.with(|txn| txn.durable()).unwrap(), Generation(1));
+    assert_eq!(meta.with(|txn| txn.outbox()).unwrap(), [part(&closed)]);
+    // Of the last two it is kept.
+    let noted: Vec<OutboxRow> = [b"c", b"d"]
+        .map(|name| {
+            meta.with(|txn| txn.create(ROOT_INO, name, &file(0))).unwrap();
+            part(&meta.commit_with(|closed| Ok(vec![part(closed)])).unwrap())
+        })
+        .into();
+    assert_eq!(meta.with(|txn| txn.outbox()).unwrap(), noted);
 }
 
 #[test]
