@@ -1,10 +1,10 @@
 //! brine's storage engine: from bytes of a file to shards in backing directories and back.
 //!
-//! Arrows point down this list; a module uses only what stands above it.
+//! Which module may use which: docs/ARCHITECTURE.md.
 
 pub mod backing; // directories that hold segment files; faults are injected here
 pub mod blocks; // put and get of sealed blocks: dedup, cache, degraded reads
-pub mod check;
+pub mod check; // verify everything, by path
 pub mod checkpoint; // images of the metadata, from which the log is replayed
 pub mod clock; // time and randomness, handed in
 pub mod commit; // how a generation becomes durable
@@ -28,7 +28,7 @@ pub mod stripes; // whole stripes, verified shard by shard
 pub mod superblock; // a volume's identity in each backing directory
 pub mod usage; // what takes the space
 pub mod volume; // all that the crates above see
-mod wire; // little-endian fields, and the checksum and MAC that end every structure on disk // verify everything, by path
+mod wire; // little-endian fields, and the checksum and MAC that end every structure on disk
 
 pub use brine_kernels::{erasure, geometry};
 pub use error::{Error, Result};

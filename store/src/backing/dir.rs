@@ -6,6 +6,7 @@
 
 mod beneath;
 mod cache;
+mod direct;
 mod watch;
 #[cfg(test)]
 pub(super) mod tests;
@@ -21,12 +22,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise, renameat};
 use nix::sys::stat::fstat;
-use nix::unistd::{SysconfVar, UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Backing, DIRECT_ALIGN, Direct, DirectEnd, FENCE_DIR, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone,
-    in_use, space, split_name, sys,
+    Backing, Direct, DirectEnd, FENCE_DIR, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space,
+    split_name, sys,
 };
 use crate::ids::SegmentId;
 use beneath::{EntryKind, make_dir, open_dir, open_regular, sync_dir};
@@ -38,14 +39,10 @@ const BUFFERS_PER_WRITE_MAX: usize = 1024;
 
 const SEGMENTS: &str = "segments";
 
-/// Filesystems that overwrite in place, so that a direct write of what is allocated needs no room, and whose names only
-/// this machine changes.
-const IN_PLACE: &[&str] = &["ext2", "ext3", "ext4", "xfs"];
-
 /// A member directory on a filesystem.
 pub struct DirBacking {
     path: PathBuf,
-    dir: OwnedFd,
+    dir: Arc<OwnedFd>,
     device: u64,
     fs_type: String,
     /// Never held across a system call that could wait.
@@ -85,16 +82,13 @@ impl DirBacking {
         let device = fstat(&dir).map_err(|errno| named(errno.into()))?.st_dev;
         let magic = nix::sys::statfs::fstatfs(&dir).map_err(|errno| named(errno.into()))?.filesystem_type().0 as u64;
         let fs_type = space::fs_type_name(magic, device, path.canonicalize().ok().as_deref());
-        // Records that are written directly have pages of their own only where pages are no larger.
-        let page = nix::unistd::sysconf(SysconfVar::PAGE_SIZE).ok().flatten().unwrap_or(i64::MAX);
-        let directly = IN_PLACE.contains(&fs_type.as_str()) && page as u64 <= DIRECT_ALIGN;
         Ok(Self {
             path: path.to_owned(),
-            directly: AtomicBool::new(directly),
+            directly: AtomicBool::new(direct::may_be(&fs_type)),
             watch: Mutex::default(),
             in_place_at: AtomicU64::new(0),
             fs_type,
-            dir,
+            dir: Arc::new(dir),
             device,
             cache: Mutex::default(),
             lengths: Default::default(),
@@ -334,81 +328,15 @@ impl Backing for DirBacking {
     }
 
     fn direct(&self, id: SegmentId, offset: u64, len: u64) -> Direct {
-        if !self.directly.load(Ordering::Relaxed) {
-            return Direct::Never;
-        }
-        // Before its room is asked for, as in `write_at`.
-        let Some(_grows) = self.length(id).try_read() else { return Direct::NotYet };
-        let (file, room) = {
-            let mut cache = self.cache.lock();
-            if cache.has_failed(id) {
-                return Direct::Never;
-            }
-            (cache.get(id, true), cache.room(id))
-        };
-        let Some(room) = room else { return Direct::Never };
-        let Some(file) = file.and_then(|file| file.direct.lock().clone()) else { return Direct::NotYet };
-        // Whoever writes zeros holds it.
-        let Some(mut room) = room.try_lock() else { return Direct::NotYet };
-        match room.hand_out_direct(offset, len) {
-            Ok(Some(ahead)) => Direct::Ready { file, ahead },
-            Ok(None) => Direct::NotYet,
-            Err(()) => Direct::Never,
-        }
+        self.offer_direct(id, offset, len)
     }
 
     fn make_direct(&self, id: SegmentId) -> io::Result<()> {
-        let segment = self.segment(id, true)?;
-        let grows = self.length(id).read();
-        let Some(room) = self.cache.lock().room(id) else { return Ok(()) };
-        let opened = segment.direct.lock().is_some();
-        if !opened {
-            let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
-            let file = open_regular(&self.dir, &segment_path(id), flags).inspect_err(|err| {
-                if err.raw_os_error() == Some(libc::EINVAL) {
-                    self.directly.store(false, Ordering::Relaxed);
-                }
-            })?;
-            *segment.direct.lock() = Some(Arc::new(file));
-        }
-        let Some(zeros) = room.lock().zeros_for_direct(&segment.file)? else { return Ok(()) };
-        drop(grows);
-        segment.dirty.store(true, Ordering::Release);
-        self.sync_segment(id)?;
-        // Nothing of them is to lie in the cache that a direct write passes by.
-        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-        let _ = posix_fadvise(&segment.file, zeros.start as i64, (zeros.end - zeros.start) as i64, advice);
-        room.lock().direct_from(zeros);
-        Ok(())
+        self.prepare_direct(id)
     }
 
     fn end_direct(&self, id: SegmentId, result: io::Result<()>) -> DirectEnd {
-        match result {
-            Ok(()) => {
-                let file = self.cache.lock().get(id, true);
-                let linked = file.and_then(|file| file.file.metadata().ok()).is_some_and(|file| file.nlink() > 0);
-                let at = self.changes().map(|changes| changes + 1);
-                if linked && at == Some(self.in_place_at.load(Ordering::Acquire)) {
-                    DirectEnd::Done
-                } else {
-                    DirectEnd::Unsure
-                }
-            }
-            // EINVAL: a disk of larger blocks. WouldBlock: not even begun. WriteZero: only a part, why the next try tells.
-            Err(err)
-                if matches!(err.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EAGAIN))
-                    || matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::WriteZero) =>
-            {
-                if let Some(room) = self.cache.lock().room(id) {
-                    room.lock().refuse_direct();
-                }
-                DirectEnd::Refused
-            }
-            Err(err) => {
-                self.cache.lock().set_failed(id);
-                DirectEnd::Failed(err)
-            }
-        }
+        self.judge_direct(id, result)
     }
 
     fn changes(&self) -> Option<u64> {

@@ -27,6 +27,7 @@ mod conformance;
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -119,13 +120,24 @@ pub enum Direct {
     Never,
     /// After [`Backing::make_direct`].
     NotYet,
-    /// Through this file, with RWF_DSYNC: nothing is allocated for it, and nobody else touches its pages.
+    /// Through this file, with RWF_DSYNC or `flush`: nothing is allocated for it, and nobody else touches its pages.
     Ready {
         /// Open for direct writes.
         file: Arc<File>,
-        /// How much more can be written behind it in this way, bytes.
-        ahead: u64,
+        /// What makes direct writes durable that are done; `None`: only each by itself is.
+        flush: Option<DeviceFlush>,
+        /// Little more can be written behind it in this way until [`Backing::make_direct`] is called again.
+        scarce: bool,
     },
+}
+
+/// A flush of the cache of a device that several directories may lie on.
+#[derive(Clone, Debug)]
+pub struct DeviceFlush {
+    /// Number of the device (`st_dev`).
+    pub device: u64,
+    /// An fdatasync(2) of this directory makes durable all direct writes to the device that were done before it began.
+    pub dir: Arc<OwnedFd>,
 }
 
 /// What a direct write came to.

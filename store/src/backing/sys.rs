@@ -1,6 +1,7 @@
 //! System calls that nix does not wrap. The only unsafe code of this module.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Read at `offset` what is in the page cache, without waiting for a device. Fewer bytes than asked mean the end of
@@ -22,4 +23,18 @@ pub(super) fn start_writeback(fd: BorrowedFd<'_>, offset: u64, len: u64) -> io::
     // SAFETY: takes no pointers; `fd` is open for the whole call (borrowed).
     let code = unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
     if code != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Whether direct writes of this file go past the page cache, as far as the system tells (statx(2), STATX_DIOALIGN since
+/// Linux 6.1): of a file whose filesystem encrypts it, or keeps its data in a journal, they only seem to.
+pub(super) fn is_direct(fd: BorrowedFd<'_>) -> bool {
+    let mut stat = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: `fd` is open for the whole call (borrowed), the path is an empty C string, and `stat` is one statx, which
+    // the kernel writes at most.
+    let code = unsafe {
+        libc::statx(fd.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, stat.as_mut_ptr())
+    };
+    // SAFETY: of zeros, or of what the kernel wrote, every field is a number.
+    let stat = unsafe { stat.assume_init() };
+    code == 0 && stat.stx_mask & libc::STATX_DIOALIGN != 0 && stat.stx_dio_offset_align != 0
 }

@@ -15,9 +15,6 @@ use super::ring::{Aligned, DirectWrite, InFlight, Ring};
 use super::set::{ShardWrite, SyncResult, Wait, given_up_on, write_and_sync};
 use super::{Backing, BackingSet, Direct, DirectEnd};
 
-/// Less than this left of what can be written directly, bytes: more is made ready.
-const AHEAD_MIN: u64 = 128 << 10;
-
 /// A record that is being written through to several members.
 pub struct WriteThrough {
     begun: Instant,
@@ -61,11 +58,11 @@ impl BackingSet {
             let backing = member.writable().ok()?;
             let part = Part { member, backing, write: write.clone() };
             match part.backing.direct(write.segment, write.offset, part.len()) {
-                Direct::Ready { file, ahead } => {
-                    if ahead < AHEAD_MIN {
+                Direct::Ready { file, flush, scarce } => {
+                    if scarce {
                         part.make_direct();
                     }
-                    files.push(file);
+                    files.push((file, flush));
                 }
                 // The others are to be ready at the same time.
                 Direct::NotYet => part.make_direct(),
@@ -79,8 +76,9 @@ impl BackingSet {
             return None;
         }
         let begun = Instant::now();
-        let direct = |(part, file): (&Part, _)| DirectWrite {
+        let direct = |(part, (file, flush)): (&Part, _)| DirectWrite {
             file,
+            flush,
             offset: part.write.offset,
             bytes: Aligned::gather(part.write.bufs.iter().map(|buf| &**buf)),
             _guard: part.member.begin(CallKind::Sync),

@@ -185,7 +185,7 @@ impl Backing for Recorded {
     fn direct(&self, id: SegmentId, offset: u64, len: u64) -> Direct {
         let Some(file) = self.directly.clone() else { return Direct::Never };
         *self.in_flight.lock() = Some((id, offset, len as usize));
-        Direct::Ready { file, ahead: u64::MAX }
+        Direct::Ready { file, flush: None, scarce: false }
     }
 
     fn end_direct(&self, _id: SegmentId, result: io::Result<()>) -> DirectEnd {

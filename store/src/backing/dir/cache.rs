@@ -38,7 +38,15 @@ pub(super) struct SegmentFile {
     /// next sync is believed.
     pub(super) syncing: Mutex<()>,
     /// The same file, opened for direct writes, while it grows.
-    pub(super) direct: Mutex<Option<Arc<File>>>,
+    pub(super) direct: Mutex<Option<DirectFile>>,
+}
+
+/// A file opened for direct writes.
+#[derive(Clone)]
+pub(super) struct DirectFile {
+    pub(super) file: Arc<File>,
+    /// What is written lies on the device, in its cache at least, when the call returns.
+    pub(super) bypasses: bool,
 }
 
 impl SegmentFile {
@@ -144,8 +152,10 @@ const SMALL_WRITE_MAX: u64 = 32 << 10;
 /// Zeros written ahead of such records, bytes.
 const ZEROS_AHEAD: u64 = 128 << 10;
 /// Zeros written and synced ahead of direct writes, bytes: so many that this is seldom done, so few that commits hardly wait
-/// for it.
+/// for it. More if that is less than so many of the writes that come, up to a bound.
 const DIRECT_AHEAD: u64 = 256 << 10;
+const DIRECT_WRITES_AHEAD: u64 = 32;
+const DIRECT_AHEAD_MAX: u64 = 2 << 20;
 
 /// How far a growing segment file is preallocated.
 pub(super) struct Room {
@@ -157,12 +167,14 @@ pub(super) struct Room {
     zeroed: u64,
     /// What is zeros here, or was handed out, is so durably; `None`: it cannot be had in this segment.
     direct: Option<Range<u64>>,
+    /// Length of the last write that wanted to be direct.
+    direct_len: u64,
 }
 
 impl Room {
     /// A segment that will hold at most `capacity` bytes and has none yet.
     pub(super) fn new(capacity: u64) -> Self {
-        Self { allocated: 0, capacity, reserved: 0, zeroed: 0, direct: Some(0..0) }
+        Self { allocated: 0, capacity, reserved: 0, zeroed: 0, direct: Some(0..0), direct_len: 0 }
     }
 
     /// Have room for a write that ends at `end`, and half a step beyond it. An fdatasync that need not allocate is
@@ -220,7 +232,7 @@ impl Room {
     pub(super) fn zeros_for_direct(&mut self, file: &File) -> io::Result<Option<Range<u64>>> {
         let start = self.reserved.next_multiple_of(DIRECT_ALIGN);
         self.reserve(file, start)?;
-        let end = (start + DIRECT_AHEAD).min(self.allocated) / DIRECT_ALIGN * DIRECT_ALIGN;
+        let end = (start + self.direct_ahead()).min(self.allocated) / DIRECT_ALIGN * DIRECT_ALIGN;
         if end <= start {
             self.direct = None;
             return Ok(None);
@@ -247,16 +259,22 @@ impl Room {
         self.direct = None;
     }
 
-    /// How many bytes can be written directly behind these, which are, if they can. `Err`: never in this segment.
-    pub(super) fn hand_out_direct(&mut self, offset: u64, len: u64) -> Result<Option<u64>, ()> {
+    fn direct_ahead(&self) -> u64 {
+        DIRECT_AHEAD.max((self.direct_len * DIRECT_WRITES_AHEAD).min(DIRECT_AHEAD_MAX))
+    }
+
+    /// Whether these can be written directly, and are then: `true` if more zeros are soon needed. `None`: not yet.
+    /// `Err`: never in this segment.
+    pub(super) fn hand_out_direct(&mut self, offset: u64, len: u64) -> Result<Option<bool>, ()> {
         let Some(zeros) = &self.direct else { return Err(()) };
+        self.direct_len = len;
         let end = offset.saturating_add(len);
         let whole = offset.is_multiple_of(DIRECT_ALIGN) && len.is_multiple_of(DIRECT_ALIGN);
         if !whole || offset < zeros.start || end > zeros.end {
             return Ok(None);
         }
         self.reserved = self.reserved.max(end);
-        Ok(Some(zeros.end - end))
+        Ok(Some(zeros.end - end < self.direct_ahead() / 2))
     }
 
     /// Length of the file without the zeros ahead, if there are any, bytes.

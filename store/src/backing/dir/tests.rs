@@ -319,9 +319,9 @@ fn zeros_ahead_of_small_writes_meet_no_other_write_and_go_at_the_end() {
 }
 
 /// The answer of a segment that was made ready for direct writes.
-fn ready(backing: &DirBacking, offset: u64, len: u64) -> (Arc<File>, u64) {
+fn ready(backing: &DirBacking, offset: u64, len: u64) -> (Arc<File>, bool) {
     match backing.direct(ID, offset, len) {
-        Direct::Ready { file, ahead } => (file, ahead),
+        Direct::Ready { file, scarce, .. } => (file, scarce),
         Direct::NotYet => panic!("not yet at {offset}"),
         Direct::Never => panic!("never at {offset}: does {} lie on ext4 or xfs?", backing.path.display()),
     }
@@ -341,8 +341,8 @@ fn direct_writes_follow_what_was_written_and_leave_the_length_right() {
     // Neither over what was written, nor in parts of a page, nor past what is zeros.
     assert!(not_yet(&backing, 4096, 4096) && not_yet(&backing, 8192, 512) && not_yet(&backing, 8704, 4096));
     assert!(not_yet(&backing, 64 << 10, 256 << 10));
-    let (file, ahead) = ready(&backing, 8192, 4096);
-    assert_eq!(ahead, (256 << 10) - 4096);
+    let (file, scarce) = ready(&backing, 8192, 4096);
+    assert!(!scarce);
     let page = vec![9; 4096 + 4096];
     let start = page.as_ptr().align_offset(4096);
     file.write_all_at(&page[start..start + 4096], 8192).unwrap();
@@ -368,6 +368,40 @@ fn direct_writes_follow_what_was_written_and_leave_the_length_right() {
     wanted.extend_from_slice(&vec![3; 1 << 20]);
     wanted.extend_from_slice(&[9; 4096]);
     assert!(fs::read(path).unwrap() == wanted);
+}
+
+#[test]
+fn directories_of_one_ext4_are_flushed_together_and_others_are_not() {
+    let (_temp, backing, _path) = with_segment();
+    backing.make_direct(ID).unwrap();
+    let Direct::Ready { flush, file, .. } = backing.direct(ID, 8192, 4096) else { panic!("not ready") };
+    // Linux 6.1 and later tell whether writes go past the cache.
+    let together = backing.fs_type == "ext4" && sys::is_direct(file.as_fd());
+    assert_eq!(flush.map(|flush| flush.device), together.then_some(backing.device));
+    // Of what has no direct writes at all it is never said.
+    let (pipe, _writer) = io::pipe().unwrap();
+    assert!(!sys::is_direct(pipe.as_fd()));
+}
+
+#[test]
+fn more_zeros_lie_ahead_of_longer_records() {
+    let (_temp, backing, _path) = with_segment();
+    let mut offset = 8192;
+    for (len, expected) in [(4096, 32), (32 << 10, 16), (256 << 10, 4)] {
+        // Once it is known how long they are.
+        not_yet(&backing, offset + (1 << 30), len);
+        backing.make_direct(ID).unwrap();
+        let mut written = 0;
+        loop {
+            let (_file, scarce) = ready(&backing, offset, len);
+            offset += len;
+            if scarce {
+                break;
+            }
+            written += 1;
+        }
+        assert_eq!(written, expected, "of {len} bytes");
+    }
 }
 
 #[test]
