@@ -11,7 +11,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use brine_exec::{Identity, ViewAccess};
+use brine_exec::{Identity, Root, ViewAccess};
 use harness::{Place, view};
 
 /// What a probe says outside of any sandbox.
@@ -160,6 +160,56 @@ fn a_link_in_one_view_does_not_move_another_view() {
     plan.views.push(view("other", "/mnt/tree/usr/bin/env", ViewAccess::Read));
     let error = place.sandboxes.run(&plan, [None, None, None]).unwrap_err();
     assert!(error.to_string().contains("cannot be shown"), "{error}");
+}
+
+#[test]
+fn links_in_a_root_image_lead_nowhere_while_the_root_is_made() {
+    let place = Place::new();
+    let precious = place.file("data/precious", "precious", 0o644);
+    let image = place.image("images/evil");
+    let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, image.join(name)).unwrap();
+    fs::create_dir_all(image.join("dev")).unwrap();
+    fs::create_dir_all(image.join("var")).unwrap();
+    // As the process that builds it sees the volume, and as the one that shows views does.
+    link("/volume/data/precious", "dev/null");
+    link("/volume/data/made", "dev/zero");
+    link("/volume/data", "dev/pts");
+    link("/volume/data", "proc");
+    link("/volume/data", "tmp");
+    link("/volume/data", "var/empty");
+    link("/var/empty/data", "views");
+    let mut plan =
+        place.script("look", "#!/bin/sh\n[ -c /dev/null ] && [ -d /proc/self ] && echo hi > /tmp/x && echo made\n");
+    plan.template.root = Root::Image("images/evil".into());
+    let (outcome, text) = place.run(&plan);
+    assert_eq!(text, "made\n", "{outcome:?}");
+    plan.views.push(view("data/precious", "/views/below/it", ViewAccess::Read));
+    let error = place.sandboxes.run(&plan, [None, None, None]).unwrap_err();
+    assert!(error.to_string().contains("cannot be shown"), "{error}");
+    plan.views.clear();
+    plan.credential = Some("/views/below/socket".into());
+    let error = place.sandboxes.run(&plan, [None, None, None]).unwrap_err();
+    assert!(error.to_string().contains("credential"), "{error}");
+    plan.credential = None;
+    // A directory above what is the sandbox's own is not taken away.
+    let worse = place.image("images/worse");
+    std::os::unix::fs::symlink("/volume/data", worse.join("dev")).unwrap();
+    plan.template.root = Root::Image("images/worse".into());
+    let error = place.sandboxes.run(&plan, [None, None, None]).unwrap_err();
+    assert!(error.to_string().contains("/dev") && error.to_string().contains("root image"), "{error}");
+    assert_eq!(fs::read_to_string(&precious).unwrap(), "precious");
+    let names: Vec<_> =
+        fs::read_dir(precious.parent().unwrap()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["precious"]);
+}
+
+#[test]
+fn what_is_shown_below_var_tmp_is_there() {
+    let place = Place::new();
+    place.file("data/shown", "shown", 0o644);
+    let mut plan = place.probe(&["read", "/var/tmp/volume/data/shown"]);
+    plan.views.push(view("data/shown", "/var/tmp/volume/data/shown", ViewAccess::Read));
+    assert_eq!(place.run(&plan).1.trim(), "ok");
 }
 
 #[test]

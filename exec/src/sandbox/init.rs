@@ -18,6 +18,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{setgroups, setresgid, setresuid};
 
+use super::beneath;
 use super::launch::{Ready, With, launch};
 use super::message::{EndedBy, Failure, Finished, Make, Run};
 use super::root;
@@ -156,12 +157,9 @@ struct Program {
 
 /// The socket that processes of the run find its credential at: the daemon listens to it, this process does not keep it.
 fn listener(path: &Path) -> io::Result<OwnedFd> {
-    let parent = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(parent)?;
+    let parent = beneath::directory(&sys::open_path(c"/")?, path.parent().unwrap_or(Path::new("/")))?;
     // By a handle: the path may be longer than an address.
-    let parent = sys::open_path(&root::text(parent)?)?;
-    let name =
-        Path::new("/proc/self/fd").join(parent.as_raw_fd().to_string()).join(path.file_name().unwrap_or_default());
+    let name = Path::new(&beneath::by_number(&parent)).join(path.file_name().unwrap_or_default());
     Ok(UnixListener::bind(name)?.into())
 }
 
@@ -170,10 +168,7 @@ fn lead_there(run: &Run, socket: &Path) -> io::Result<()> {
     let launcher = run.views.iter().find(|view| view.source.as_path() == Path::new(LAUNCHER));
     let beside = launcher.map(|launcher| launcher.at.with_file_name(socket.file_name().unwrap_or_default()));
     match beside.filter(|beside| beside != socket) {
-        Some(link) => {
-            std::fs::create_dir_all(link.parent().unwrap_or(Path::new("/")))?;
-            std::os::unix::fs::symlink(socket, link)
-        }
+        Some(link) => beneath::link(&sys::open_path(c"/")?, socket, &link),
         None => Ok(()),
     }
 }

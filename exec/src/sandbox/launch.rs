@@ -4,12 +4,13 @@
 //! Should a path of the volume hang here, the daemon counts time and ends the sandbox from outside. Order: views while
 //! there are still rights to mount, the cover over the volume, then the rules for files.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::beneath;
 use super::landlock::{self, Rules};
 use super::message::{Failure, Run};
 use super::root::{VOLUME_INSIDE, text};
@@ -144,8 +145,7 @@ fn overlay(volume: &OwnedFd, staging: &Path, lower: &OwnedFd, at: &OwnedFd, view
         staging.as_raw_fd()
     );
     let flags = nix::mount::MsFlags::MS_NOSUID | nix::mount::MsFlags::MS_NODEV;
-    let at = format!("/proc/self/fd/{}", at.as_raw_fd());
-    super::root::mount_at(Some("overlay"), &at, Some("overlay"), flags, &options).map_err(step())
+    super::root::mount_at(Some("overlay"), beneath::by_number(at), Some("overlay"), flags, &options).map_err(step())
 }
 
 /// The place in the sandbox where a view is mounted, made if need be. No link is followed on the way: a view shown
@@ -158,17 +158,8 @@ fn mount_point(root: &OwnedFd, view: &View, is_directory: bool) -> Result<OwnedF
     if !is_directory && let Ok(made) = sys::open_beneath(root, &path, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY) {
         return Ok(made);
     }
-    if let Ok(found) = sys::open_beneath(root, &path, libc::O_PATH | libc::O_NOFOLLOW) {
-        return Ok(found);
-    }
-    let parent = view.at.parent().unwrap_or(Path::new("/"));
-    fs::create_dir_all(parent).map_err(cannot())?;
-    if is_directory {
-        fs::create_dir(&view.at).map_err(cannot())?;
-    } else {
-        File::options().write(true).create_new(true).open(&view.at).map_err(cannot())?;
-    }
-    sys::open_beneath(root, &path, libc::O_PATH | libc::O_NOFOLLOW).map_err(cannot())
+    let made = if is_directory { beneath::directory(root, relative) } else { beneath::file(root, relative) };
+    made.map_err(cannot())
 }
 
 /// The caller's working directory exists, if only empty, so that relative paths mean what they meant.

@@ -7,15 +7,16 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root, sethostname};
 
+use super::beneath;
 use super::message::Failure;
 use crate::plan::{Identity, Root, Template};
 use crate::policy::Network;
@@ -56,26 +57,32 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd,
         }
         Root::Image(image) => overlay(image, template.scratch_bytes)?,
     };
-    etc(&root, template, identity)?;
-    devices(&root)?;
+    let place = Place::open(&root)?;
+    etc(&place, template, identity)?;
+    devices(&place)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    directory(&root.join("proc"))?;
-    mount_at(Some("proc"), root.join("proc"), Some("proc"), flags, "subset=pid,hidepid=2")
-        .map_err(Failure::step("/proc"))?;
-    directory(&root.join("tmp"))?;
+    place.mount("proc", "/proc", flags, "subset=pid,hidepid=2")?;
     let files = template.scratch_bytes / SCRATCH_BYTES_A_FILE + 1024;
     let options = format!("size={},nr_inodes={files},mode=1777", template.scratch_bytes);
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount_at(Some("tmpfs"), root.join("tmp"), Some("tmpfs"), flags, &options).map_err(Failure::step("scratch"))?;
-    let inside = root.join(&VOLUME_INSIDE[1..]);
-    directory(&inside)?;
-    link("/tmp", &root.join("var/tmp"))?;
+    place.mount("tmpfs", "/tmp", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, &options)?;
+    if template.root == Root::Host {
+        // A directory of its own and no link: a volume may be mounted below it, and is shown at its path.
+        let scratch = place.directory("/tmp")?;
+        place.show(&clone(&scratch).map_err(Failure::step("/var/tmp"))?, &place.directory("/var/tmp")?, "/var/tmp")?;
+    } else {
+        place.link("/tmp", "/var/tmp")?;
+    }
+    let inside = place.directory(VOLUME_INSIDE)?;
     let cover = cover(&inside).map_err(Failure::step("a cover for the volume"))?;
     if Path::new(VOLUME).is_dir() {
         // Writable here: views are made read-only one by one.
-        bind(Path::new(VOLUME), &inside, false, sys::MOUNT_NOSUID | sys::MOUNT_NODEV)
-            .map_err(Failure::step("the volume"))?;
+        let step = || Failure::step("the volume");
+        let tree =
+            sys::open_tree(None, &text(Path::new(VOLUME)).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
+        sys::mount_setattr(&tree, false, sys::MOUNT_NOSUID | sys::MOUNT_NODEV).map_err(step())?;
+        place.show(&tree, &inside, "the volume")?;
     }
+    drop(place);
     chdir(&root).map_err(io::Error::from).map_err(Failure::step("entering the root"))?;
     pivot_root(".", ".").map_err(io::Error::from).map_err(Failure::step("pivot_root"))?;
     // Both are mounted here now, the old one on top.
@@ -85,9 +92,65 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd,
     Ok(cover)
 }
 
+/// The root that is being made, which may be what an image holds: no link in it is followed. One that lies where something of
+/// the sandbox's own belongs makes way for it, which the private layer keeps from the image.
+struct Place(OwnedFd);
+
+impl Place {
+    fn open(root: &Path) -> Result<Self, Failure> {
+        let open = text(root).and_then(|root| sys::open_path(&root));
+        Ok(Self(open.map_err(Failure::step("the root"))?))
+    }
+
+    fn directory(&self, path: &str) -> Result<OwnedFd, Failure> {
+        self.make(path, beneath::directory)
+    }
+
+    /// A file to be mounted onto, or to be written.
+    fn file(&self, path: &str) -> Result<OwnedFd, Failure> {
+        self.make(path, beneath::file)
+    }
+
+    fn make(&self, path: &str, make: fn(&OwnedFd, &Path) -> io::Result<OwnedFd>) -> Result<OwnedFd, Failure> {
+        beneath::remove_link(&self.0, Path::new(path))
+            .and_then(|()| make(&self.0, Path::new(path)))
+            .map_err(cannot(path))
+    }
+
+    /// Unless an image has something there.
+    fn link(&self, target: impl AsRef<Path>, path: &str) -> Result<(), Failure> {
+        match beneath::link(&self.0, target.as_ref(), Path::new(path)) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.map_err(cannot(path)),
+        }
+    }
+
+    fn mount(&self, kind: &str, path: &str, flags: MsFlags, options: &str) -> Result<(), Failure> {
+        let at = self.directory(path)?;
+        mount_at(Some(kind), beneath::by_number(&at), Some(kind), flags, options).map_err(Failure::step(path))
+    }
+
+    fn show(&self, tree: &OwnedFd, at: &OwnedFd, what: &str) -> Result<(), Failure> {
+        sys::move_mount_to(tree, at).map_err(Failure::step(what))
+    }
+}
+
+fn cannot(path: &str) -> impl Fn(io::Error) -> Failure {
+    move |error| {
+        let passes = matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENOTDIR));
+        let why = if passes { ": the root image has a link or a file where a directory is needed" } else { "" };
+        Failure::step(format!("{path}{why}"))(error)
+    }
+}
+
+/// A detached mount of what is at a descriptor.
+fn clone(at: &OwnedFd) -> io::Result<OwnedFd> {
+    sys::open_tree(Some(at.as_fd()), c"", libc::OPEN_TREE_CLONE | libc::AT_EMPTY_PATH as u32)
+}
+
 /// A detached, read-only view of an empty directory.
-fn cover(empty: &Path) -> io::Result<OwnedFd> {
-    let cover = sys::open_tree(None, &text(empty)?, libc::OPEN_TREE_CLONE)?;
+fn cover(empty: &OwnedFd) -> io::Result<OwnedFd> {
+    let cover = clone(empty)?;
     sys::mount_setattr(&cover, false, LOCKED)?;
     Ok(cover)
 }
@@ -158,30 +221,27 @@ fn overlay(image: &Path, scratch_bytes: u64) -> Result<PathBuf, Failure> {
     Ok(root)
 }
 
-fn etc(root: &Path, template: &Template, identity: &Identity) -> Result<(), Failure> {
-    let etc = root.join("etc");
-    directory(&etc)?;
+fn etc(place: &Place, template: &Template, identity: &Identity) -> Result<(), Failure> {
     let with_net = template.network == Network::Host;
     let own = template.root == Root::Host;
     let configuration = CONFIGURATION.iter().filter(|_| own).chain(CONFIGURATION_NET.iter().filter(|_| with_net));
     for name in configuration {
-        let (source, at) = (Path::new("/etc").join(name), etc.join(name));
-        let step = || Failure::step(format!("/etc/{name}"));
-        let Ok(meta) = fs::symlink_metadata(&source) else { continue };
-        if let Some(parent) = at.parent() {
-            directory(parent)?;
-        }
+        let at = format!("/etc/{name}");
+        let source = Path::new(&at);
+        let step = || Failure::step(at.clone());
+        // Where resolvers keep what is a link to them is not there for a program, so the file is shown.
+        let follow = CONFIGURATION_NET.contains(name);
+        let meta = if follow { fs::metadata(source) } else { fs::symlink_metadata(source) };
+        let Ok(meta) = meta else { continue };
         if meta.is_symlink() {
-            let target = fs::read_link(&source).map_err(step())?;
-            symlink(target, &at).map_err(step())?;
+            let target = fs::read_link(source).map_err(step())?;
+            place.link(target, &at)?;
             continue;
         }
-        if meta.is_dir() {
-            directory(&at)?
-        } else {
-            file(&at, b"")?
-        }
-        bind(&source, &at, false, LOCKED).map_err(step())?;
+        let tree = sys::open_tree(None, &text(source).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
+        sys::mount_setattr(&tree, false, LOCKED).map_err(step())?;
+        let at_fd = if meta.is_dir() { place.directory(&at)? } else { place.file(&at)? };
+        place.show(&tree, &at_fd, &at)?;
     }
     // An image has its own users; a run's must be known in both.
     if own {
@@ -191,43 +251,41 @@ fn etc(root: &Path, template: &Template, identity: &Identity) -> Result<(), Fail
         for id in groups.iter().filter(|id| *id != gid) {
             group.push_str(&format!("group{id}:x:{id}:user\n"));
         }
-        file(&etc.join("passwd"), passwd.as_bytes())?;
-        file(&etc.join("group"), group.as_bytes())?;
+        for (path, text) in [("/etc/passwd", passwd), ("/etc/group", group)] {
+            let mut file = File::from(place.file(path)?);
+            let readable = file.set_permissions(fs::Permissions::from_mode(0o644));
+            readable.and_then(|()| file.write_all(text.as_bytes())).map_err(Failure::step(path))?;
+        }
     }
     Ok(())
 }
 
-fn devices(root: &Path) -> Result<(), Failure> {
-    let dev = root.join("dev");
-    directory(&dev)?;
+fn devices(place: &Place) -> Result<(), Failure> {
     for (name, major, minor) in DEVICES {
-        let at = dev.join(name);
-        let source = Path::new("/dev").join(name);
-        let step = || Failure::step(format!("/dev/{name}"));
-        file(&at, b"")?;
-        let tree = sys::open_tree(None, &text(&source).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
+        let path = format!("/dev/{name}");
+        let step = || Failure::step(path.clone());
+        let tree =
+            sys::open_tree(None, &text(Path::new(&path)).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
         // Checked on the handle: what is bound is this device and not what a link made of it (CVE-2025-52565).
         let found = File::from(tree.try_clone().map_err(step())?).metadata().map_err(step())?;
         if found.rdev() != nix::sys::stat::makedev(u64::from(major), u64::from(minor)) {
             return Err(step()(io::Error::from_raw_os_error(libc::ENODEV)));
         }
         sys::mount_setattr(&tree, false, sys::MOUNT_NOSUID).map_err(step())?;
-        sys::move_mount(&tree, &text(&at).map_err(step())?).map_err(step())?;
+        place.show(&tree, &place.file(&path)?, &path)?;
     }
-    directory(&dev.join("pts"))?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-    mount_at(Some("devpts"), dev.join("pts"), Some("devpts"), flags, "newinstance,ptmxmode=0666,mode=0620")
-        .map_err(Failure::step("/dev/pts"))?;
-    for (name, target) in [
-        ("ptmx", "pts/ptmx"),
-        ("fd", "/proc/self/fd"),
-        ("stdin", "/proc/self/fd/0"),
-        ("stdout", "/proc/self/fd/1"),
-        ("stderr", "/proc/self/fd/2"),
+    place.mount("devpts", "/dev/pts", flags, "newinstance,ptmxmode=0666,mode=0620")?;
+    for (path, target) in [
+        ("/dev/ptmx", "pts/ptmx"),
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
         // Shared memory counts as scratch.
-        ("shm", "/tmp"),
+        ("/dev/shm", "/tmp"),
     ] {
-        link(target, &dev.join(name))?;
+        place.link(target, path)?;
     }
     Ok(())
 }
@@ -235,18 +293,4 @@ fn devices(root: &Path) -> Result<(), Failure> {
 /// Make a directory, and those above it, unless it is there.
 fn directory(path: &Path) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(Failure::step(format!("directory {}", path.display())))
-}
-
-fn file(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    fs::write(path, bytes).map_err(Failure::step(format!("file {}", path.display())))
-}
-
-/// A link, unless an image has something there.
-fn link(target: &str, path: &Path) -> Result<(), Failure> {
-    match symlink(target, path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-            Err(Failure::step(format!("link {}", path.display()))(error))
-        }
-        _ => Ok(()),
-    }
 }

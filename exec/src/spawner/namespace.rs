@@ -14,6 +14,9 @@ use crate::sandbox::root::{BASE, SYSTEM, VOLUME, bind, mount_at};
 /// Directories of the host that are needed to build, beside those programs need.
 const BUILD: [&str; 3] = ["/etc", "/proc", "/dev"];
 
+/// Where what manages the network keeps the resolver's configuration, which /etc links to.
+const RESOLVER: [&str; 3] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
+
 /// Enter it. True if this process may take other identities: root; false if it has a user namespace of its own.
 pub(super) fn enter(volume: Option<&Path>) -> Result<bool, Failure> {
     let privileged = own_namespaces().map_err(|error| match error.raw_os_error() {
@@ -55,6 +58,12 @@ pub(super) fn enter(volume: Option<&Path>) -> Result<bool, Failure> {
                 bind(Path::new(path), &at, false, 0).or_else(|_| bind(Path::new(path), &at, true, 0)).map_err(step())?;
             }
         }
+    }
+    for path in RESOLVER.iter().filter(|path| Path::new(path).is_dir()) {
+        let step = || Failure::step(format!("resolver directory {path}"));
+        fs::create_dir_all(inside(path)).map_err(step())?;
+        let at = inside(path);
+        bind(Path::new(path), &at, false, 0).or_else(|_| bind(Path::new(path), &at, true, 0)).map_err(step())?;
     }
     fs::create_dir(inside(BASE)).map_err(Failure::step("a place to build in"))?;
     if let Some(volume) = volume {

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use brine_exec::{Config, Identity, Limits, Outcome, Plan, Sandboxes, View, ViewAccess};
@@ -65,6 +66,22 @@ impl Place {
     }
 
     /// Run it without input; what it wrote comes back, standard error behind standard output.
+    /// A root image with a shell and the libraries it needs.
+    pub fn image(&self, name: &str) -> PathBuf {
+        let image = self.volume.join(name);
+        for name in ["bin", "etc", "lib", "lib64", "usr"] {
+            fs::create_dir_all(image.join(name)).unwrap();
+        }
+        fs::copy("/bin/sh", image.join("bin/sh")).unwrap();
+        let list = Command::new("ldd").arg("/bin/sh").output().unwrap();
+        for word in String::from_utf8_lossy(&list.stdout).split_whitespace().filter(|word| word.starts_with('/')) {
+            let at = image.join(&word[1..]);
+            fs::create_dir_all(at.parent().unwrap()).unwrap();
+            fs::copy(word, at).unwrap();
+        }
+        image
+    }
+
     pub fn run(&self, plan: &Plan) -> (Outcome, String) {
         let (mut read, write) = std::io::pipe().unwrap();
         let second: OwnedFd = write.try_clone().unwrap().into();
