@@ -174,12 +174,15 @@ fn links_in_a_root_image_lead_nowhere_while_the_root_is_made() {
     link("/volume/data/precious", "dev/null");
     link("/volume/data/made", "dev/zero");
     link("/volume/data", "dev/pts");
+    link("/var/empty/data/precious", "dev/ptmx");
     link("/volume/data", "proc");
     link("/volume/data", "tmp");
     link("/volume/data", "var/empty");
     link("/var/empty/data", "views");
-    let mut plan =
-        place.script("look", "#!/bin/sh\n[ -c /dev/null ] && [ -d /proc/self ] && echo hi > /tmp/x && echo made\n");
+    let mut plan = place.script(
+        "look",
+        "#!/bin/sh\n[ -c /dev/null ] && [ -c /dev/ptmx ] && [ -d /proc/self ] && echo hi > /tmp/x && echo made\n",
+    );
     plan.template.root = Root::Image("images/evil".into());
     let (outcome, text) = place.run(&plan);
     assert_eq!(text, "made\n", "{outcome:?}");

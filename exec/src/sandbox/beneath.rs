@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
+use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{Mode, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, symlinkat, unlinkat};
@@ -25,8 +26,11 @@ pub(crate) fn directory(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
             if error.kind() != io::ErrorKind::NotFound {
                 return Err(error);
             }
-            mkdirat(&at, name.as_c_str(), Mode::from_bits_truncate(0o755))?;
-            sys::open_beneath(&at, &name, FLAGS)
+            match mkdirat(&at, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
+                // Another run made it meanwhile, in a view of both.
+                Ok(()) | Err(Errno::EEXIST) => sys::open_beneath(&at, &name, FLAGS),
+                Err(errno) => Err(errno.into()),
+            }
         })?;
     }
     Ok(at)

@@ -4,7 +4,6 @@
 //! Should a path of the volume hang here, the daemon counts time and ends the sandbox from outside. Order: views while
 //! there are still rights to mount, the cover over the volume, then the rules for files.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
@@ -71,7 +70,7 @@ pub(crate) struct With {
 pub(crate) fn launch(run: &Arc<Run>, with: With, ready: Ready) -> Result<Started, Failure> {
     let Ready { cover, volume, root, rules, writable_root, starter } = ready;
     let writable = views(run, &root, volume, cover)?;
-    directory(&run.directory)?;
+    directory(&root, &run.directory)?;
     seal_root(&root, writable_root)?;
     drop(root);
     files(rules.as_ref(), &with, &writable)?;
@@ -163,11 +162,12 @@ fn mount_point(root: &OwnedFd, view: &View, is_directory: bool) -> Result<OwnedF
 }
 
 /// The caller's working directory exists, if only empty, so that relative paths mean what they meant.
-fn directory(path: &Path) -> Result<(), Failure> {
+fn directory(root: &OwnedFd, path: &Path) -> Result<(), Failure> {
     if path.is_dir() {
         return Ok(());
     }
-    fs::create_dir_all(path).map_err(Failure::step(format!("working directory {}", path.display())))
+    let made = beneath::directory(root, path).map(drop);
+    made.map_err(Failure::step(format!("working directory {}", path.display())))
 }
 
 fn seal_root(root: &OwnedFd, writable: bool) -> Result<(), Failure> {

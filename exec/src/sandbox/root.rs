@@ -5,7 +5,7 @@
 //! mount is nosuid and nodev. The order matters and is: identity first (a tmpfs refuses ids that are not mapped), root
 //! made, old root let go.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -65,12 +65,10 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd,
     let files = template.scratch_bytes / SCRATCH_BYTES_A_FILE + 1024;
     let options = format!("size={},nr_inodes={files},mode=1777", template.scratch_bytes);
     place.mount("tmpfs", "/tmp", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, &options)?;
-    if template.root == Root::Host {
+    if !place.has(c"var/tmp") {
         // A directory of its own and no link: a volume may be mounted below it, and is shown at its path.
         let scratch = place.directory("/tmp")?;
         place.show(&clone(&scratch).map_err(Failure::step("/var/tmp"))?, &place.directory("/var/tmp")?, "/var/tmp")?;
-    } else {
-        place.link("/tmp", "/var/tmp")?;
     }
     let inside = place.directory(VOLUME_INSIDE)?;
     let cover = cover(&inside).map_err(Failure::step("a cover for the volume"))?;
@@ -100,6 +98,10 @@ impl Place {
     fn open(root: &Path) -> Result<Self, Failure> {
         let open = text(root).and_then(|root| sys::open_path(&root));
         Ok(Self(open.map_err(Failure::step("the root"))?))
+    }
+
+    fn has(&self, path: &CStr) -> bool {
+        sys::open_beneath(&self.0, path, libc::O_PATH | libc::O_NOFOLLOW).is_ok()
     }
 
     fn directory(&self, path: &str) -> Result<OwnedFd, Failure> {
@@ -285,6 +287,8 @@ fn devices(place: &Place) -> Result<(), Failure> {
         // Shared memory counts as scratch.
         ("/dev/shm", "/tmp"),
     ] {
+        // Not what an image has there: it would be followed.
+        beneath::remove_link(&place.0, Path::new(path)).map_err(cannot(path))?;
         place.link(target, path)?;
     }
     Ok(())

@@ -60,10 +60,12 @@ pub(super) fn enter(volume: Option<&Path>) -> Result<bool, Failure> {
         }
     }
     for path in RESOLVER.iter().filter(|path| Path::new(path).is_dir()) {
-        let step = || Failure::step(format!("resolver directory {path}"));
-        fs::create_dir_all(inside(path)).map_err(step())?;
         let at = inside(path);
-        bind(Path::new(path), &at, false, 0).or_else(|_| bind(Path::new(path), &at, true, 0)).map_err(step())?;
+        let shown = fs::create_dir_all(&at).and_then(|()| bind(Path::new(path), &at, false, 0));
+        if let Err(error) = shown {
+            // Of use only to runs that have the host's network, and not to all of them.
+            log::warn!("{path}: {error}; functions with --net host may find no resolver");
+        }
     }
     fs::create_dir(inside(BASE)).map_err(Failure::step("a place to build in"))?;
     if let Some(volume) = volume {

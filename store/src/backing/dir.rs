@@ -42,7 +42,7 @@ const SEGMENTS: &str = "segments";
 /// A member directory on a filesystem.
 pub struct DirBacking {
     path: PathBuf,
-    dir: Arc<OwnedFd>,
+    dir: OwnedFd,
     device: u64,
     fs_type: String,
     /// Never held across a system call that could wait.
@@ -88,7 +88,7 @@ impl DirBacking {
             watch: Mutex::default(),
             in_place_at: AtomicU64::new(0),
             fs_type,
-            dir: Arc::new(dir),
+            dir,
             device,
             cache: Mutex::default(),
             lengths: Default::default(),

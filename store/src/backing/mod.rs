@@ -27,7 +27,6 @@ mod conformance;
 
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -136,8 +135,9 @@ pub enum Direct {
 pub struct DeviceFlush {
     /// Number of the device (`st_dev`).
     pub device: u64,
-    /// An fdatasync(2) of this directory makes durable all direct writes to the device that were done before it began.
-    pub dir: Arc<OwnedFd>,
+    /// A file that nobody writes to: an fdatasync(2) of it makes durable all direct writes to the device that were done
+    /// before it began.
+    pub file: Arc<File>,
 }
 
 /// What a direct write came to.

@@ -270,7 +270,7 @@ impl<G: Send + 'static> InFlight<G> {
             if !due || group.written.is_empty() || !group.flushing.is_empty() {
                 continue;
             }
-            let entry = opcode::Fsync::new(types::Fd(group.flush.dir.as_raw_fd()))
+            let entry = opcode::Fsync::new(types::Fd(group.flush.file.as_raw_fd()))
                 .flags(types::FsyncFlags::DATASYNC)
                 .build()
                 .user_data(FLUSH + number as u64);
@@ -380,11 +380,11 @@ mod tests {
         }
     }
 
-    /// Several of one device; `dir` is what is synced for them.
-    fn together(mut writes: Vec<DirectWrite<Guard>>, dir: OwnedFd) -> Vec<DirectWrite<Guard>> {
-        let dir = Arc::new(dir);
+    /// Several of one device; `synced` is synced for them.
+    fn together(mut writes: Vec<DirectWrite<Guard>>, synced: File) -> Vec<DirectWrite<Guard>> {
+        let synced = Arc::new(synced);
         for write in &mut writes {
-            write.flush = Some(DeviceFlush { device: 1, dir: dir.clone() });
+            write.flush = Some(DeviceFlush { device: 1, file: synced.clone() });
         }
         writes
     }
@@ -406,21 +406,19 @@ mod tests {
         let read_only = Arc::new(File::open(temp.path().join("a")).unwrap());
         let done = Arc::new(AtomicUsize::new(0));
         let writes = || vec![write(&a, 0, 1, &done), write(&read_only, 0, 9, &done), write(&b, 0, 2, &done)];
-        let dir = || File::open(temp.path()).unwrap().into();
-        let mut flight = Ring::new().unwrap().begin(together(writes(), dir()));
+        let mut flight = Ring::new().unwrap().begin(together(writes(), File::open(temp.path().join("a")).unwrap()));
         let refused = Some(libc::EBADF);
         assert_eq!(results(&mut flight, Duration::from_secs(20)), [(0, None), (1, refused), (2, None)]);
         assert_eq!(done.load(Ordering::SeqCst), 3);
         // What cannot be synced: a pipe.
-        let (pipe, _writer) = std::io::pipe().unwrap();
+        let pipe = || File::from(OwnedFd::from(std::io::pipe().unwrap().0));
         let ring = flight.into_ring().unwrap();
-        let mut flight = ring.begin(together(writes(), pipe.into()));
+        let mut flight = ring.begin(together(writes(), pipe()));
         let failed = Some(libc::EINVAL);
         assert_eq!(results(&mut flight, Duration::from_secs(20)), [(0, failed), (1, refused), (2, failed)]);
         // Alone, a write is flushed by itself.
         let ring = flight.into_ring().unwrap();
-        let (pipe, _writer) = std::io::pipe().unwrap();
-        let mut flight = ring.begin(together(vec![write(&a, 4096, 3, &done)], pipe.into()));
+        let mut flight = ring.begin(together(vec![write(&a, 4096, 3, &done)], pipe()));
         assert_eq!(results(&mut flight, Duration::from_secs(20)), [(0, None)]);
         assert!(flight.into_ring().is_some());
     }
@@ -436,8 +434,7 @@ mod tests {
         let size = nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap() as usize;
         std::io::Write::write_all(&mut &*pipe, &vec![0; size]).unwrap();
         let writes = vec![write(&file, 0, 1, &done), write(&pipe, 0, 2, &done), write(&file, 4096, 3, &done)];
-        let dir = File::open(temp.path()).unwrap().into();
-        let mut flight = Ring::new().unwrap().begin(together(writes, dir));
+        let mut flight = Ring::new().unwrap().begin(together(writes, File::open(temp.path().join("file")).unwrap()));
         assert_eq!(results(&mut flight, Duration::from_secs(2)), [(0, None), (2, None)]);
         // It is flushed, too, once it is done.
         reader.read_exact(&mut vec![0; size]).unwrap();

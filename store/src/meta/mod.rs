@@ -269,14 +269,17 @@ impl Meta {
     /// [`Error::Database`].
     pub fn close(&self) -> Result<()> {
         let mut core = self.core.lock();
+        core.check_transaction();
         core.usable()?;
         self.drop_idle();
-        let end = if core.has_changes() { "ROLLBACK" } else { "COMMIT" };
-        let committed = core.committed;
-        let Core { notes, conn, .. } = &mut *core;
-        notes.write(conn, committed).at(&self.path)?;
         core.poisoned = Some("the metadata database is closed".to_owned());
-        core.conn.execute_batch(end).at(&self.path)?;
+        if core.has_changes() {
+            core.conn.execute_batch("ROLLBACK").at(&self.path)?;
+        } else {
+            let Core { notes, conn, committed, .. } = &mut *core;
+            notes.write(conn, *committed).at(&self.path)?;
+            conn.execute_batch("COMMIT").at(&self.path)?;
+        }
         core.conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).at(&self.path)
     }
 

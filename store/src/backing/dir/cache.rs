@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::Mutex;
 
+use crate::backing::DeviceFlush;
 use crate::backing::ring::DIRECT_ALIGN;
 use crate::ids::SegmentId;
 
@@ -45,8 +46,8 @@ pub(super) struct SegmentFile {
 #[derive(Clone)]
 pub(super) struct DirectFile {
     pub(super) file: Arc<File>,
-    /// What is written lies on the device, in its cache at least, when the call returns.
-    pub(super) bypasses: bool,
+    /// What flushes its device, if what is written lies there, in its cache at least, when the call returns.
+    pub(super) flush: Option<DeviceFlush>,
 }
 
 impl SegmentFile {

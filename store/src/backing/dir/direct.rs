@@ -2,9 +2,11 @@
 //!
 //! They overwrite zeros that are durable, in pages that nobody else touches ([`super::cache::Room`] knows which).
 
+use std::fs;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -14,15 +16,15 @@ use nix::unistd::{SysconfVar, sysconf};
 use super::beneath::open_regular;
 use super::cache::DirectFile;
 use super::{DirBacking, segment_path};
-use crate::backing::{Backing, DIRECT_ALIGN, DeviceFlush, Direct, DirectEnd, sys};
+use crate::backing::{Backing, DIRECT_ALIGN, DeviceFlush, Direct, DirectEnd, MARKER_NAMES, sys};
 use crate::ids::SegmentId;
 
 /// Filesystems that overwrite in place, so that a direct write of what is allocated needs no room, and whose names only
 /// this machine changes.
 const IN_PLACE: &[&str] = &["ext2", "ext3", "ext4", "xfs"];
 
-/// The filesystem of which an fdatasync(2) of any directory flushes the cache of the device when there is nothing to
-/// commit to its journal, and a commit does otherwise (`ext4_fsync_journal` of Linux). XFS with a realtime device has two caches.
+/// The filesystem of which an fdatasync(2) of any clean file flushes the cache of the device: `ext4_fsync_journal` of Linux
+/// does unless a commit of the journal will that has not begun to. XFS with a realtime device has two caches.
 const FLUSHED_AT_ONCE: &str = "ext4";
 
 /// Whether files of such a filesystem may be written directly on this machine.
@@ -32,7 +34,28 @@ pub(super) fn may_be(fs_type: &str) -> bool {
     IN_PLACE.contains(&fs_type) && page as u64 <= DIRECT_ALIGN
 }
 
+/// Whether the ext4 on a device keeps a journal: without one older kernels pass a clean file over.
+fn has_journal(device: u64) -> bool {
+    let number = format!("{}:{}", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let name = fs::read_link(Path::new("/sys/dev/block").join(number)).ok();
+    let name = name.as_deref().and_then(Path::file_name);
+    name.is_some_and(|name| Path::new("/sys/fs/ext4").join(name).join("journal_task").exists())
+}
+
 impl DirBacking {
+    /// By the marker's file, which is replaced and never written to: nothing of it waits to be committed, and it has no
+    /// failed writes to tell of. Directories will not do: for some kernels their sync is a commit of the journal, and nothing
+    /// if there is nothing to commit.
+    fn device_flush(&self) -> Option<DeviceFlush> {
+        if self.fs_type != FLUSHED_AT_ONCE || !has_journal(self.device) {
+            return None;
+        }
+        let file = MARKER_NAMES.iter().find_map(|name| open_regular(&self.dir, name, OFlag::O_RDONLY).ok())?;
+        // It may lie on another device than the directory's path says, as with overlayfs.
+        let same = file.metadata().is_ok_and(|file| file.dev() == self.device);
+        same.then(|| DeviceFlush { device: self.device, file: Arc::new(file) })
+    }
+
     pub(super) fn offer_direct(&self, id: SegmentId, offset: u64, len: u64) -> Direct {
         if !self.directly.load(Ordering::Relaxed) {
             return Direct::Never;
@@ -51,10 +74,7 @@ impl DirBacking {
         // Whoever writes zeros holds it.
         let Some(mut room) = room.try_lock() else { return Direct::NotYet };
         match room.hand_out_direct(offset, len) {
-            Ok(Some(scarce)) => {
-                let flush = DeviceFlush { device: self.device, dir: self.dir.clone() };
-                Direct::Ready { file: direct.file, flush: direct.bypasses.then_some(flush), scarce }
-            }
+            Ok(Some(scarce)) => Direct::Ready { file: direct.file, flush: direct.flush, scarce },
             Ok(None) => Direct::NotYet,
             Err(()) => Direct::Never,
         }
@@ -72,8 +92,8 @@ impl DirBacking {
                     self.directly.store(false, Ordering::Relaxed);
                 }
             })?;
-            let bypasses = self.fs_type == FLUSHED_AT_ONCE && sys::is_direct(file.as_fd());
-            *segment.direct.lock() = Some(DirectFile { file: Arc::new(file), bypasses });
+            let flush = if sys::is_direct(file.as_fd()) { self.device_flush() } else { None };
+            *segment.direct.lock() = Some(DirectFile { file: Arc::new(file), flush });
         }
         let Some(zeros) = room.lock().zeros_for_direct(&segment.file)? else { return Ok(()) };
         drop(grows);

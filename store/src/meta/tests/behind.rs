@@ -38,6 +38,42 @@ fn a_transaction_that_fails_behind_its_generation_is_told_to_whoever_needs_the_d
 }
 
 #[test]
+fn nothing_is_noted_of_generations_whose_rows_sqlite_rolled_back() {
+    type NeedsIt = fn(&Meta) -> Result<()>;
+    let whoever: [NeedsIt; 4] = [
+        Meta::settle,
+        |meta| meta.with(|txn| txn.attr(ROOT_INO)).map(drop),
+        |meta| meta.commit_generation().map(drop),
+        Meta::close,
+    ];
+    for needs_it in whoever {
+        let (dir, meta) = fresh("rolled-back");
+        make(&meta, "a");
+        meta.note_durable(Generation(0));
+        let row = |closed: &Closed| OutboxRow { generation: closed.generation, part: 0, message: vec![7] };
+        meta.commit_with(|closed| Ok(vec![row(closed)])).unwrap();
+        for (number, name) in [(1, "b"), (2, "c")] {
+            let closing = meta.begin_closing();
+            make(&meta, name);
+            meta.note_durable(Generation(number));
+            meta.commit_behind(|closed| Ok(vec![row(closed)]), true).unwrap();
+            drop(closing);
+        }
+        assert_eq!(left_open(&meta), 2);
+        // As it does when a page cannot be read, for whom nobody is waiting.
+        meta.core.lock().conn.execute_batch("ROLLBACK").unwrap();
+        assert!(matches!(needs_it(&meta), Err(Error::ReadOnly(_))));
+        drop(meta);
+        let meta = Meta::open(&dir.0, &KEY, &setup()).unwrap();
+        assert_eq!(meta.committed(), Generation(1));
+        let (outbox, durable) = meta.with(|txn| Ok((txn.outbox()?, txn.durable()?))).unwrap();
+        assert_eq!((outbox.len(), outbox[0].generation, durable), (1, Generation(1), Generation(0)));
+        assert!(meta.with(|txn| txn.lookup(ROOT_INO, b"a")).is_ok());
+        assert!(meta.with(|txn| txn.lookup(ROOT_INO, b"c")).is_err());
+    }
+}
+
+#[test]
 fn readers_see_a_generation_whose_transaction_ends_behind_it() {
     let (_dir, meta) = fresh("settled");
     for n in 0..200 {
