@@ -1,8 +1,9 @@
 //! Volumes under and over other layers: overlayfs, loop devices, watchers.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use brine_tests::command::{program, run};
@@ -16,7 +17,7 @@ fn mounted(name: &str) -> TestVolume {
 }
 
 /// Something mounted in a temporary directory, taken away when dropped.
-struct Over(std::path::PathBuf);
+struct Over(PathBuf);
 
 impl Over {
     fn overlay(lower: &Path, upper: &Path, work: &Path) -> Self {
@@ -112,6 +113,45 @@ fn an_image_in_a_volume_is_mounted_by_a_loop_device() {
     run(Command::new(program("umount")).arg(&over.0)).expect_success();
     run(Command::new(program("e2fsck")).arg("-fn").arg(&image)).expect_success();
     volume.expect_clean();
+}
+
+/// Flushes of its cache that a disk has done.
+fn flushes(of: &Path) -> u64 {
+    let device = fs::metadata(of).expect("metadata").dev();
+    let stat = format!("/sys/dev/block/{}:{}/stat", libc::major(device), libc::minor(device));
+    let stat = fs::read_to_string(&stat).unwrap_or_else(|error| panic!("{stat}: {error}"));
+    stat.split_whitespace().nth(15).expect("Linux counts flushes").parse().expect("a number")
+}
+
+#[test]
+fn every_small_fsync_reaches_the_disk_below_with_a_journal_and_without() {
+    const APPENDS: u64 = 200;
+    for journal in ["has_journal", "^has_journal"] {
+        let image = temp_dir("flushes");
+        let file = image.join("image");
+        fs::File::create(&file).and_then(|file| file.set_len(2 << 30)).expect("an image");
+        run(Command::new(program("mkfs.ext4")).args(["-q", "-O", journal]).arg(&file)).expect_success();
+        let disk = Over(temp_dir("flushes"));
+        // Times alone are nothing to commit then: only what is asked for reaches the disk.
+        run(Command::new(program("mount")).args(["-o", "loop,lazytime"]).arg(&file).arg(&disk.0)).expect_success();
+        let directories: Vec<PathBuf> = (0..6).map(|number| disk.0.join(format!("d{number}"))).collect();
+        directories.iter().for_each(|directory| fs::create_dir(directory).expect("mkdir"));
+        let mut volume = Builder::new("flushes").directories_at(directories).default_geometry().mount();
+        let mut log = fs::File::create(volume.path("log")).expect("create");
+        let mut append = |number: u64| {
+            log.write_all(&content(number, 4096)).and_then(|()| log.sync_all()).expect("append and fsync");
+        };
+        (0..50).for_each(&mut append);
+        let before = flushes(&disk.0);
+        (0..APPENDS).for_each(&mut append);
+        let done = flushes(&disk.0) - before;
+        assert!(done >= APPENDS, "{journal}: {done} flushes for {APPENDS} fsyncs");
+        drop(log);
+        volume.umount();
+        drop(volume);
+        drop(disk);
+        fs::remove_dir_all(image).expect("remove");
+    }
 }
 
 #[test]
