@@ -467,6 +467,7 @@ impl WriteBuffer {
             // Dirty bytes may overwrite stored ones: the sum is not more than a file of this size can take.
             let most = attr.size.next_multiple_of(4096).max(attr.allocated);
             attr.allocated = (attr.allocated + dirty.buffer.held() as u64).min(most);
+            attr.guessed = dirty.buffer.held() > 0;
         } else if node.was_put_after(attr.version) {
             // What the store said is from before the flush that has emptied the buffer in between.
             drop(state);

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use brine_tests::scenario::load;
 use brine_tests::sys::{Aligned, Mapping, copy_file_range};
+use brine_tests::volume::wait_until;
 use brine_tests::{Builder, TestVolume, content};
 use nix::fcntl::{FallocateFlags, PosixFadviseAdvice, fallocate, posix_fadvise};
 use nix::unistd::{Whence, lseek};
@@ -228,6 +229,26 @@ fn a_sparse_file_has_holes_where_nothing_was_written() {
         drop(file);
         volume.remount();
     }
+}
+
+#[test]
+fn what_a_file_takes_is_right_soon_after_it_was_overwritten() {
+    let volume = small("overwritten");
+    let path = volume.path("sparse");
+    let file = open(path.clone());
+    file.set_len(1 << 20).expect("truncate");
+    let taken = || fs::metadata(&path).expect("stat").blocks() * 512;
+    file.write_all_at(&content(1, 256 << 10), 0).and_then(|()| file.sync_all()).expect("write");
+    assert_eq!(taken(), 256 << 10);
+    file.write_all_at(&content(2, 256 << 10), 0).expect("overwrite");
+    // Not more than it is while that is buffered, or as much as could be; not for longer.
+    assert!(taken() >= 256 << 10);
+    let agree = wait_until(Duration::from_secs(20), || taken() == 256 << 10);
+    assert!(agree, "{} bytes are said to be taken", taken());
+    file.write_all_at(&vec![0; 128 << 10], 0).expect("zeros");
+    assert!(taken() >= 128 << 10);
+    let agree = wait_until(Duration::from_secs(20), || taken() == 128 << 10);
+    assert!(agree, "{} bytes are said to be taken after zeros", taken());
 }
 
 #[test]

@@ -165,5 +165,6 @@ pub fn plain_attr(ino: Ino, kind: FileKind, perm: u16, size: u64, time_ns: i64) 
         in_exec: false,
         quota: 0,
         chunk_bytes: 0,
+        guessed: false,
     }
 }

@@ -89,13 +89,22 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
+/// About what passes until something buffered is stored.
+const TTL_OF_GUESS: Duration = Duration::from_secs(1);
+
 /// How long the kernel may believe an inode's attributes.
 ///
 /// Not at all for files with set-id bits: when a write makes us clear them, nothing tells the kernel that the mode it
 /// has cached is old, and it would run the changed file with the rights of its owner. With no time to live it asks
-/// before every exec and open.
+/// before every exec and open. Not for long while a part is a guess: no more tells the kernel what it came to.
 pub(super) fn attr_ttl(attr: &Attr) -> Duration {
-    if attr.kind == FileKind::File && attr.perm & 0o6000 != 0 { Duration::ZERO } else { name_ttl(attr) }
+    if attr.kind == FileKind::File && attr.perm & 0o6000 != 0 {
+        Duration::ZERO
+    } else if attr.guessed {
+        TTL_OF_GUESS
+    } else {
+        name_ttl(attr)
+    }
 }
 
 /// How long the kernel may believe a name of this inode: names below `.brine` come and go without its knowing, but for

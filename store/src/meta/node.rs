@@ -109,6 +109,8 @@ pub struct Attr {
     pub quota: u32,
     /// Bytes of its chunks that have rows, whatever its size.
     pub chunk_bytes: u64,
+    /// `allocated` is a guess, since whoever asks holds something of the file that the store was not given yet.
+    pub guessed: bool,
 }
 
 /// What a new inode is to be.

@@ -111,6 +111,7 @@ impl InodeRow {
             in_exec: self.flags & INODE_IN_EXEC != 0,
             quota: self.quota(),
             chunk_bytes: if self.kind == FileKind::File { self.allocated } else { 0 },
+            guessed: false,
         }
     }
 }

@@ -239,7 +239,10 @@ pub fn hostile_superblocks(rounds: u64) -> String {
         assert!(finished.took.as_secs() < 60, "hostile superblocks took {:?}, seed {seed}: {finished}", finished.took);
         if finished.success() {
             mounted += 1;
-            assert!(fs::read(volume.path("file")).expect("read") == content(1, 500_000), "seed {seed}: wrong bytes");
+            let read = fs::read(volume.path("file")).unwrap_or_else(|error| {
+                panic!("seed {seed}, round {round}: {error}; {finished}\n{:#}", volume.status())
+            });
+            assert!(read == content(1, 500_000), "seed {seed}: wrong bytes");
             volume.umount();
         } else {
             refused += 1;
