@@ -74,11 +74,8 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd,
     let cover = cover(&inside).map_err(Failure::step("a cover for the volume"))?;
     if Path::new(VOLUME).is_dir() {
         // Writable here: views are made read-only one by one.
-        let step = || Failure::step("the volume");
-        let tree =
-            sys::open_tree(None, &text(Path::new(VOLUME)).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
-        sys::mount_setattr(&tree, false, sys::MOUNT_NOSUID | sys::MOUNT_NODEV).map_err(step())?;
-        place.show(&tree, &inside, "the volume")?;
+        let tree = tree(Path::new(VOLUME), false, sys::MOUNT_NOSUID | sys::MOUNT_NODEV);
+        place.show(&tree.map_err(Failure::step("the volume"))?, &inside, "the volume")?;
     }
     drop(place);
     chdir(&root).map_err(io::Error::from).map_err(Failure::step("entering the root"))?;
@@ -171,10 +168,15 @@ pub(crate) fn mount_at(
 
 /// Bind `source`, and what is mounted below it if asked, at `at`, with attributes that the program cannot take off.
 pub(crate) fn bind(source: &Path, at: &Path, recursive: bool, attributes: u64) -> io::Result<()> {
+    sys::move_mount(tree(source, recursive, attributes)?, &text(at)?)
+}
+
+/// A detached mount of what is at a path of this module's.
+fn tree(source: &Path, recursive: bool, attributes: u64) -> io::Result<OwnedFd> {
     let flags = libc::OPEN_TREE_CLONE | if recursive { libc::AT_RECURSIVE as u32 } else { 0 };
     let tree = sys::open_tree(None, &text(source)?, flags)?;
     sys::mount_setattr(&tree, recursive, attributes)?;
-    sys::move_mount(&tree, &text(at)?)
+    Ok(tree)
 }
 
 pub(crate) fn text(path: &Path) -> io::Result<CString> {
@@ -240,10 +242,8 @@ fn etc(place: &Place, template: &Template, identity: &Identity) -> Result<(), Fa
             place.link(target, &at)?;
             continue;
         }
-        let tree = sys::open_tree(None, &text(source).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
-        sys::mount_setattr(&tree, false, LOCKED).map_err(step())?;
-        let at_fd = if meta.is_dir() { place.directory(&at)? } else { place.file(&at)? };
-        place.show(&tree, &at_fd, &at)?;
+        let onto = if meta.is_dir() { place.directory(&at)? } else { place.file(&at)? };
+        place.show(&tree(source, false, LOCKED).map_err(step())?, &onto, &at)?;
     }
     // An image has its own users; a run's must be known in both.
     if own {
@@ -266,14 +266,12 @@ fn devices(place: &Place) -> Result<(), Failure> {
     for (name, major, minor) in DEVICES {
         let path = format!("/dev/{name}");
         let step = || Failure::step(path.clone());
-        let tree =
-            sys::open_tree(None, &text(Path::new(&path)).map_err(step())?, libc::OPEN_TREE_CLONE).map_err(step())?;
+        let tree = tree(Path::new(&path), false, sys::MOUNT_NOSUID).map_err(step())?;
         // Checked on the handle: what is bound is this device and not what a link made of it (CVE-2025-52565).
         let found = File::from(tree.try_clone().map_err(step())?).metadata().map_err(step())?;
         if found.rdev() != nix::sys::stat::makedev(u64::from(major), u64::from(minor)) {
             return Err(step()(io::Error::from_raw_os_error(libc::ENODEV)));
         }
-        sys::mount_setattr(&tree, false, sys::MOUNT_NOSUID).map_err(step())?;
         place.show(&tree, &place.file(&path)?, &path)?;
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
