@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use brine_store::linux;
+
 use crate::cgroup::{Backend, Tree};
 use crate::sys;
 
@@ -47,14 +49,12 @@ fn number(path: &str) -> Option<u64> {
 
 fn kernel() -> Finding {
     const WHAT: &str = "exec: kernel";
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.trim().split(|letter: char| !letter.is_ascii_digit()).map(str::parse::<u32>);
-    let version = numbers.next().and_then(Result::ok).zip(numbers.next().and_then(Result::ok));
+    let release = linux::release();
     let (major, minor) = KERNEL_MIN;
-    if version >= Some(KERNEL_MIN) {
-        finding(WHAT, Standing::Good, format!("Linux {}", release.trim()))
+    if linux::version(&release) >= Some(KERNEL_MIN) {
+        finding(WHAT, Standing::Good, format!("Linux {release}"))
     } else {
-        finding(WHAT, Standing::Bad, format!("Linux {}; functions need {major}.{minor} or newer", release.trim()))
+        finding(WHAT, Standing::Bad, format!("Linux {release}; functions need {major}.{minor} or newer"))
     }
 }
 

@@ -14,6 +14,7 @@ pub mod fence; // one writer: terms
 pub mod gc; // space given back
 pub mod ids; // newtypes for every number that could be swapped
 pub mod keyslot; // the volume key, wrapped by passphrase, key file or recovery key
+pub mod linux; // which kernel this is
 pub mod lock; // one daemon a volume on one host
 pub mod meta; // the metadata database: rows, transactions, conditional writes
 pub mod placement; // which members a segment is placed on

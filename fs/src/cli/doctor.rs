@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 
 use brine_exec::doctor::{self, Standing};
+use brine_store::linux;
 use lexopt::{Arg, Parser};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
@@ -84,19 +85,13 @@ fn row(finding: &Finding) -> Value {
 }
 
 fn kernel() -> Finding {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let release = release.trim();
+    let release = linux::release();
     let (major, minor) = KERNEL_MIN;
-    if version(release) >= Some(KERNEL_MIN) {
+    if linux::version(&release) >= Some(KERNEL_MIN) {
         finding("kernel", Verdict::Good, format!("Linux {release}"))
     } else {
         finding("kernel", Verdict::Bad, format!("Linux {release}; brine needs {major}.{minor} or newer"))
     }
-}
-
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 fn device() -> Finding {
@@ -172,10 +167,10 @@ mod tests {
 
     #[test]
     fn kernel_versions_are_compared_as_numbers() {
-        assert_eq!(version("6.18.0-rc1"), Some((6, 18)));
-        assert_eq!(version("5.10.0-28-amd64"), Some((5, 10)));
-        assert!(version("5.4.1") < Some(KERNEL_MIN) && version("5.10") > Some(KERNEL_MIN));
-        assert_eq!(version("unknown"), None);
+        assert_eq!(linux::version("6.18.0-rc1"), Some((6, 18)));
+        assert_eq!(linux::version("5.10.0-28-amd64"), Some((5, 10)));
+        assert!(linux::version("5.4.1") < Some(KERNEL_MIN) && linux::version("5.10") > Some(KERNEL_MIN));
+        assert_eq!(linux::version("unknown"), None);
         assert!(kernel().verdict == Verdict::Good);
     }
 }

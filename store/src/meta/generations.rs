@@ -254,8 +254,7 @@ impl Core {
 
     pub(super) fn commit_and_begin(&mut self, restart_wal: bool) -> Result<()> {
         // What is noted without a transaction stays, though the rows went with it.
-        self.check_transaction();
-        self.usable()?;
+        self.in_transaction()?;
         let run = |sql| self.conn.prepare_cached(sql).and_then(|mut statement| statement.execute([])).map(|_| ());
         // No transaction may hold the rows of a record without saying so.
         let mut done = self.notes.write(&self.conn, self.committed).and_then(|()| run("COMMIT"));

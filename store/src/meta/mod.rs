@@ -269,8 +269,7 @@ impl Meta {
     /// [`Error::Database`].
     pub fn close(&self) -> Result<()> {
         let mut core = self.core.lock();
-        core.check_transaction();
-        core.usable()?;
+        core.in_transaction()?;
         self.drop_idle();
         core.poisoned = Some("the metadata database is closed".to_owned());
         if core.has_changes() {

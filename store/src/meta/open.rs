@@ -19,7 +19,6 @@ use super::sql::{At, int};
 use super::txn::Core;
 use super::{DATABASE_FILE, Meta, Setup, outbox, past};
 use crate::error::{Error, Result};
-use crate::ids::Generation;
 
 impl Meta {
     /// Make the database of a new volume in a state directory, with its root directory in the open generation.
@@ -112,22 +111,20 @@ impl Meta {
             }
             other => other.at(&path)?,
         }
-        let generation = outbox::get_local(&conn, outbox::GENERATION_KEY).at(&path)?;
-        let Some(generation) = generation.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?))) else {
+        let Some(generation) = outbox::get_generation(&conn, outbox::GENERATION_KEY).at(&path)? else {
             return Err(refused("does not say which generation it holds"));
         };
         let committed_ns = conn
             .query_row(
                 "SELECT coalesce(max(time), 0) FROM generations WHERE generation = ?1",
-                [int(generation)],
+                [int(generation.0)],
                 |row| row.get(0),
             )
             .at(&path)?;
         let names = NameHash::new(setup.name_key);
         let own_names = names.clone();
         let clock = Arc::clone(&setup.clock);
-        let mut core =
-            Core::new(conn, path.clone(), names, clock, setup.block_id, Generation(generation), committed_ns);
+        let mut core = Core::new(conn, path.clone(), names, clock, setup.block_id, generation, committed_ns);
         core.reload()?;
         core.reload_counters()?;
         let copier = schema::connect(&path, key, Role::Write).at(&path)?;

@@ -70,6 +70,12 @@ pub(super) fn get_local(conn: &Connection, key: &str) -> rusqlite::Result<Option
     rows.next()?.map(|row| blob(row, 0)).transpose()
 }
 
+/// A generation kept under a name.
+pub(super) fn get_generation(conn: &Connection, key: &str) -> rusqlite::Result<Option<Generation>> {
+    let bytes = get_local(conn, key)?;
+    Ok(bytes.and_then(|bytes| Some(Generation(u64::from_le_bytes((*bytes).try_into().ok()?)))))
+}
+
 pub(super) fn put_local(conn: &Connection, key: &str, value: &[u8]) -> rusqlite::Result<usize> {
     conn.prepare_cached("INSERT OR REPLACE INTO local (key, value) VALUES (?1, ?2)")?.execute(params![key, value])
 }
@@ -97,9 +103,7 @@ impl Txn<'_> {
     /// # Errors
     /// [`crate::Error::Database`].
     pub fn durable(&mut self) -> Result<Generation> {
-        let noted = get_local(&self.core.conn, DURABLE_KEY).at(&self.core.path)?;
-        let generation = noted.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?)));
-        Ok(Generation(generation.unwrap_or(0)))
+        Ok(get_generation(&self.core.conn, DURABLE_KEY).at(&self.core.path)?.unwrap_or(Generation(0)))
     }
 
     /// What this machine remembers under a name of the caller's.

@@ -51,14 +51,13 @@ impl Meta {
         let conn = self.read_connection()?;
         conn.execute_batch("BEGIN").at(&self.path)?;
         // The transaction sees the state as of its first query.
-        let generation = outbox::get_local(&conn, outbox::GENERATION_KEY).at(&self.path)?;
-        let generation = generation.and_then(|bytes| Some(u64::from_le_bytes((*bytes).try_into().ok()?)));
+        let generation = outbox::get_generation(&conn, outbox::GENERATION_KEY).at(&self.path)?;
         Ok(Reader {
             conn,
             path: self.path.clone(),
             block_id: self.block_id,
             names: self.core.lock().names.clone(),
-            generation: Generation(generation.unwrap_or(0)),
+            generation: generation.unwrap_or(Generation(0)),
         })
     }
 }

@@ -195,8 +195,7 @@ impl Core {
             self.poison(&error);
             return Err(error).at(&self.path);
         }
-        self.check_transaction();
-        self.usable()
+        self.in_transaction()
     }
 
     fn undo_operation(&mut self) {
@@ -226,8 +225,7 @@ impl Core {
     /// To be called before anything is written to a table.
     pub fn before_write(&mut self) -> Result<()> {
         // Without a transaction a savepoint would start one, and its release commit half a generation.
-        self.check_transaction();
-        self.usable()?;
+        self.in_transaction()?;
         if let Some(operation) = &mut self.operation
             && !operation.savepoint
         {
@@ -290,7 +288,13 @@ impl Core {
         Ok(())
     }
 
-    /// Note it if a failure took the whole transaction with it.
+    /// Fails if a failure took the whole transaction with it, now and ever after.
+    pub fn in_transaction(&mut self) -> Result<()> {
+        self.check_transaction();
+        self.usable()
+    }
+
+    /// Note it if a failure took the whole transaction with it, for who has an error to tell already.
     pub fn check_transaction(&mut self) {
         if self.conn.is_autocommit() {
             // Every operation since the last commit is gone from the tables, though users saw it succeed.

@@ -18,6 +18,7 @@ use super::cache::DirectFile;
 use super::{DirBacking, segment_path};
 use crate::backing::{Backing, DIRECT_ALIGN, DeviceFlush, Direct, DirectEnd, MARKER_NAMES, sys};
 use crate::ids::SegmentId;
+use crate::linux;
 
 /// Filesystems that overwrite in place, so that a direct write of what is allocated needs no room, and whose names only
 /// this machine changes.
@@ -45,13 +46,7 @@ fn flushes_when_clean(device: u64) -> bool {
     let Some(name) = name.as_deref().and_then(Path::file_name) else { return false };
     // The number of the journal's thread, or "<none>".
     let Ok(task) = fs::read_to_string(Path::new("/sys/fs/ext4").join(name).join("journal_task")) else { return false };
-    task.trim().parse::<u32>().is_ok() || linux().is_some_and(|linux| linux >= FLUSHED_WITHOUT_JOURNAL)
-}
-
-fn linux() -> Option<(u32, u32)> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-    let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    task.trim().parse::<u32>().is_ok() || linux::version(&linux::release()) >= Some(FLUSHED_WITHOUT_JOURNAL)
 }
 
 impl DirBacking {
