@@ -27,9 +27,25 @@ pub fn limit_memory_pools(pools: i32) {
     unsafe { libc::mallopt(libc::M_ARENA_MAX, pools) };
 }
 
+/// Have the C library keep up to `bytes` at the end of each pool that were freed, and take buffers up to that from there. Its
+/// default, 128 KiB, is less than a commit of several writers needs, and what is given back to the kernel is cleared page by
+/// page when it is wanted again. Call before threads start.
+#[cfg(target_env = "gnu")]
+pub fn keep_freed_memory(bytes: i32) {
+    // SAFETY: as above.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, bytes);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, bytes);
+    }
+}
+
 /// Only the GNU C library has such pools.
 #[cfg(not(target_env = "gnu"))]
 pub fn limit_memory_pools(_pools: i32) {}
+
+/// Only the GNU C library is asked.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_freed_memory(_bytes: i32) {}
 
 #[cfg(test)]
 mod tests {

@@ -387,6 +387,14 @@ impl TestVolume {
         }
     }
 
+    /// umount(8), which does not wait for the daemon to end.
+    #[track_caller]
+    pub fn umount8(&mut self) {
+        run(Command::new(program("umount")).arg(&self.mountpoint)).expect_success();
+        self.daemon = None;
+        self.watchdog.set_daemon(None);
+    }
+
     /// Unmounts and mounts again: every cache is empty afterwards.
     #[track_caller]
     pub fn remount(&mut self) {

@@ -22,6 +22,19 @@ fn a_tree_survives_unmounting_and_mounting() {
     assert_eq!(status["mountpoint"], volume.mnt().to_str().expect("UTF-8"), "{status:#}");
 }
 
+/// umount(8) returns before the daemon has made the rest durable; mounting waits for that.
+#[test]
+fn a_volume_is_mounted_again_at_once_after_umount8() {
+    let mut volume = TestVolume::new("at-once", 6, (4, 2));
+    for round in 0..4 {
+        let name = format!("of-round-{round}");
+        fs::write(volume.mnt().join(&name), vec![round; 4 << 20]).unwrap();
+        volume.umount8();
+        volume.mount();
+        assert!(fs::read(volume.mnt().join(&name)).unwrap() == vec![round; 4 << 20]);
+    }
+}
+
 #[test]
 fn any_two_of_six_directories_may_be_deleted_while_mounted() {
     println!("{}", loss::lost_directories(&[&[0, 1], &[2, 5], &[3, 4]], 8));

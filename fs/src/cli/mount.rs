@@ -4,8 +4,10 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use brine_store::clock::{Clock, SystemClock};
+use brine_store::lock::LocalLock;
 use brine_store::volume::{Probe, check_state_dir, probe};
 use lexopt::{Arg, Parser};
 use nix::mount::{MsFlags, mount};
@@ -169,32 +171,56 @@ fn first_secret(options: &MountOptions, probe: &Probe) -> Result<Secret, Failure
 fn probe_for(sources: &[PathBuf], options: &MountOptions) -> Result<Probe, Failure> {
     let mut all = sources.to_vec();
     all.extend(options.use_member.iter().cloned());
-    let probe = probe(&all)?;
-    if options.take_over {
-        // Fences and the lock of the state directory decide.
-        return Ok(probe);
+    let (since, mut told) = (Instant::now(), false);
+    loop {
+        let probe = probe(&all)?;
+        if options.take_over {
+            // Fences and the lock of the state directory decide.
+            return Ok(probe);
+        }
+        let holder = options.state.as_deref().map_or(probe.holder, LocalLock::holder);
+        match control::find_volume(probe.volume) {
+            Some(entry) if !is_unmounted(&entry) || since.elapsed() >= ENDING_PATIENCE => {
+                return Err(mounted_already(&probe, &entry));
+            }
+            Some(entry) if !told && since.elapsed() > Duration::from_secs(1) => {
+                let text =
+                    format!("{} was unmounted; process {} still makes the rest durable", name(&probe), entry.pid);
+                output::note(&text);
+                told = true;
+            }
+            Some(_) => {}
+            // The last that it gives back.
+            None if holder.is_some() && since.elapsed() < HOLDER_PATIENCE => {}
+            None => match holder.filter(|_| options.state.is_none()) {
+                Some(pid) => {
+                    let text = "wait for it, or unmount it where it is mounted";
+                    let text = format!("{} is in use by process {pid}; {text}", name(&probe));
+                    return Err(Failure::new(ExitCode::Busy, text));
+                }
+                None => return Ok(probe),
+            },
+        }
+        std::thread::sleep(ENDING_PAUSE);
     }
-    if let Some(entry) = control::find_volume(probe.volume) {
-        return Err(Failure::new(
-            ExitCode::Busy,
-            format!(
-                "{} is mounted at {} already, by process {}; `brine umount {}` ends that",
-                name(&probe),
-                entry.mountpoint.display(),
-                entry.pid,
-                entry.mountpoint.display()
-            ),
-        ));
-    }
-    if let Some(pid) = probe.holder
-        && options.state.is_none()
-    {
-        return Err(Failure::new(
-            ExitCode::Busy,
-            format!("{} is in use by process {pid}; wait for it, or unmount it where it is mounted", name(&probe)),
-        ));
-    }
-    Ok(probe)
+}
+
+/// How long the daemon of a volume that was unmounted is waited for: it makes the rest durable.
+const ENDING_PATIENCE: Duration = Duration::from_secs(60);
+/// How long, at least, whoever holds a state directory.
+const HOLDER_PATIENCE: Duration = Duration::from_secs(2);
+const ENDING_PAUSE: Duration = Duration::from_millis(20);
+
+/// Whether the daemon is about to end: what it served was unmounted.
+fn is_unmounted(entry: &control::Entry) -> bool {
+    matches!(crate::mount_table::at(&entry.mountpoint), Ok(mount) if !mount.as_ref().is_some_and(|mount| mount.is_brine()))
+}
+
+fn mounted_already(probe: &Probe, entry: &control::Entry) -> Failure {
+    let (name, point) = (name(probe), entry.mountpoint.display());
+    let text =
+        format!("{name} is mounted at {point} already, by process {}; `brine umount {point}` ends that", entry.pid);
+    Failure::new(ExitCode::Busy, text)
 }
 
 /// What this machine and user must have, with the exact step to get it.

@@ -261,7 +261,7 @@ impl Backing for DirBacking {
         if let Some(room) = room {
             let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
             let end = offset.saturating_add(len);
-            let mut room = room.lock();
+            let mut room = room.lock_for(end);
             room.reserve(&segment.file, end)?;
             room.about_to_write(&segment.file, end, len);
         }

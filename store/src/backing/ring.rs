@@ -47,7 +47,7 @@ impl Aligned {
         Self { buffer, start, len }
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.start + self.len]
     }
 }

@@ -15,15 +15,15 @@ use super::rows::*;
 use super::schema::inode_columns;
 use super::sql::{At, blob, int, number};
 use super::txn::{RefChange, Txn, block_of};
-use super::{inode, past};
+use super::{inode, past, patch};
 use crate::error::{Error, Result};
 use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino, Version};
 
 /// Settings key: `[1]` while former rows are kept.
 pub(super) const HISTORY_KEY: &[u8] = b"history";
 
-pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite::Result<usize> {
-    let until = int(until.0);
+pub(super) fn put(conn: &Connection, past: &Past, end: Generation) -> rusqlite::Result<usize> {
+    let until = int(end.0);
     match past {
         Past::Inode(row) => {
             let mut statement = conn.prepare_cached(concat!(
@@ -32,7 +32,7 @@ pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite
                 ", until) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, \
                  ?19, ?20, ?21, ?22)"
             ))?;
-            inode::bind(row, Some(until as u64), |values| statement.execute(values))
+            inode::bind(row, Some(end.0), |values| statement.execute(values))
         }
         Past::Dentry(row) => conn
             .prepare_cached(
@@ -57,21 +57,7 @@ pub(super) fn put(conn: &Connection, past: &Past, until: Generation) -> rusqlite
         Past::Xattr(row) => conn
             .prepare_cached("INSERT INTO xattrs_past (ino, name, value, since, until) VALUES (?1, ?2, ?3, ?4, ?5)")?
             .execute(params![int(row.ino.0), &*row.name, &*row.value, int(row.since.0), until]),
-        Past::Patch(row) => conn
-            .prepare_cached(
-                "INSERT INTO patches_past (data, chunk, sequence, ino, at, bytes, since, until) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-            )?
-            .execute(params![
-                int(row.data.0),
-                int(row.chunk.0),
-                int(row.sequence),
-                int(row.ino.0),
-                row.offset,
-                &*row.bytes,
-                int(row.since.0),
-                until
-            ]),
+        Past::Patch(row) => patch::put_past(conn, row, end),
     }
 }
 
@@ -89,9 +75,7 @@ pub(super) fn delete(conn: &Connection, key: &PastKey) -> rusqlite::Result<usize
         PastKey::Xattr(ino, name, since) => conn
             .prepare_cached("DELETE FROM xattrs_past WHERE ino = ?1 AND name = ?2 AND since = ?3")?
             .execute(params![int(ino.0), &**name, int(since.0)]),
-        PastKey::Patch(data, chunk, sequence) => conn
-            .prepare_cached("DELETE FROM patches_past WHERE data = ?1 AND chunk = ?2 AND sequence = ?3")?
-            .execute([int(data.0), int(chunk.0), int(*sequence)]),
+        PastKey::Patch(data, chunk, sequence) => patch::delete_past(conn, *data, *chunk, *sequence),
     }
 }
 

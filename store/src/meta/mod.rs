@@ -60,7 +60,7 @@ pub use outbox::OutboxRow;
 pub use past::{NameSpan, PastReader, Xattrs};
 pub use reader::{Reader, Walk};
 #[cfg(test)]
-pub(crate) use schema::make_former as make_former_database;
+pub(crate) use schema::{SCHEMA_VERSION, make_of_version as make_database_of_version};
 pub use txn::Txn;
 
 use crate::clock::Clock;
@@ -79,8 +79,8 @@ pub type BlockIdOf = fn(&BlockKey) -> BlockId;
 /// Name of the database file in the state directory.
 pub const DATABASE_FILE: &str = "meta.db";
 
-/// The log of the database is started anew when it has grown past this, bytes.
-const WAL_RESTART_BYTES: u64 = 64 << 20;
+/// The log of the database is started anew when it has grown past this, pages: 64 MiB.
+const WAL_RESTART_PAGES: i64 = 16 << 10;
 
 /// How often a conditional write that met another version is tried.
 const CONFLICT_TRIES: u32 = 8;
@@ -252,14 +252,22 @@ impl Meta {
     /// [`Error::Database`].
     pub fn checkpoint_wal(&self) -> Result<()> {
         let copier = self.copier.lock();
-        copier.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).at(&self.path)?;
-        let length = self.wal.metadata().map(|meta| meta.len()).unwrap_or(0);
-        if length > WAL_RESTART_BYTES {
+        let copy = || copier.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| row.get::<_, i64>(1));
+        let pages = copy().at(&self.path)?;
+        // Not the length of the file, which stays when its pages are used again.
+        if pages > WAL_RESTART_PAGES {
+            // What was committed meanwhile: the less is left, the shorter the writer is at it.
+            copy().at(&self.path)?;
             // The writer's next transaction starts at the head of the log only if everything was copied before it
             // begins: that moment is within its commit.
             self.restart_wal.store(true, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Length of the database without its log, bytes.
+    pub fn file_len(&self) -> u64 {
+        self.path.metadata().map_or(0, |meta| meta.len())
     }
 
     /// Commit local rows, copy the log back and refuse everything from now on. Changes of a generation that was not

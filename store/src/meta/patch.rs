@@ -10,6 +10,7 @@ use rusqlite::{Connection, params};
 
 use super::changes::RowChange;
 use super::rows::*;
+use super::schema::patch_columns;
 use super::sql::{At, blob, int, number};
 use super::txn::Txn;
 use crate::error::{Error, Result};
@@ -18,13 +19,29 @@ use crate::ids::{BlockKey, ChunkNo, DataId, Generation, Ino};
 /// Above every sequence number.
 const ANY_SEQUENCE: u64 = i64::MAX as u64;
 
-const PUT: &str = "INSERT OR REPLACE INTO patches (data, chunk, sequence, ino, at, bytes, since) \
+const PUT: &str =
+    "INSERT OR REPLACE INTO patches (data, chunk, sequence, ino, at, since) VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+const PUT_PAST: &str = "INSERT INTO patches_past (data, chunk, sequence, ino, at, since, until) \
     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)";
-const RANGE: &str = "SELECT data, chunk, sequence, ino, at, bytes, since FROM patches \
-    WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 ORDER BY chunk, sequence";
-const KEEP: &str = "INSERT INTO patches_past (data, chunk, sequence, ino, at, bytes, since, until) \
-    SELECT data, chunk, sequence, ino, at, bytes, since, ?5 FROM patches \
+const PUT_BYTES: &str = "INSERT OR REPLACE INTO patch_bytes (sequence, bytes) VALUES (?1, ?2)";
+const RANGE: &str = concat!(
+    "SELECT ",
+    patch_columns!("patches"),
+    " FROM patches WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 ORDER BY chunk, sequence"
+);
+const RANGE_AT: &str = concat!(
+    "SELECT ",
+    patch_columns!("patches"),
+    " FROM patches WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 UNION ALL SELECT ",
+    patch_columns!("patches_past"),
+    " FROM patches_past WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 AND until > ?4 ORDER BY 2, 3"
+);
+const KEEP: &str = "INSERT INTO patches_past (data, chunk, sequence, ino, at, since, until) \
+    SELECT data, chunk, sequence, ino, at, since, ?5 FROM patches \
     WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence <= ?4 AND since < ?5";
+/// Bytes of what is not kept: `?5` is the first generation whose patches are not.
+const DELETE_BYTES: &str = "DELETE FROM patch_bytes WHERE sequence IN (SELECT sequence FROM patches \
+    WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence <= ?4 AND since >= ?5)";
 const DELETE: &str = "DELETE FROM patches WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND sequence <= ?4";
 
 /// A small write: which chunk, at which offset in it, and the bytes.
@@ -43,6 +60,8 @@ pub struct ChunkPatches {
     pub last: u64,
     /// When the last came, or the database was opened.
     pub touched: Instant,
+    /// They are as long as the chunk, which takes no more: not known of those from before the database was opened.
+    pub full: bool,
 }
 
 /// Which chunks have patches.
@@ -65,7 +84,7 @@ impl Patched {
     }
 
     pub fn insert(&mut self, row: &PatchRow) {
-        let fresh = ChunkPatches { ino: row.ino, rows: 0, bytes: 0, last: 0, touched: Instant::now() };
+        let fresh = ChunkPatches { ino: row.ino, rows: 0, bytes: 0, last: 0, touched: Instant::now(), full: false };
         let chunk = self.by_data.entry(row.data).or_default().entry(row.chunk).or_insert(fresh);
         // Replay may bring one that is there already.
         if row.sequence > chunk.last {
@@ -74,6 +93,13 @@ impl Patched {
             chunk.last = row.sequence;
             chunk.touched = Instant::now();
             self.bytes += row.bytes.len() as u64;
+        }
+    }
+
+    /// Chunks of this file have so many bytes.
+    fn note_full(&mut self, data: DataId, chunk: ChunkNo, chunk_len: u64) {
+        if let Some(patches) = self.by_data.get_mut(&data).and_then(|chunks| chunks.get_mut(&chunk)) {
+            patches.full = patches.bytes >= chunk_len;
         }
     }
 
@@ -93,7 +119,7 @@ impl Patched {
 
 pub(super) fn load(conn: &Connection) -> rusqlite::Result<Patched> {
     let sql = "SELECT data, chunk, max(ino), count(*), sum(length(bytes)), max(sequence) FROM patches \
-        GROUP BY data, chunk";
+        JOIN patch_bytes USING (sequence) GROUP BY data, chunk";
     let mut statement = conn.prepare_cached(sql)?;
     let mut rows = statement.query([])?;
     let mut patched = Patched::default();
@@ -104,6 +130,7 @@ pub(super) fn load(conn: &Connection) -> rusqlite::Result<Patched> {
             bytes: number(row, 4)?,
             last: number(row, 5)?,
             touched: Instant::now(),
+            full: false,
         };
         patched.bytes += patches.bytes;
         patched.by_data.entry(DataId(number(row, 0)?)).or_default().insert(ChunkNo(number(row, 1)?), patches);
@@ -125,15 +152,39 @@ pub(super) fn from_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<PatchRow> {
 }
 
 pub(super) fn put(conn: &Connection, row: &PatchRow) -> rusqlite::Result<usize> {
+    conn.prepare_cached(PUT_BYTES)?.execute(params![int(row.sequence), &*row.bytes])?;
     conn.prepare_cached(PUT)?.execute(params![
         int(row.data.0),
         int(row.chunk.0),
         int(row.sequence),
         int(row.ino.0),
         row.offset,
-        &*row.bytes,
         int(row.since.0)
     ])
+}
+
+/// Put one that ended.
+pub(super) fn put_past(conn: &Connection, row: &PatchRow, until: Generation) -> rusqlite::Result<usize> {
+    conn.prepare_cached(PUT_BYTES)?.execute(params![int(row.sequence), &*row.bytes])?;
+    conn.prepare_cached(PUT_PAST)?.execute(params![
+        int(row.data.0),
+        int(row.chunk.0),
+        int(row.sequence),
+        int(row.ino.0),
+        row.offset,
+        int(row.since.0),
+        int(until.0)
+    ])
+}
+
+/// Forget one that ended.
+pub(super) fn delete_past(conn: &Connection, data: DataId, chunk: ChunkNo, sequence: u64) -> rusqlite::Result<usize> {
+    let sql = "DELETE FROM patches_past WHERE data = ?1 AND chunk = ?2 AND sequence = ?3";
+    let rows = conn.prepare_cached(sql)?.execute([int(data.0), int(chunk.0), int(sequence)])?;
+    if rows > 0 {
+        conn.prepare_cached("DELETE FROM patch_bytes WHERE sequence = ?1")?.execute([int(sequence)])?;
+    }
+    Ok(rows)
 }
 
 pub(super) fn delete(
@@ -145,9 +196,12 @@ pub(super) fn delete(
     history: bool,
 ) -> rusqlite::Result<usize> {
     let range = [int(data.0), int(from.0), int(to.min(CHUNK_END).0), int(through)];
+    let [data, from, to, through] = range;
     if history {
-        conn.prepare_cached(KEEP)?.execute(params![range[0], range[1], range[2], range[3], int(at.0)])?;
+        conn.prepare_cached(KEEP)?.execute([data, from, to, through, int(at.0)])?;
     }
+    let not_kept = if history { at } else { Generation(0) };
+    conn.prepare_cached(DELETE_BYTES)?.execute([data, from, to, through, int(not_kept.0)])?;
     conn.prepare_cached(DELETE)?.execute(range)
 }
 
@@ -166,11 +220,7 @@ pub(super) fn range_at(
     from: ChunkNo,
     to: ChunkNo,
 ) -> rusqlite::Result<Vec<PatchRow>> {
-    let sql = "SELECT data, chunk, sequence, ino, at, bytes, since FROM patches \
-        WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 \
-        UNION ALL SELECT data, chunk, sequence, ino, at, bytes, since FROM patches_past \
-        WHERE data = ?1 AND chunk >= ?2 AND chunk < ?3 AND since <= ?4 AND until > ?4 ORDER BY 2, 3";
-    let mut statement = conn.prepare_cached(sql)?;
+    let mut statement = conn.prepare_cached(RANGE_AT)?;
     let range = [int(data.0), int(from.0), int(to.min(CHUNK_END).0), int(generation.0)];
     let rows = statement.query_map(range, from_row)?;
     rows.collect()
@@ -261,6 +311,7 @@ impl Txn<'_> {
             let (offset, bytes) = (*offset, Box::from(*bytes));
             let patch = PatchRow { data, chunk: *chunk, sequence, ino, offset, bytes, since };
             self.core.apply(RowChange::PutPatch(patch))?;
+            self.core.patched.note_full(data, *chunk, 1 << chunk_bits);
         }
         if gained != 0 || inline {
             self.amend(ino, |row| {

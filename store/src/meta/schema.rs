@@ -8,8 +8,8 @@ use rusqlite::{Connection, OpenFlags};
 use std::path::Path;
 use zeroize::Zeroize;
 
-/// Version of the tables below. A database with another one is refused: it is a cache and can be rebuilt.
-pub(super) const SCHEMA_VERSION: i64 = 3;
+/// Version of the tables below. A database with an earlier one is rebuilt: it is a cache. A later one is refused.
+pub(crate) const SCHEMA_VERSION: i64 = 4;
 
 /// `application_id` of the database: "brin".
 const APPLICATION_ID: i64 = 0x6272_696e;
@@ -31,6 +31,19 @@ macro_rules! inode_columns {
     };
 }
 pub(super) use inode_columns;
+
+/// Columns of a patch, of `patches` or `patches_past`. Its bytes have a table of their own: when it ends they stay where they
+/// are.
+macro_rules! patch_columns {
+    ($table:literal) => {
+        concat!(
+            "data, chunk, sequence, ino, at, (SELECT bytes FROM patch_bytes WHERE patch_bytes.sequence = ",
+            $table,
+            ".sequence), since"
+        )
+    };
+}
+pub(super) use patch_columns;
 
 const INODE_BODY: &str = "
     kind INTEGER NOT NULL, perm INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL, nlink INTEGER NOT NULL,
@@ -60,12 +73,12 @@ CREATE TABLE cuts (
     ino INTEGER NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (data, sequence)) WITHOUT ROWID;
 CREATE TABLE patches (
     data INTEGER NOT NULL, chunk INTEGER NOT NULL, sequence INTEGER NOT NULL, ino INTEGER NOT NULL,
-    at INTEGER NOT NULL, bytes BLOB NOT NULL, since INTEGER NOT NULL,
-    PRIMARY KEY (data, chunk, sequence)) WITHOUT ROWID;
+    at INTEGER NOT NULL, since INTEGER NOT NULL, PRIMARY KEY (data, chunk, sequence)) WITHOUT ROWID;
 CREATE TABLE patches_past (
     data INTEGER NOT NULL, chunk INTEGER NOT NULL, sequence INTEGER NOT NULL, ino INTEGER NOT NULL,
-    at INTEGER NOT NULL, bytes BLOB NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL,
+    at INTEGER NOT NULL, since INTEGER NOT NULL, until INTEGER NOT NULL,
     PRIMARY KEY (data, chunk, sequence)) WITHOUT ROWID;
+CREATE TABLE patch_bytes (sequence INTEGER PRIMARY KEY, bytes BLOB NOT NULL);
 CREATE INDEX patches_past_until ON patches_past (until);
 CREATE TABLE range_links (
     data INTEGER NOT NULL, chunk INTEGER NOT NULL, chunks INTEGER NOT NULL, source INTEGER NOT NULL,
@@ -122,8 +135,8 @@ pub(super) const TABLES: &[(&str, &str, &str)] = &[
     ("extents", "data, chunk, key, sequence, since", "data, chunk"),
     ("extents_past", "data, chunk, key, sequence, since, until", "data, chunk, since"),
     ("cuts", "data, sequence, first, beyond, ino, since", "data, sequence"),
-    ("patches", "data, chunk, sequence, ino, at, bytes, since", "data, chunk, sequence"),
-    ("patches_past", "data, chunk, sequence, ino, at, bytes, since, until", "data, chunk, sequence"),
+    ("patches", patch_columns!("patches"), "data, chunk, sequence"),
+    ("patches_past", concat!(patch_columns!("patches_past"), ", until"), "data, chunk, sequence"),
     ("range_links", "data, chunk, chunks, source, source_chunk, source_generation, since", "data, chunk"),
     ("xattrs", "ino, name, value, since", "ino, name"),
     ("xattrs_past", "ino, name, value, since, until", "ino, name, since"),
@@ -254,11 +267,12 @@ pub(super) fn identity(conn: &Connection) -> rusqlite::Result<(bool, i64)> {
     Ok((tables > 0 && id == APPLICATION_ID, version))
 }
 
-/// A database of version 2, as far as it can be told from one of today.
+/// A database of another version, as far as it can be told from one of today.
 #[cfg(test)]
-pub(crate) fn make_former(path: &Path, key: &[u8; 32]) -> rusqlite::Result<()> {
-    let conn = connect_with(path, key, Role::Create, FORMER_PAGE_HMAC)?;
+pub(crate) fn make_of_version(path: &Path, key: &[u8; 32], version: i64) -> rusqlite::Result<()> {
+    let hmac = if version <= 2 { FORMER_PAGE_HMAC } else { PAGE_HMAC };
+    let conn = connect_with(path, key, Role::Create, hmac)?;
     settle(&conn)?;
     make_tables(&conn)?;
-    conn.execute_batch("PRAGMA user_version = 2;")
+    conn.execute_batch(&format!("PRAGMA user_version = {version};"))
 }

@@ -62,6 +62,16 @@ const RULES: &[(&str, &str)] = &[
         "SELECT data, count(*) FROM patches WHERE data NOT IN (SELECT data FROM inodes) GROUP BY data",
     ),
     (
+        "patch # of data id # has no bytes",
+        "SELECT sequence, data FROM (SELECT sequence, data FROM patches UNION ALL SELECT sequence, data FROM patches_past) \
+         WHERE sequence NOT IN (SELECT sequence FROM patch_bytes)",
+    ),
+    (
+        "# bytes are kept of patch #, which does not exist",
+        "SELECT length(bytes), sequence FROM patch_bytes \
+         WHERE sequence NOT IN (SELECT sequence FROM patches UNION ALL SELECT sequence FROM patches_past)",
+    ),
+    (
         "# blocks lie in segment #, which does not exist",
         "SELECT count(*), segment FROM blocks WHERE segment NOT IN (SELECT id FROM segments) GROUP BY segment",
     ),

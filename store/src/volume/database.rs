@@ -23,7 +23,7 @@ pub(super) fn open_existing(
     let exists = || dir.join(DATABASE_FILE).exists();
     match Meta::open(dir, key, setup) {
         Ok(meta) => Ok(Some(meta)),
-        Err(error) if exists() && !matches!(error, Error::Format { .. } | Error::Database { .. }) => Err(error),
+        Err(error) if exists() && !is_replaced(&error) => Err(error),
         Err(error) => {
             if exists() {
                 let aside = recover::set_aside(dir, setup.clock.now_ns())?;
@@ -31,6 +31,15 @@ pub(super) fn open_existing(
             }
             Ok(None)
         }
+    }
+}
+
+/// Whether a database that was refused so is rebuilt: it is damaged, or of a version before this one.
+fn is_replaced(error: &Error) -> bool {
+    match error {
+        Error::Format { .. } | Error::Database { .. } => true,
+        Error::DatabaseVersion { found, known, .. } => found < known,
+        _ => false,
     }
 }
 

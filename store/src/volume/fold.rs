@@ -12,8 +12,8 @@ use crate::meta::rows::Attr;
 
 /// A chunk with so many patches takes no more: its next write stores it whole.
 const CHUNK_ROWS_MAX: u32 = 64;
-/// A chunk with so many patches is folded.
-const CHUNK_ROWS_DUE: u32 = 24;
+/// A chunk with so many patches is folded, or when they are as long as it is: of one that is appended to, once.
+const CHUNK_ROWS_DUE: u32 = 48;
 /// As many bytes of all patches as the database is to hold; past half of it all are folded.
 const BYTES_MAX: u64 = 32 << 20;
 /// A chunk that got no patch for so long is folded.
@@ -49,9 +49,9 @@ impl Volume {
     pub(crate) fn fold_due(&self, all: bool) -> Result<()> {
         for _ in 0..if all { usize::MAX } else { BATCHES_MAX } {
             let due = self.meta.with(|txn| {
-                let full = all || txn.patch_bytes() > BYTES_MAX / 2;
+                let all = all || txn.patch_bytes() > BYTES_MAX / 2;
                 let wanted = |patches: &ChunkPatches| {
-                    full || patches.rows >= CHUNK_ROWS_DUE || patches.touched.elapsed() >= IDLE
+                    all || patches.full || patches.rows >= CHUNK_ROWS_DUE || patches.touched.elapsed() >= IDLE
                 };
                 Ok(txn.patched_chunks(BATCH, wanted))
             })?;

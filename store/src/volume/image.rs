@@ -10,8 +10,10 @@ use crate::record::{ImageEntry, RowsDigest};
 use crate::recover::Reader;
 use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
 
-/// A checkpoint is due when replaying the log costs this much since the last, bytes. It takes a second or two.
+/// A checkpoint is due when replaying the log costs this much since the last, bytes: it takes a second or two. Of a large
+/// database so many times less than its length: an image is read from all of it.
 const LOG_COST_MAX: u64 = 16 << 20;
+const DATABASE_SHARE: u64 = 8;
 /// A checkpoint is due when this many segments were opened since the last: their headers would be scanned.
 const SEGMENTS_MAX: u64 = 8;
 
@@ -29,7 +31,9 @@ impl Volume {
     /// Write a checkpoint if one is due.
     pub(super) fn checkpoint_if_due(&self) -> Result<()> {
         let opened = self.blocks.segments().next_id().0.saturating_sub(self.last_image.lock().next_segment);
-        if self.log.cost_since_checkpoint() >= LOG_COST_MAX || opened >= SEGMENTS_MAX {
+        let cost = self.log.cost_since_checkpoint();
+        let costly = cost >= LOG_COST_MAX && cost >= self.meta.file_len() / DATABASE_SHARE;
+        if costly || opened >= SEGMENTS_MAX {
             return self.checkpoint();
         }
         Ok(())

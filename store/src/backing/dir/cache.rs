@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::backing::DeviceFlush;
 use crate::backing::ring::DIRECT_ALIGN;
@@ -63,7 +63,7 @@ pub(super) struct Cache {
     /// Segments whose last sync failed.
     failed: HashSet<SegmentId>,
     /// Segments made by this handle and not finished.
-    rooms: HashMap<SegmentId, Arc<Mutex<Room>>>,
+    rooms: HashMap<SegmentId, Arc<SharedRoom>>,
 }
 
 impl Cache {
@@ -122,14 +122,14 @@ impl Cache {
     }
 
     pub(super) fn set_room(&mut self, id: SegmentId, room: Room) {
-        self.rooms.insert(id, Arc::new(Mutex::new(room)));
+        self.rooms.insert(id, Arc::new(SharedRoom { room: Mutex::new(room), zeros_written: Condvar::new() }));
     }
 
-    pub(super) fn room(&self, id: SegmentId) -> Option<Arc<Mutex<Room>>> {
+    pub(super) fn room(&self, id: SegmentId) -> Option<Arc<SharedRoom>> {
         self.rooms.get(&id).cloned()
     }
 
-    pub(super) fn take_room(&mut self, id: SegmentId) -> Option<Arc<Mutex<Room>>> {
+    pub(super) fn take_room(&mut self, id: SegmentId) -> Option<Arc<SharedRoom>> {
         self.rooms.remove(&id)
     }
 
@@ -155,8 +155,8 @@ const ZEROS_AHEAD: u64 = 128 << 10;
 /// Zeros written and synced ahead of direct writes, bytes: so many that this is seldom done, so few that commits hardly wait
 /// for it. More if that is less than so many of the writes that come, up to a bound.
 const DIRECT_AHEAD: u64 = 256 << 10;
-const DIRECT_WRITES_AHEAD: u64 = 32;
-const DIRECT_AHEAD_MAX: u64 = 2 << 20;
+const DIRECT_WRITES_AHEAD: u64 = 64;
+const DIRECT_AHEAD_MAX: u64 = 4 << 20;
 
 /// How far a growing segment file is preallocated.
 pub(super) struct Room {
@@ -164,18 +164,57 @@ pub(super) struct Room {
     capacity: u64,
     /// Where the last of all writes ends that may be going on.
     reserved: u64,
-    /// Zeros were written up to here.
+    /// Zeros were written up to here, or are being.
     zeroed: u64,
+    /// From here on they are being, without this being held: no other write may meet them.
+    zeroing: Option<u64>,
     /// What is zeros here, or was handed out, is so durably; `None`: it cannot be had in this segment.
     direct: Option<Range<u64>>,
     /// Length of the last write that wanted to be direct.
     direct_len: u64,
 }
 
+/// A [`Room`] and who waits for it.
+pub(super) struct SharedRoom {
+    room: Mutex<Room>,
+    zeros_written: Condvar,
+}
+
+impl SharedRoom {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Room> {
+        self.room.lock()
+    }
+
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, Room>> {
+        self.room.try_lock()
+    }
+
+    /// Taken for a write that ends at `end`: not while zeros are written there.
+    pub(super) fn lock_for(&self, end: u64) -> MutexGuard<'_, Room> {
+        let mut room = self.room.lock();
+        self.zeros_written.wait_while(&mut room, |room| room.meets_zeros(end));
+        room
+    }
+
+    /// As [`Room::zeros_written`].
+    pub(super) fn zeros_written(&self) {
+        self.room.lock().zeros_written();
+        self.zeros_written.notify_all();
+    }
+}
+
+/// Zeros that direct writes are to find.
+pub(super) struct Zeros {
+    /// Where there are to be zeros, durably.
+    pub(super) ready: Range<u64>,
+    /// Where they are still to be written, whole pages.
+    pub(super) missing: Range<u64>,
+}
+
 impl Room {
     /// A segment that will hold at most `capacity` bytes and has none yet.
     pub(super) fn new(capacity: u64) -> Self {
-        Self { allocated: 0, capacity, reserved: 0, zeroed: 0, direct: Some(0..0), direct_len: 0 }
+        Self { allocated: 0, capacity, reserved: 0, zeroed: 0, zeroing: None, direct: Some(0..0), direct_len: 0 }
     }
 
     /// Have room for a write that ends at `end`, and half a step beyond it. An fdatasync that need not allocate is
@@ -227,10 +266,11 @@ impl Room {
         }
     }
 
-    /// Write zeros past the end of every write told of, for direct ones: these are to be synced, and told by
-    /// [`Self::direct_from`]. `None` if there is no more room in the segment, or what there is was
-    /// made ready before.
-    pub(super) fn zeros_for_direct(&mut self, file: &File) -> io::Result<Option<Range<u64>>> {
+    /// What of the file is to be filled with zeros, past the end of every write told of, so that it can be written directly
+    /// then. The file is that long already. Nobody else may write there until [`Self::zeros_written`]; when they are synced,
+    /// [`Self::direct_from`] is to know. `None` if there is no more room in the segment, or what there is was made ready
+    /// before.
+    pub(super) fn zeros_for_direct(&mut self, file: &File) -> io::Result<Option<Zeros>> {
         let start = self.reserved.next_multiple_of(DIRECT_ALIGN);
         self.reserve(file, start)?;
         let end = (start + self.direct_ahead()).min(self.allocated) / DIRECT_ALIGN * DIRECT_ALIGN;
@@ -238,16 +278,29 @@ impl Room {
             self.direct = None;
             return Ok(None);
         }
-        let from = self.zeroed.max(self.reserved);
         if self.direct.as_ref().is_some_and(|ready| end <= ready.end) {
             // At the end of the segment: there is no more to be had.
             return Ok(None);
         }
+        // What was filled before is left alone, but for a part of a page.
+        let from = (self.zeroed / DIRECT_ALIGN * DIRECT_ALIGN).clamp(start, end);
         if from < end {
-            file.write_all_at(&vec![0; (end - from) as usize], from)?;
+            // Direct writes within the file's length do not keep each other waiting.
+            file.set_len(end)?;
             self.zeroed = end;
+            self.zeroing = Some(from);
         }
-        Ok(Some(start..end))
+        Ok(Some(Zeros { ready: start..end, missing: from..end }))
+    }
+
+    /// What [`Self::zeros_for_direct`] asked for was written, or will not be.
+    pub(super) fn zeros_written(&mut self) {
+        self.zeroing = None;
+    }
+
+    /// Whether a write that ends at `end` would meet zeros that are being written.
+    pub(super) fn meets_zeros(&self, end: u64) -> bool {
+        self.zeroing.is_some_and(|from| end > from)
     }
 
     /// These zeros are durable.

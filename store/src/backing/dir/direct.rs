@@ -4,18 +4,21 @@
 
 use std::fs;
 use std::io;
+use std::iter::repeat_n;
+use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, LazyLock};
 
-use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
+use nix::fcntl::OFlag;
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::beneath::open_regular;
 use super::cache::DirectFile;
 use super::{DirBacking, segment_path};
+use crate::backing::ring::Aligned;
 use crate::backing::{Backing, DIRECT_ALIGN, DeviceFlush, Direct, DirectEnd, MARKER_NAMES, sys};
 use crate::ids::SegmentId;
 use crate::linux;
@@ -49,6 +52,21 @@ fn flushes_when_clean(device: u64) -> bool {
     task.trim().parse::<u32>().is_ok() || linux::version(&linux::release()) >= Some(FLUSHED_WITHOUT_JOURNAL)
 }
 
+/// Zeros written at a time, bytes.
+const ZEROS_STEP: usize = 512 << 10;
+
+/// Write zeros to a file that was opened for direct writes.
+fn write_zeros(file: &fs::File, range: Range<u64>) -> io::Result<()> {
+    static ZEROS: LazyLock<Aligned> = LazyLock::new(|| Aligned::gather(repeat_n(&[0; 4096][..], ZEROS_STEP / 4096)));
+    let mut at = range.start;
+    while at < range.end {
+        let step = ZEROS.bytes().len().min((range.end - at) as usize);
+        file.write_all_at(&ZEROS.bytes()[..step], at)?;
+        at += step as u64;
+    }
+    Ok(())
+}
+
 impl DirBacking {
     /// By the marker's file, which is replaced and never written to: nothing of it waits to be committed, and it has no
     /// failed writes to tell of. Directories will not do: for some kernels their sync is a commit of the journal, and nothing
@@ -78,7 +96,7 @@ impl DirBacking {
         };
         let Some(room) = room else { return Direct::Never };
         let Some(direct) = file.and_then(|file| file.direct.lock().clone()) else { return Direct::NotYet };
-        // Whoever writes zeros holds it.
+        // Held by who is about to write, for the time of a few calls.
         let Some(mut room) = room.try_lock() else { return Direct::NotYet };
         match room.hand_out_direct(offset, len) {
             Ok(Some(scarce)) => Direct::Ready { file: direct.file, flush: direct.flush, scarce },
@@ -91,26 +109,37 @@ impl DirBacking {
         let segment = self.segment(id, true)?;
         let grows = self.length(id).read();
         let Some(room) = self.cache.lock().room(id) else { return Ok(()) };
-        let opened = segment.direct.lock().is_some();
-        if !opened {
-            let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
-            let file = open_regular(&self.dir, &segment_path(id), flags).inspect_err(|err| {
-                if err.raw_os_error() == Some(libc::EINVAL) {
-                    self.directly.store(false, Ordering::Relaxed);
-                }
-            })?;
-            let flush = if sys::is_direct(file.as_fd()) { self.device_flush() } else { None };
-            *segment.direct.lock() = Some(DirectFile { file: Arc::new(file), flush });
-        }
+        let opened = segment.direct.lock().as_ref().map(|direct| direct.file.clone());
+        let direct = match opened {
+            Some(file) => file,
+            None => {
+                let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
+                let file = open_regular(&self.dir, &segment_path(id), flags).map_err(|err| self.directly_or(err))?;
+                let flush = if sys::is_direct(file.as_fd()) { self.device_flush() } else { None };
+                let file = Arc::new(file);
+                *segment.direct.lock() = Some(DirectFile { file: file.clone(), flush });
+                file
+            }
+        };
         let Some(zeros) = room.lock().zeros_for_direct(&segment.file)? else { return Ok(()) };
-        drop(grows);
+        // Past the cache, too: nothing of them is to lie there, and nobody's pages have to go for them.
+        let written = write_zeros(&direct, zeros.missing);
+        // Before the sync that covers them, as after every write.
         segment.dirty.store(true, Ordering::Release);
+        room.zeros_written();
+        written.map_err(|err| self.directly_or(err))?;
+        drop(grows);
         self.sync_segment(id)?;
-        // Nothing of them is to lie in the cache that a direct write passes by.
-        let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
-        let _ = posix_fadvise(&segment.file, zeros.start as i64, (zeros.end - zeros.start) as i64, advice);
-        room.lock().direct_from(zeros);
+        room.lock().direct_from(zeros.ready);
         Ok(())
+    }
+
+    /// The error of a call that a filesystem refuses which knows no direct writes of such pages: there will be none.
+    fn directly_or(&self, err: io::Error) -> io::Error {
+        if err.raw_os_error() == Some(libc::EINVAL) {
+            self.directly.store(false, Ordering::Relaxed);
+        }
+        err
     }
 
     pub(super) fn judge_direct(&self, id: SegmentId, result: io::Result<()>) -> DirectEnd {

@@ -2,9 +2,10 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::process::Command;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::*;
+use crate::backing::ring::Aligned;
 
 /// A fresh directory, removed on drop.
 pub(crate) struct TempDir(PathBuf);
@@ -452,7 +453,7 @@ fn a_flush_reaches_the_disk_though_nothing_waits_to_be_written_with_a_journal_an
 fn more_zeros_lie_ahead_of_longer_records() {
     let (_temp, backing, _path) = with_segment();
     let mut offset = 8192;
-    for (len, expected) in [(4096, 32), (32 << 10, 16), (256 << 10, 4)] {
+    for (len, expected) in [(4096, 32), (32 << 10, 32), (256 << 10, 8)] {
         // Once it is known how long they are.
         not_yet(&backing, offset + (1 << 30), len);
         backing.make_direct(ID).unwrap();
@@ -467,6 +468,47 @@ fn more_zeros_lie_ahead_of_longer_records() {
         }
         assert_eq!(written, expected, "of {len} bytes");
     }
+}
+
+/// Zeros are written without holding up direct writes, and must not meet any other.
+#[test]
+fn what_is_written_while_zeros_are_made_stays() {
+    let (_temp, backing, path) = with_segment();
+    let done = AtomicBool::new(false);
+    let mut expected = vec![7; 8192];
+    let mut directly = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                backing.make_direct(ID).unwrap();
+            }
+        });
+        for round in 0..2000 {
+            let byte = round as u8 | 1;
+            if round % 16 == 0 {
+                // Past what is ready.
+                let bytes = vec![byte; 300_700 + round % 37 * 2000];
+                write(&backing, expected.len() as u64, &bytes).unwrap();
+                expected.extend(bytes);
+                continue;
+            }
+            expected.resize(expected.len().next_multiple_of(4096), 0);
+            match backing.direct(ID, expected.len() as u64, 4096) {
+                Direct::Ready { file, .. } => {
+                    let bytes = Aligned::gather([[byte; 4096].as_slice()].into_iter());
+                    file.write_all_at(bytes.bytes(), expected.len() as u64).unwrap();
+                    directly += 1;
+                }
+                Direct::NotYet => write(&backing, expected.len() as u64, &[byte; 4096]).unwrap(),
+                Direct::Never => panic!("never: does {} lie on ext4 or xfs?", backing.path.display()),
+            }
+            expected.resize(expected.len() + 4096, byte);
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let content = fs::read(&path).unwrap();
+    assert!(content[..expected.len()] == expected && content[expected.len()..].iter().all(|byte| *byte == 0));
+    assert!(directly > 0, "none was written directly");
 }
 
 #[test]

@@ -172,3 +172,35 @@ fn a_generation_that_is_being_closed_is_waited_for_and_one_that_cannot_be_is_not
     assert_eq!(meta.reader().unwrap().generation(), Generation(5));
     assert_eq!(meta.verify().unwrap(), Vec::<String>::new());
 }
+
+/// Of the database's log the file stays as long as it was when its pages are used again.
+#[test]
+fn the_log_of_the_database_starts_anew_when_its_pages_are_many_not_whenever_its_file_is_long() {
+    let (_dir, meta) = fresh("restart");
+    meta.with(|txn| txn.create(ROOT_INO, b"f", &file(0))).unwrap();
+    let ino = meta.with(|txn| txn.lookup(ROOT_INO, b"f")).unwrap().ino;
+    let wanted = || meta.restart_wal.load(Ordering::Relaxed);
+    let mut chunk = 0;
+    while !wanted() {
+        let bytes = vec![chunk as u8; 1 << 17];
+        let patches: Vec<(ChunkNo, u32, &[u8])> = (0..64).map(|n| (ChunkNo(chunk + n), 0, &bytes[..])).collect();
+        meta.with(|txn| txn.put_patches(ino, &patches)).unwrap();
+        meta.commit_generation().unwrap();
+        meta.checkpoint_wal().unwrap();
+        chunk += 64;
+        assert!(chunk < 2048, "256 MiB, and it never starts anew");
+    }
+    assert!(chunk > 256, "more than 32 MiB are in it first");
+    let length = || meta.wal.metadata().unwrap().len();
+    let before = length();
+    make(&meta, "next");
+    meta.commit_generation().unwrap();
+    assert!(!wanted());
+    for name in ["a", "b", "c"] {
+        make(&meta, name);
+        meta.commit_generation().unwrap();
+        meta.checkpoint_wal().unwrap();
+        assert!(!wanted(), "its pages are few again");
+    }
+    assert!(length() >= before, "and its file is as long as before");
+}

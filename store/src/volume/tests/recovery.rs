@@ -1,6 +1,8 @@
 //! What is trusted, what is dropped and what is refused when a volume is opened again.
 
 use super::*;
+use crate::meta::SCHEMA_VERSION;
+use crate::volume::database::kept_aside;
 
 fn digest(volume: &Volume) -> [u8; 32] {
     volume.meta().reader().unwrap().digest().unwrap()
@@ -469,7 +471,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_used() {
 
 /// Versions up to 2 authenticated their pages in another way, so that to SQLCipher they look damaged.
 #[test]
-fn a_database_of_a_former_version_is_named_and_rebuilt_on_request() {
+fn a_database_of_a_former_version_is_rebuilt_and_one_of_a_later_is_refused() {
     let scratch = Scratch::new("former-database");
     scratch.format(3, 1);
     let volume = scratch.open();
@@ -477,18 +479,32 @@ fn a_database_of_a_former_version_is_named_and_rebuilt_on_request() {
     let key = *volume.keys.database_key();
     volume.close(&NothingDirty).unwrap();
     let path = scratch.0.join("state/meta.db");
-    for name in ["state/meta.db-wal", "state/meta.db-shm"] {
-        let _ = std::fs::remove_file(scratch.0.join(name));
+    let replace_by_version = |version| {
+        for name in ["state/meta.db", "state/meta.db-wal", "state/meta.db-shm"] {
+            let _ = std::fs::remove_file(scratch.0.join(name));
+        }
+        crate::meta::make_database_of_version(&path, &key, version).unwrap();
+        std::fs::read(&path).unwrap()
+    };
+    let mut kept = Vec::new();
+    for version in [2, SCHEMA_VERSION - 1] {
+        kept.push(replace_by_version(version));
+        let volume = scratch.open();
+        let named = |note: &String| note.contains(&format!("it is of version {version}")) && note.contains("kept as");
+        assert!(volume.warnings().iter().any(named), "{:?}", volume.warnings());
+        assert_eq!(read(&volume, "file").unwrap(), noise(27, 70_000));
+        volume.close(&NothingDirty).unwrap();
+        let aside = kept_aside(&scratch.0.join("state"));
+        assert!(aside.iter().any(|aside| std::fs::read(aside).unwrap() == *kept.last().unwrap()), "{aside:?}");
     }
-    std::fs::remove_file(&path).unwrap();
-    crate::meta::make_former_database(&path, &key).unwrap();
-    let former = std::fs::read(&path).unwrap();
+    let later = replace_by_version(SCHEMA_VERSION + 1);
     let error = scratch.try_open(&scratch.options()).map(drop).unwrap_err();
-    assert!(matches!(error, Error::DatabaseVersion { found: 2, known: 3, .. }), "{error}");
+    let expected = |found, known| found == SCHEMA_VERSION + 1 && known == SCHEMA_VERSION;
+    assert!(matches!(error, Error::DatabaseVersion { found, known, .. } if expected(found, known)), "{error}");
     assert!(error.to_string().contains("brine rebuild SOURCE"), "{error}");
-    assert!(std::fs::read(&path).unwrap() == former, "it is left as it is");
+    assert!(std::fs::read(&path).unwrap() == later, "it is left as it is");
     let rebuilt = rebuild(&scratch.options()).unwrap();
-    assert!(std::fs::read(&rebuilt.aside[0]).unwrap() == former, "{:?}", rebuilt.aside);
+    assert!(rebuilt.aside.iter().any(|aside| std::fs::read(aside).unwrap() == later), "{:?}", rebuilt.aside);
     let volume = scratch.open();
     assert_eq!(read(&volume, "file").unwrap(), noise(27, 70_000));
     volume.close(&NothingDirty).unwrap();
