@@ -113,8 +113,20 @@ fn unescape(field: &str) -> PathBuf {
 /// # Errors
 /// What the system says.
 pub fn all() -> io::Result<Vec<Mount>> {
+    read("self")
+}
+
+/// All mounts of the mount namespace of a process.
+///
+/// # Errors
+/// What the system says.
+pub fn seen_by(pid: u32) -> io::Result<Vec<Mount>> {
+    read(&pid.to_string())
+}
+
+fn read(process: &str) -> io::Result<Vec<Mount>> {
     // Bytes that are not UTF-8 stand there unescaped; such a mountpoint is shown, not found.
-    let table = fs::read("/proc/self/mountinfo")?;
+    let table = fs::read(format!("/proc/{process}/mountinfo"))?;
     Ok(String::from_utf8_lossy(&table).lines().filter_map(Mount::parse).collect())
 }
 

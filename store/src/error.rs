@@ -151,6 +151,8 @@ pub enum Error {
         found: i64,
         /// The version this program makes and understands.
         known: i64,
+        /// The last generation that it holds and that was acknowledged, as far as it tells.
+        acknowledged: Generation,
     },
     /// A system call outside the backing directories failed.
     #[error("{context}: {source}")]

@@ -172,33 +172,38 @@ fn probe_for(sources: &[PathBuf], options: &MountOptions) -> Result<Probe, Failu
     let mut all = sources.to_vec();
     all.extend(options.use_member.iter().cloned());
     let (since, mut told) = (Instant::now(), false);
+    let mut seen = since;
     loop {
         let probe = probe(&all)?;
         if options.take_over {
             // Fences and the lock of the state directory decide.
             return Ok(probe);
         }
-        let holder = options.state.as_deref().map_or(probe.holder, LocalLock::holder);
         match control::find_volume(probe.volume) {
-            Some(entry) if !is_unmounted(&entry) || since.elapsed() >= ENDING_PATIENCE => {
+            Some(entry) if !entry.is_unmounted() || since.elapsed() >= ENDING_PATIENCE => {
                 return Err(mounted_already(&probe, &entry));
             }
-            Some(entry) if !told && since.elapsed() > Duration::from_secs(1) => {
-                let text =
-                    format!("{} was unmounted; process {} still makes the rest durable", name(&probe), entry.pid);
-                output::note(&text);
-                told = true;
+            Some(entry) => {
+                seen = Instant::now();
+                if !told && since.elapsed() > Duration::from_secs(1) {
+                    let (name, pid) = (name(&probe), entry.pid);
+                    output::note(&format!(
+                        "{name} was unmounted; waiting for process {pid}, which still has to do with it"
+                    ));
+                    told = true;
+                }
             }
-            Some(_) => {}
-            // The last that it gives back.
-            None if holder.is_some() && since.elapsed() < HOLDER_PATIENCE => {}
-            None => match holder.filter(|_| options.state.is_none()) {
+            None => match options.state.as_deref().map_or(probe.holder, LocalLock::holder) {
+                None => return Ok(probe),
+                // The last that it gives back.
+                Some(_) if seen.elapsed() < HOLDER_PATIENCE => {}
+                // Tells more when it tries to take it.
+                Some(_) if options.state.is_some() => return Ok(probe),
                 Some(pid) => {
                     let text = "wait for it, or unmount it where it is mounted";
                     let text = format!("{} is in use by process {pid}; {text}", name(&probe));
                     return Err(Failure::new(ExitCode::Busy, text));
                 }
-                None => return Ok(probe),
             },
         }
         std::thread::sleep(ENDING_PAUSE);
@@ -207,14 +212,9 @@ fn probe_for(sources: &[PathBuf], options: &MountOptions) -> Result<Probe, Failu
 
 /// How long the daemon of a volume that was unmounted is waited for: it makes the rest durable.
 const ENDING_PATIENCE: Duration = Duration::from_secs(60);
-/// How long, at least, whoever holds a state directory.
+/// How long whoever holds a state directory is, after it was seen last.
 const HOLDER_PATIENCE: Duration = Duration::from_secs(2);
 const ENDING_PAUSE: Duration = Duration::from_millis(20);
-
-/// Whether the daemon is about to end: what it served was unmounted.
-fn is_unmounted(entry: &control::Entry) -> bool {
-    matches!(crate::mount_table::at(&entry.mountpoint), Ok(mount) if !mount.as_ref().is_some_and(|mount| mount.is_brine()))
-}
 
 fn mounted_already(probe: &Probe, entry: &control::Entry) -> Failure {
     let (name, point) = (name(probe), entry.mountpoint.display());

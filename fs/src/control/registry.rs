@@ -36,9 +36,22 @@ pub struct Entry {
     pub supervisor: Option<u32>,
     /// The control socket.
     pub socket: PathBuf,
+    /// Device number of the mount, "major:minor", if it was found.
+    #[serde(default)]
+    pub device: Option<String>,
 }
 
 impl Entry {
+    /// Whether it was unmounted, where its daemon is: that ends when the rest is durable and nobody has a file of it open.
+    pub fn is_unmounted(&self) -> bool {
+        let Some(device) = &self.device else { return false };
+        match mount_table::seen_by(self.pid) {
+            Ok(mounts) => mounts.iter().all(|mount| mount.device != *device),
+            // A process that ends is in no namespace any more.
+            Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
+        }
+    }
+
     /// Whether its daemon still runs.
     pub fn alive(&self) -> bool {
         process_alive(self.pid, self.start_time)

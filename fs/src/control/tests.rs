@@ -178,6 +178,7 @@ fn entry(pid: u32, start_time: u64) -> Entry {
         start_time,
         supervisor: None,
         socket: "/var/lib/brine/x/control.sock".into(),
+        device: None,
     }
 }
 

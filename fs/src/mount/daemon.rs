@@ -278,7 +278,7 @@ fn run(
             return Err(failure);
         }
     };
-    let entry = Entry {
+    let mut entry = Entry {
         volume: volume.volume_id().to_string(),
         label: volume.label().to_owned(),
         mountpoint: mountpoint.clone(),
@@ -287,6 +287,7 @@ fn run(
         start_time: start_time(std::process::id()).unwrap_or_default(),
         supervisor: super::supervisor::of_this_process(),
         socket,
+        device: None,
     };
     drop(volume);
 
@@ -299,6 +300,7 @@ fn run(
         let device = mount_table::at(&mountpoint).ok().flatten().map(|mount| mount.device);
         mounted = Some(device.clone());
         life.set(Stage::Mounted(device.clone()));
+        entry.device.clone_from(&device);
         match Registration::new(&entry) {
             Ok(entry) => registration = Some(entry),
             Err(error) => log::warn!("`brine status` will not list this mount: {error}"),

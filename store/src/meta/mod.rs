@@ -265,9 +265,15 @@ impl Meta {
         Ok(())
     }
 
-    /// Length of the database without its log, bytes.
-    pub fn file_len(&self) -> u64 {
-        self.path.metadata().map_or(0, |meta| meta.len())
+    /// Bytes of the database's pages that are in use.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub fn used_bytes(&self) -> Result<u64> {
+        let copier = self.copier.lock();
+        let number = |sql| copier.query_row(sql, [], |row| sql::number(row, 0)).at(&self.path);
+        let pages = number("PRAGMA page_count")?.saturating_sub(number("PRAGMA freelist_count")?);
+        Ok(pages * number("PRAGMA page_size")?)
     }
 
     /// Commit local rows, copy the log back and refuse everything from now on. Changes of a generation that was not

@@ -77,7 +77,12 @@ impl Meta {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(refused("does not exist")),
             Err(source) => return Err(Error::io(format!("metadata database {}", path.display()), source)),
         }
-        let of_version = |found| Error::DatabaseVersion { path: path.clone(), found, known: schema::SCHEMA_VERSION };
+        let of_version = |(conn, found)| Error::DatabaseVersion {
+            path: path.clone(),
+            found,
+            known: schema::SCHEMA_VERSION,
+            acknowledged: outbox::acknowledged(&conn),
+        };
         let conn = schema::connect(&path, key, Role::Write);
         let identified = conn.and_then(|conn| schema::identity(&conn).map(|found| (conn, found)));
         let conn = match identified {
@@ -96,7 +101,7 @@ impl Meta {
             }
             Ok((_, (false, _))) => return Err(refused("is not a metadata database of brine")),
             Ok((conn, (true, schema::SCHEMA_VERSION))) => conn,
-            Ok((_, (true, version))) => return Err(of_version(version)),
+            Ok((conn, (true, version))) => return Err(of_version((conn, version))),
         };
         if outbox::get_local(&conn, "volume").at(&path)?.as_deref() != Some(&setup.volume.0) {
             return Err(refused("belongs to another volume"));

@@ -76,6 +76,13 @@ pub(super) fn get_generation(conn: &Connection, key: &str) -> rusqlite::Result<O
     Ok(bytes.and_then(|bytes| Some(Generation(u64::from_le_bytes((*bytes).try_into().ok()?)))))
 }
 
+/// The last generation that a database of whatever version holds and that was acknowledged, as far as it tells: of the last it
+/// holds it is not known.
+pub(super) fn acknowledged(conn: &Connection) -> Generation {
+    let noted = |key| get_generation(conn, key).ok().flatten().unwrap_or(Generation(0));
+    noted(DURABLE_KEY).max(Generation(noted(GENERATION_KEY).0.saturating_sub(1)))
+}
+
 pub(super) fn put_local(conn: &Connection, key: &str, value: &[u8]) -> rusqlite::Result<usize> {
     conn.prepare_cached("INSERT OR REPLACE INTO local (key, value) VALUES (?1, ?2)")?.execute(params![key, value])
 }

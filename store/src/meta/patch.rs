@@ -60,7 +60,7 @@ pub struct ChunkPatches {
     pub last: u64,
     /// When the last came, or the database was opened.
     pub touched: Instant,
-    /// They are as long as the chunk, which takes no more: not known of those from before the database was opened.
+    /// They are as long as the chunk, which takes no more: not known of those that were there when the database was read.
     pub full: bool,
 }
 
@@ -118,8 +118,8 @@ impl Patched {
 }
 
 pub(super) fn load(conn: &Connection) -> rusqlite::Result<Patched> {
-    let sql = "SELECT data, chunk, max(ino), count(*), sum(length(bytes)), max(sequence) FROM patches \
-        JOIN patch_bytes USING (sequence) GROUP BY data, chunk";
+    let sql = "SELECT data, chunk, max(ino), count(*), coalesce(sum(length(bytes)), 0), max(sequence) FROM patches \
+        LEFT JOIN patch_bytes USING (sequence) GROUP BY data, chunk";
     let mut statement = conn.prepare_cached(sql)?;
     let mut rows = statement.query([])?;
     let mut patched = Patched::default();

@@ -178,11 +178,12 @@ pub(super) fn connect(path: &Path, key: &[u8; 32], role: Role) -> rusqlite::Resu
     connect_with(path, key, role, PAGE_HMAC)
 }
 
-/// The version of a database that [`connect`] takes for damaged, if it is one of a version that authenticated its pages
-/// in another way.
-pub(super) fn former_version(path: &Path, key: &[u8; 32]) -> Option<i64> {
+/// A database that [`connect`] takes for damaged, with its version, if it is one of a version that authenticated its pages in
+/// another way.
+pub(super) fn former_version(path: &Path, key: &[u8; 32]) -> Option<(Connection, i64)> {
     let conn = connect_with(path, key, Role::Read, FORMER_PAGE_HMAC).ok()?;
-    identity(&conn).ok().filter(|(ours, _)| *ours).map(|(_, version)| version)
+    let (ours, version) = identity(&conn).ok()?;
+    ours.then_some((conn, version))
 }
 
 /// As [`connect`], with pages authenticated by `hmac`.
@@ -267,12 +268,13 @@ pub(super) fn identity(conn: &Connection) -> rusqlite::Result<(bool, i64)> {
     Ok((tables > 0 && id == APPLICATION_ID, version))
 }
 
-/// A database of another version, as far as it can be told from one of today.
+/// A database of another version, as far as it can be told from one of today, that ends with a generation.
 #[cfg(test)]
-pub(crate) fn make_of_version(path: &Path, key: &[u8; 32], version: i64) -> rusqlite::Result<()> {
+pub(crate) fn make_of_version(path: &Path, key: &[u8; 32], version: i64, generation: u64) -> rusqlite::Result<()> {
     let hmac = if version <= 2 { FORMER_PAGE_HMAC } else { PAGE_HMAC };
     let conn = connect_with(path, key, Role::Create, hmac)?;
     settle(&conn)?;
     make_tables(&conn)?;
+    super::outbox::put_local(&conn, super::outbox::GENERATION_KEY, &generation.to_le_bytes())?;
     conn.execute_batch(&format!("PRAGMA user_version = {version};"))
 }

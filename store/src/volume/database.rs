@@ -9,27 +9,46 @@ use super::Volume;
 use super::superblocks::Superblocks;
 use crate::commit_log::standing_of;
 use crate::error::{Error, Result};
+use crate::ids::Generation;
 use crate::meta::{DATABASE_FILE, Meta, Setup};
 use crate::recover::{self, Again, CaughtUp, Reader, Recovered};
 use crate::segment::QUORUM_PATIENCE;
 
-/// The database of a state directory if one can be opened; what is damaged is kept aside.
-pub(super) fn open_existing(
-    dir: &Path,
-    key: &[u8; 32],
-    setup: &Setup,
-    warnings: &mut Vec<String>,
-) -> Result<Option<Meta>> {
-    let exists = || dir.join(DATABASE_FILE).exists();
+/// What a state directory has.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
+pub(super) enum Existing {
+    /// A database that can be opened.
+    Open(Meta),
+    /// One that cannot be used, which was put aside.
+    Aside(Aside),
+    /// None.
+    Missing,
+}
+
+/// A database that was put aside.
+pub(super) struct Aside {
+    pub path: PathBuf,
+    /// Why, and where it is.
+    pub text: String,
+    /// The last generation that it holds and that was acknowledged, as far as it tells.
+    pub acknowledged: Generation,
+}
+
+/// The database of a state directory; what is damaged, or of a former version, is put aside.
+pub(super) fn open_existing(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result<Existing> {
+    let exists = dir.join(DATABASE_FILE).exists();
     match Meta::open(dir, key, setup) {
-        Ok(meta) => Ok(Some(meta)),
-        Err(error) if exists() && !is_replaced(&error) => Err(error),
+        Ok(meta) => Ok(Existing::Open(meta)),
+        Err(_) if !exists => Ok(Existing::Missing),
+        Err(error) if !is_replaced(&error) => Err(error),
         Err(error) => {
-            if exists() {
-                let aside = recover::set_aside(dir, setup.clock.now_ns())?;
-                warnings.push(format!("{error}; it is kept as {}", aside.display()));
-            }
-            Ok(None)
+            let acknowledged = match &error {
+                Error::DatabaseVersion { acknowledged, .. } => *acknowledged,
+                _ => Generation(0),
+            };
+            let path = recover::set_aside(dir, setup.clock.now_ns())?;
+            let text = format!("{error}; it is kept as {}", path.display());
+            Ok(Existing::Aside(Aside { path, text, acknowledged }))
         }
     }
 }
@@ -61,44 +80,59 @@ pub(super) fn database(
         Some(text) => warnings.push(format!("accepted by option: {text}")),
         None => {}
     }
-    let mut aside = None;
-    if let Some(meta) = open_existing(dir, key, setup, warnings)? {
-        let outcome = match standing_of(&meta)? {
-            _ if divided.is_some() => CaughtUp::Off("it may be of either of two histories".into()),
-            Some(standing) => reader.catch_up(&meta, &standing, ground)?,
-            None => CaughtUp::Off("it does not say where on the commit log it stands".into()),
-        };
-        match outcome {
-            CaughtUp::On(recovered) => {
-                warnings.extend(recovered.notes.iter().cloned());
-                if recovered.replayed > 0 {
-                    log::info!("{} generations replayed from the commit log", recovered.replayed);
+    let aside = match open_existing(dir, key, setup)? {
+        Existing::Missing => None,
+        Existing::Aside(aside) => Some(aside),
+        Existing::Open(meta) => {
+            let outcome = match standing_of(&meta)? {
+                _ if divided.is_some() => CaughtUp::Off("it may be of either of two histories".into()),
+                Some(standing) => reader.catch_up(&meta, &standing, ground)?,
+                None => CaughtUp::Off("it does not say where on the commit log it stands".into()),
+            };
+            match outcome {
+                CaughtUp::On(recovered) => {
+                    warnings.extend(recovered.notes.iter().cloned());
+                    if recovered.replayed > 0 {
+                        log::info!("{} generations replayed from the commit log", recovered.replayed);
+                    }
+                    return Ok((Arc::new(meta), recovered));
                 }
-                return Ok((Arc::new(meta), recovered));
-            }
-            CaughtUp::Off(reason) => {
-                let generation = meta.committed();
-                meta.close()?;
-                drop(meta);
-                let path = recover::set_aside(dir, setup.clock.now_ns())?;
-                let text = format!(
-                    "the metadata database (generation {generation}) is not on the commit log: {reason}; it is kept as {}",
-                    path.display()
-                );
-                aside = Some((path, text));
+                CaughtUp::Off(reason) => {
+                    let generation = meta.committed();
+                    meta.close()?;
+                    drop(meta);
+                    let path = recover::set_aside(dir, setup.clock.now_ns())?;
+                    let text = format!(
+                        "the metadata database (generation {generation}) is not on the commit log: {reason}; it is kept as {}",
+                        path.display()
+                    );
+                    Some(Aside { path, text, acknowledged: Generation(0) })
+                }
             }
         }
-    }
-    let recovered = match (reader.rebuild(dir, setup, ground), aside) {
+    };
+    let rebuilt = reader.rebuild(dir, setup, ground);
+    let recovered = match (rebuilt, aside) {
+        (Ok(recovered), Some(aside)) if aside.acknowledged > recovered.head.generation && !accept_rollback => {
+            recover::remove_database(dir)?;
+            recover::put_back(dir, &aside.path)?;
+            return Err(Error::Refused(format!(
+                "the metadata database, of a former version, is at generation {} at least, but the backing directories end at \
+                 generation {}: they went back to an older state, and nothing was changed. Bring back the directories that are \
+                 newer. To go on from generation {} and give up what came later: brine mount -o accept_rollback",
+                aside.acknowledged, recovered.head.generation, recovered.head.generation
+            )));
+        }
         (Ok(recovered), aside) => {
-            warnings.extend(aside.map(|(_, text)| text));
+            warnings.extend(aside.map(|aside| aside.text));
             recovered
         }
-        (Err(error), Some((path, _))) => {
-            recover::put_back(dir, &path)?;
+        (Err(error), aside) => {
+            if let Some(aside) = aside {
+                recover::put_back(dir, &aside.path)?;
+            }
             return Err(error);
         }
-        (Err(error), None) => return Err(error),
     };
     warnings.extend(recovered.notes.iter().cloned());
     Ok((Arc::new(Meta::open(dir, key, setup)?), recovered))

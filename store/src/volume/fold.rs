@@ -14,6 +14,9 @@ use crate::meta::rows::Attr;
 const CHUNK_ROWS_MAX: u32 = 64;
 /// A chunk with so many patches is folded, or when they are as long as it is: of one that is appended to, once.
 const CHUNK_ROWS_DUE: u32 = 48;
+/// Of one that got none for so long, fewer will do: its writer is slow, and is not to find it full.
+const SLOW: Duration = Duration::from_millis(50);
+const SLOW_ROWS_DUE: u32 = 24;
 /// As many bytes of all patches as the database is to hold; past half of it all are folded.
 const BYTES_MAX: u64 = 32 << 20;
 /// A chunk that got no patch for so long is folded.
@@ -51,7 +54,9 @@ impl Volume {
             let due = self.meta.with(|txn| {
                 let all = all || txn.patch_bytes() > BYTES_MAX / 2;
                 let wanted = |patches: &ChunkPatches| {
-                    all || patches.full || patches.rows >= CHUNK_ROWS_DUE || patches.touched.elapsed() >= IDLE
+                    let since = patches.touched.elapsed();
+                    let slow = patches.rows >= SLOW_ROWS_DUE && since >= SLOW;
+                    all || patches.full || patches.rows >= CHUNK_ROWS_DUE || slow || since >= IDLE
                 };
                 Ok(txn.patched_chunks(BATCH, wanted))
             })?;

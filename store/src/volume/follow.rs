@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::OpenOptions;
-use super::database::open_existing;
+use super::database::{Existing, open_existing};
 use super::members::{Members, members, unlock};
 use super::probe::{Discovery, discover};
 use super::state_dir::make_state_dir;
@@ -126,7 +126,11 @@ impl Follower {
         let ground = superblocks.ground(false);
         let mut out = Followed { term: newest.term.0, host: newest.host.clone(), ..Followed::default() };
         if self.meta.is_none() {
-            self.meta = open_existing(&self.state_dir, self.keys.database_key(), &setup, &mut out.notes)?.map(Arc::new);
+            match open_existing(&self.state_dir, self.keys.database_key(), &setup)? {
+                Existing::Open(meta) => self.meta = Some(Arc::new(meta)),
+                Existing::Aside(aside) => out.notes.push(aside.text),
+                Existing::Missing => {}
+            }
         }
         for rebuilt in [false, true] {
             if let Some(meta) = self.meta.clone() {

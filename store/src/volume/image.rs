@@ -11,7 +11,7 @@ use crate::recover::Reader;
 use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
 
 /// A checkpoint is due when replaying the log costs this much since the last, bytes: it takes a second or two. Of a large
-/// database so many times less than its length: an image is read from all of it.
+/// database so many times less than it takes: an image is read from all of it.
 const LOG_COST_MAX: u64 = 16 << 20;
 const DATABASE_SHARE: u64 = 8;
 /// A checkpoint is due when this many segments were opened since the last: their headers would be scanned.
@@ -32,7 +32,7 @@ impl Volume {
     pub(super) fn checkpoint_if_due(&self) -> Result<()> {
         let opened = self.blocks.segments().next_id().0.saturating_sub(self.last_image.lock().next_segment);
         let cost = self.log.cost_since_checkpoint();
-        let costly = cost >= LOG_COST_MAX && cost >= self.meta.file_len() / DATABASE_SHARE;
+        let costly = cost >= LOG_COST_MAX && cost >= self.meta.used_bytes()? / DATABASE_SHARE;
         if costly || opened >= SEGMENTS_MAX {
             return self.checkpoint();
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::OpenOptions;
-use super::database::{kept_aside, open_existing};
+use super::database::{Existing, kept_aside, open_existing};
 use super::members::{Members, lock_members, members, unlock};
 use super::probe::discover;
 use super::state_dir::{make_state_dir, state_dir_of};
@@ -15,7 +15,6 @@ use super::superblocks::Superblocks;
 use crate::backing::RealDirectories;
 use crate::clock::SystemClock;
 use crate::error::{Error, Result};
-use crate::ids::Generation;
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Setup};
 use crate::recover::{self, Reader, Report};
@@ -75,16 +74,20 @@ pub fn rebuild(options: &OpenOptions) -> Result<Rebuilt> {
     if let Some(text) = superblocks.divided(&reader).filter(|_| !options.accept_rollback) {
         return Err(Error::Refused(text));
     }
-    let before = match open_existing(&dir, keys.database_key(), &setup, &mut notes) {
-        Ok(Some(meta)) => {
+    let put_aside = || recover::set_aside(&dir, setup.clock.now_ns());
+    let before = match open_existing(&dir, keys.database_key(), &setup) {
+        Ok(Existing::Open(meta)) => {
             let generation = meta.committed();
             meta.close()?;
             drop(meta);
-            Some((generation, recover::set_aside(&dir, setup.clock.now_ns())?))
+            Some((generation, put_aside()?))
         }
-        Ok(None) => None,
-        // What it holds cannot be told, so it is not known to be ahead.
-        Err(Error::DatabaseVersion { .. }) => Some((Generation(0), recover::set_aside(&dir, setup.clock.now_ns())?)),
+        Ok(Existing::Aside(aside)) => {
+            notes.push(aside.text);
+            Some((aside.acknowledged, aside.path))
+        }
+        Ok(Existing::Missing) => None,
+        Err(Error::DatabaseVersion { acknowledged, .. }) => Some((acknowledged, put_aside()?)),
         Err(error) => return Err(error),
     };
     let made = reader.rebuild(&dir, &setup, &superblocks.ground(options.accept_rollback));

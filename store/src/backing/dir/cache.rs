@@ -196,10 +196,47 @@ impl SharedRoom {
         room
     }
 
-    /// As [`Room::zeros_written`].
-    pub(super) fn zeros_written(&self) {
-        self.room.lock().zeros_written();
-        self.zeros_written.notify_all();
+    /// [`Room::zeros_for_direct`], until what is returned is dropped.
+    pub(super) fn begin_zeros(&self, file: &File) -> io::Result<Option<Zeroing<'_>>> {
+        let zeros = self.room.lock().zeros_for_direct(file)?;
+        Ok(zeros.map(|zeros| Zeroing { shared: self, zeros, written: false, ready: false }))
+    }
+}
+
+/// Zeros are being written and synced. Unless both are told of, there are no direct writes in this segment any more: what is
+/// not there durably must not be taken for it.
+pub(super) struct Zeroing<'r> {
+    shared: &'r SharedRoom,
+    pub(super) zeros: Zeros,
+    written: bool,
+    ready: bool,
+}
+
+impl Zeroing<'_> {
+    /// They were written: others may write there.
+    pub(super) fn written(&mut self) {
+        self.written = true;
+        self.shared.room.lock().zeroing = None;
+        self.shared.zeros_written.notify_all();
+    }
+
+    /// They were synced.
+    pub(super) fn ready(mut self) {
+        self.ready = true;
+        if let Some(direct) = &mut self.shared.room.lock().direct {
+            *direct = self.zeros.ready.clone();
+        }
+    }
+}
+
+impl Drop for Zeroing<'_> {
+    fn drop(&mut self) {
+        if !self.written {
+            self.written();
+        }
+        if !self.ready {
+            self.shared.room.lock().refuse_direct();
+        }
     }
 }
 
@@ -267,10 +304,13 @@ impl Room {
     }
 
     /// What of the file is to be filled with zeros, past the end of every write told of, so that it can be written directly
-    /// then. The file is that long already. Nobody else may write there until [`Self::zeros_written`]; when they are synced,
-    /// [`Self::direct_from`] is to know. `None` if there is no more room in the segment, or what there is was made ready
+    /// then. The file is that long already. Nobody else may write there meanwhile ([`Zeroing`]). `None` if there is no more room in the segment, or what there is was made ready
     /// before.
     pub(super) fn zeros_for_direct(&mut self, file: &File) -> io::Result<Option<Zeros>> {
+        if self.zeroing.is_some() || self.direct.is_none() {
+            // Somebody is at it, or it is of no use.
+            return Ok(None);
+        }
         let start = self.reserved.next_multiple_of(DIRECT_ALIGN);
         self.reserve(file, start)?;
         let end = (start + self.direct_ahead()).min(self.allocated) / DIRECT_ALIGN * DIRECT_ALIGN;
@@ -293,19 +333,9 @@ impl Room {
         Ok(Some(Zeros { ready: start..end, missing: from..end }))
     }
 
-    /// What [`Self::zeros_for_direct`] asked for was written, or will not be.
-    pub(super) fn zeros_written(&mut self) {
-        self.zeroing = None;
-    }
-
     /// Whether a write that ends at `end` would meet zeros that are being written.
     pub(super) fn meets_zeros(&self, end: u64) -> bool {
         self.zeroing.is_some_and(|from| end > from)
-    }
-
-    /// These zeros are durable.
-    pub(super) fn direct_from(&mut self, zeros: Range<u64>) {
-        self.direct = Some(zeros);
     }
 
     /// No direct writes any more.

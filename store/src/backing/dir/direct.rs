@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::beneath::open_regular;
@@ -121,16 +121,23 @@ impl DirBacking {
                 file
             }
         };
-        let Some(zeros) = room.lock().zeros_for_direct(&segment.file)? else { return Ok(()) };
+        let Some(mut zeroing) = room.begin_zeros(&segment.file)? else { return Ok(()) };
+        let (ready, missing) = (zeroing.zeros.ready.clone(), zeroing.zeros.missing.clone());
         // Past the cache, too: nothing of them is to lie there, and nobody's pages have to go for them.
-        let written = write_zeros(&direct, zeros.missing);
+        let cached = missing.start - ready.start;
+        let written = write_zeros(&direct, missing);
         // Before the sync that covers them, as after every write.
         segment.dirty.store(true, Ordering::Release);
-        room.zeros_written();
         written.map_err(|err| self.directly_or(err))?;
+        zeroing.written();
         drop(grows);
         self.sync_segment(id)?;
-        room.lock().direct_from(zeros.ready);
+        if cached > 0 {
+            // Written ahead of others before. A direct write onto pages in the cache would have to wait for them.
+            let advice = PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            let _ = posix_fadvise(&segment.file, ready.start as i64, cached as i64, advice);
+        }
+        zeroing.ready();
         Ok(())
     }
 

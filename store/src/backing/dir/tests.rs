@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::*;
+use crate::backing::dir::cache::DirectFile;
 use crate::backing::ring::Aligned;
 
 /// A fresh directory, removed on drop.
@@ -509,6 +510,29 @@ fn what_is_written_while_zeros_are_made_stays() {
     let content = fs::read(&path).unwrap();
     assert!(content[..expected.len()] == expected && content[expected.len()..].iter().all(|byte| *byte == 0));
     assert!(directly > 0, "none was written directly");
+}
+
+/// What was not written, or not synced, is not there durably, though it reads as zeros.
+#[test]
+fn zeros_that_could_not_be_written_are_not_taken_for_written() {
+    let (_temp, backing, path) = with_segment();
+    backing.make_direct(ID).unwrap();
+    let (_file, _) = ready(&backing, 8192, 4096);
+    let segment = backing.segment(ID, true).unwrap();
+    let flush = segment.direct.lock().as_ref().unwrap().flush.clone();
+    // Opened so that writing fails.
+    *segment.direct.lock() = Some(DirectFile { file: Arc::new(File::open(&path).unwrap()), flush });
+    not_yet(&backing, 12288 + (1 << 30), 64 << 10);
+    backing.make_direct(ID).unwrap_err();
+    for _ in 0..2 {
+        assert!(matches!(backing.direct(ID, 12288, 4096), Direct::Never));
+        backing.make_direct(ID).unwrap();
+    }
+    // Nobody is held up for it, and its length is right at the end.
+    write(&backing, 12288, &[5; 1 << 20]).unwrap();
+    backing.sync_segment(ID).unwrap();
+    backing.finish_segment(ID).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), 12288 + (1 << 20));
 }
 
 #[test]

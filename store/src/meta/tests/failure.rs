@@ -45,7 +45,7 @@ fn what_cannot_be_opened_says_why() {
     let text = refusal(Meta::open(&dir.0, &KEY, &setup()));
     assert!(text.contains("is of version 99") && text.contains("version 4"), "{text}");
     std::fs::remove_file(&path).unwrap();
-    schema::make_of_version(&path, &KEY, 2).unwrap();
+    schema::make_of_version(&path, &KEY, 2, 0).unwrap();
     let text = refusal(Meta::open(&dir.0, &KEY, &setup()));
     assert!(text.contains("is of version 2") && text.contains("brine rebuild SOURCE"), "{text}");
     std::fs::remove_file(&path).unwrap();

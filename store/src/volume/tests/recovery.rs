@@ -477,18 +477,20 @@ fn a_database_of_a_former_version_is_rebuilt_and_one_of_a_later_is_refused() {
     let volume = scratch.open();
     write(&volume, "file", &noise(27, 70_000));
     let key = *volume.keys.database_key();
+    let last = volume.committed().0;
     volume.close(&NothingDirty).unwrap();
     let path = scratch.0.join("state/meta.db");
-    let replace_by_version = |version| {
+    let replace_by_version = |version, generation| {
         for name in ["state/meta.db", "state/meta.db-wal", "state/meta.db-shm"] {
             let _ = std::fs::remove_file(scratch.0.join(name));
         }
-        crate::meta::make_database_of_version(&path, &key, version).unwrap();
+        crate::meta::make_database_of_version(&path, &key, version, generation).unwrap();
         std::fs::read(&path).unwrap()
     };
     let mut kept = Vec::new();
     for version in [2, SCHEMA_VERSION - 1] {
-        kept.push(replace_by_version(version));
+        // Of its last generation it cannot tell whether it was acknowledged.
+        kept.push(replace_by_version(version, last + 1));
         let volume = scratch.open();
         let named = |note: &String| note.contains(&format!("it is of version {version}")) && note.contains("kept as");
         assert!(volume.warnings().iter().any(named), "{:?}", volume.warnings());
@@ -497,7 +499,7 @@ fn a_database_of_a_former_version_is_rebuilt_and_one_of_a_later_is_refused() {
         let aside = kept_aside(&scratch.0.join("state"));
         assert!(aside.iter().any(|aside| std::fs::read(aside).unwrap() == *kept.last().unwrap()), "{aside:?}");
     }
-    let later = replace_by_version(SCHEMA_VERSION + 1);
+    let later = replace_by_version(SCHEMA_VERSION + 1, last);
     let error = scratch.try_open(&scratch.options()).map(drop).unwrap_err();
     let expected = |found, known| found == SCHEMA_VERSION + 1 && known == SCHEMA_VERSION;
     assert!(matches!(error, Error::DatabaseVersion { found, known, .. } if expected(found, known)), "{error}");
@@ -508,4 +510,23 @@ fn a_database_of_a_former_version_is_rebuilt_and_one_of_a_later_is_refused() {
     let volume = scratch.open();
     assert_eq!(read(&volume, "file").unwrap(), noise(27, 70_000));
     volume.close(&NothingDirty).unwrap();
+    // What it holds is not in the directories: they went back.
+    let ahead = replace_by_version(SCHEMA_VERSION - 1, last + 1000);
+    for refused in [scratch.try_open(&scratch.options()).map(drop), rebuild(&scratch.options()).map(drop)] {
+        let text = refused.unwrap_err().to_string();
+        assert!(text.contains(&(last + 999).to_string()) && text.contains("accept"), "{text}");
+        assert!(std::fs::read(&path).unwrap() == ahead, "it is back in its place");
+    }
+    scratch
+        .try_open(&OpenOptions { accept_rollback: true, ..scratch.options() })
+        .unwrap()
+        .close(&NothingDirty)
+        .unwrap();
+    // Nor is it gone if it cannot be rebuilt.
+    let former = replace_by_version(SCHEMA_VERSION - 1, last);
+    for number in 0..4 {
+        let _ = std::fs::remove_dir_all(scratch.0.join(format!("d{number}/segments")));
+    }
+    scratch.try_open(&scratch.options()).map(drop).unwrap_err();
+    assert!(std::fs::read(&path).unwrap() == former, "it is back in its place");
 }
