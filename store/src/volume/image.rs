@@ -27,6 +27,14 @@ pub(crate) struct LastImage {
     pub(super) leaving: BTreeSet<SegmentId>,
 }
 
+impl LastImage {
+    /// What is known of it when a volume is opened.
+    pub(super) fn published(pointer: Option<&CheckpointPointer>) -> Self {
+        let open = pointer.iter().flat_map(|pointer| &pointer.open_segments);
+        Self { next_segment: open.map(|open| open.segment.0 + 1).max().unwrap_or(0), ..Self::default() }
+    }
+}
+
 impl Volume {
     /// Write a checkpoint if one is due.
     pub(super) fn checkpoint_if_due(&self) -> Result<()> {

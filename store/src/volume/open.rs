@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::database::database;
+use super::image::LastImage;
 use super::members::{Members, lock_members, members, unlock};
 use super::probe::{Discovery, discover};
 use super::space::Space;
@@ -246,7 +247,7 @@ impl Volume {
             prefetcher,
             commit: Commit::default(),
             log,
-            last_image: Mutex::default(),
+            last_image: Mutex::new(LastImage::published(superblock.checkpoints.first())),
             epochs_counted: Mutex::default(),
             floor: Mutex::default(),
             gc: Mutex::new(gc),

@@ -69,10 +69,10 @@ fn append(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {
     Ok(vec![sample("append-p50", 50.0), sample("append-p99", 99.0), rate])
 }
 
-/// Eight writers, each with a file of its own.
+/// Eight writers, each with a file of its own, each as long as the one: what comes only now and then is part of it.
 fn append_eight(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {
     let page = stage.pool.page(stage.seed(CONTENT), 0).to_vec();
-    let each = stage.options.appends.div_ceil(WRITERS).max(20);
+    let each = stage.options.appends;
     let paths: Vec<PathBuf> = (0..WRITERS).map(|n| extra(stage, &format!("eight-{n}"))).collect();
     let watch = stage.start();
     let outcomes: Vec<Result<()>> = std::thread::scope(|scope| {

@@ -320,6 +320,40 @@ fn the_first_record_after_a_checkpoint_tells_what_the_rows_were() {
     volume.close(&NothingDirty).unwrap();
 }
 
+#[test]
+fn a_checkpoint_is_due_by_what_came_since_the_last_also_when_that_is_of_another_mount() {
+    let scratch = Scratch::new("checkpoint-due");
+    scratch.format(3, 1);
+    let mounted = |number: u32, checkpoint: bool| {
+        let volume = scratch.open();
+        write(&volume, &number.to_string(), &noise(98 + u64::from(number), 9000));
+        volume.commit(&NothingDirty).unwrap();
+        if checkpoint {
+            volume.checkpoint().unwrap();
+        }
+        volume.checkpoint_if_due().unwrap();
+        let pointer = volume.superblock.lock().checkpoints[0].generation;
+        let segments = volume.blocks().segments().next_id();
+        volume.close(&NothingDirty).unwrap();
+        (pointer, segments.0)
+    };
+    let (mut number, mut segments) = (0, 0);
+    while segments < 20 {
+        (_, segments) = mounted(number, false);
+        number += 1;
+    }
+    let (pointer, then) = mounted(number, true);
+    let (next, now) = mounted(number + 1, false);
+    assert!(now > then && now - then < 8, "{then} and {now} segments");
+    assert_eq!(next, pointer, "a mount alone is no reason");
+    let mut last = (next, now);
+    while last.0 == pointer {
+        number += 1;
+        last = mounted(number + 1, false);
+        assert!(last.1 - then < 16, "many segments are");
+    }
+}
+
 /// Three commits, then killed: where the second record lies, and the numbers of the generations.
 fn three_commits(scratch: &Scratch) -> (crate::ids::SegmentId, [usize; 4], [Generation; 3]) {
     scratch.format(6, 1);
