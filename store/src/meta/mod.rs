@@ -265,15 +265,16 @@ impl Meta {
         Ok(())
     }
 
-    /// Bytes of the database's pages that are in use.
+    /// Bytes of the database's file that hold something: freed pages stay in it.
     ///
     /// # Errors
     /// [`Error::Database`].
     pub fn used_bytes(&self) -> Result<u64> {
+        let length = self.path.metadata().map_or(0, |meta| meta.len());
         let copier = self.copier.lock();
         let number = |sql| copier.query_row(sql, [], |row| sql::number(row, 0)).at(&self.path);
-        let pages = number("PRAGMA page_count")?.saturating_sub(number("PRAGMA freelist_count")?);
-        Ok(pages * number("PRAGMA page_size")?)
+        let (pages, free) = (number("PRAGMA page_count")?, number("PRAGMA freelist_count")?);
+        Ok(length / pages.max(1) * pages.saturating_sub(free))
     }
 
     /// Commit local rows, copy the log back and refuse everything from now on. Changes of a generation that was not

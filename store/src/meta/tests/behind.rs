@@ -204,3 +204,25 @@ fn the_log_of_the_database_starts_anew_when_its_pages_are_many_not_whenever_its_
     }
     assert!(length() >= before, "and its file is as long as before");
 }
+
+#[test]
+fn pages_that_were_freed_are_not_in_use() {
+    let (_dir, meta) = fresh("used");
+    meta.with(|txn| txn.create(ROOT_INO, b"f", &file(0))).unwrap();
+    let ino = meta.with(|txn| txn.lookup(ROOT_INO, b"f")).unwrap().ino;
+    let settled = || {
+        meta.commit_generation().unwrap();
+        meta.checkpoint_wal().unwrap();
+        meta.used_bytes().unwrap()
+    };
+    let before = settled();
+    assert!((10_000..10_000_000).contains(&before), "{before}");
+    let bytes = vec![7; 1 << 17];
+    let patches: Vec<(ChunkNo, u32, &[u8])> = (0..64).map(|n| (ChunkNo(n), 0, &bytes[..])).collect();
+    meta.with(|txn| txn.put_patches(ino, &patches)).unwrap();
+    let with = settled();
+    assert!((8 << 20..10 << 20).contains(&(with - before)), "{before} and {with}");
+    meta.with(|txn| txn.punch(ino, ChunkNo(0), 64)).unwrap();
+    let after = settled();
+    assert!(after < before + (1 << 20), "{before}, {with} and {after}");
+}

@@ -354,6 +354,29 @@ fn a_checkpoint_is_due_by_what_came_since_the_last_also_when_that_is_of_another_
     }
 }
 
+#[test]
+fn a_checkpoint_is_due_when_the_log_costs_too_much() {
+    let scratch = Scratch::new("checkpoint-cost");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    write(&volume, "file", &noise(111, 9000));
+    volume.commit(&NothingDirty).unwrap();
+    volume.checkpoint().unwrap();
+    let pointer = || volume.superblock.lock().checkpoints[0].generation;
+    let first = pointer();
+    let mut number = 0;
+    while volume.log.cost_since_checkpoint() < 16 << 20 {
+        let ino = volume.create(ROOT_INO, format!("n{number}").as_bytes(), &new_file()).unwrap().ino;
+        volume.set_xattr(ino, b"user.a", &noise(number, 60_000), false, false).unwrap();
+        volume.commit(&NothingDirty).unwrap();
+        assert_eq!(pointer(), first);
+        number += 1;
+    }
+    volume.checkpoint_if_due().unwrap();
+    assert!(pointer() > first);
+    volume.close(&NothingDirty).unwrap();
+}
+
 /// Three commits, then killed: where the second record lies, and the numbers of the generations.
 fn three_commits(scratch: &Scratch) -> (crate::ids::SegmentId, [usize; 4], [Generation; 3]) {
     scratch.format(6, 1);
