@@ -45,8 +45,10 @@ impl Entry {
     /// Whether it was unmounted, where its daemon is: that ends when the rest is durable and nobody has a file of it open.
     pub fn is_unmounted(&self) -> bool {
         let Some(device) = &self.device else { return false };
+        let names = spellings(&self.mountpoint);
         match mount_table::seen_by(self.pid) {
-            Ok(mounts) => mounts.iter().all(|mount| mount.device != *device),
+            // A number alone may be that of a later mount, somewhere else.
+            Ok(mounts) => !mounts.iter().any(|mount| mount.device == *device && names.contains(&mount.point)),
             // A process that ends is in no namespace any more.
             Err(error) => error.kind() != io::ErrorKind::PermissionDenied,
         }
