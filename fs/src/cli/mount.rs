@@ -171,41 +171,49 @@ fn first_secret(options: &MountOptions, probe: &Probe) -> Result<Secret, Failure
 fn probe_for(sources: &[PathBuf], options: &MountOptions) -> Result<Probe, Failure> {
     let mut all = sources.to_vec();
     all.extend(options.use_member.iter().cloned());
-    let (since, mut told) = (Instant::now(), false);
-    let mut seen = since;
+    let found = probe(&all)?;
+    // Of a volume that is taken over, fences and the lock of the state directory decide.
+    if options.take_over || !await_end(&found, options)? {
+        return Ok(found);
+    }
+    // Whoever has ended wrote to the directories before.
+    Ok(probe(&all)?)
+}
+
+/// Wait until a daemon has ended whose mount is gone. False if there was none.
+fn await_end(probe: &Probe, options: &MountOptions) -> Result<bool, Failure> {
+    let state_dir = options.state.as_deref().unwrap_or(&probe.state_dir);
+    let since = Instant::now();
+    let (mut seen, mut told, mut waited) = (since, false, false);
     loop {
-        let probe = probe(&all)?;
-        if options.take_over {
-            // Fences and the lock of the state directory decide.
-            return Ok(probe);
-        }
         match control::find_volume(probe.volume) {
             Some(entry) if !entry.is_unmounted() || since.elapsed() >= ENDING_PATIENCE => {
-                return Err(mounted_already(&probe, &entry));
+                return Err(mounted_already(probe, &entry));
             }
             Some(entry) => {
                 seen = Instant::now();
                 if !told && since.elapsed() > Duration::from_secs(1) {
-                    let (name, pid) = (name(&probe), entry.pid);
+                    let (name, pid) = (name(probe), entry.pid);
                     output::note(&format!(
                         "{name} was unmounted; waiting for process {pid}, which still has to do with it"
                     ));
                     told = true;
                 }
             }
-            None => match options.state.as_deref().map_or(probe.holder, LocalLock::holder) {
-                None => return Ok(probe),
+            None => match LocalLock::holder(state_dir) {
+                None => return Ok(waited),
                 // The last that it gives back.
                 Some(_) if seen.elapsed() < HOLDER_PATIENCE => {}
                 // Tells more when it tries to take it.
-                Some(_) if options.state.is_some() => return Ok(probe),
+                Some(_) if options.state.is_some() => return Ok(waited),
                 Some(pid) => {
                     let text = "wait for it, or unmount it where it is mounted";
-                    let text = format!("{} is in use by process {pid}; {text}", name(&probe));
+                    let text = format!("{} is in use by process {pid}; {text}", name(probe));
                     return Err(Failure::new(ExitCode::Busy, text));
                 }
             },
         }
+        waited = true;
         std::thread::sleep(ENDING_PAUSE);
     }
 }

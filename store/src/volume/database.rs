@@ -111,31 +111,41 @@ pub(super) fn database(
             }
         }
     };
+    let before = aside.as_ref().map(|aside| (aside.acknowledged, aside.path.as_path()));
     let rebuilt = reader.rebuild(dir, setup, ground);
-    let recovered = match (rebuilt, aside) {
-        (Ok(recovered), Some(aside)) if aside.acknowledged > recovered.head.generation && !accept_rollback => {
-            recover::remove_database(dir)?;
-            recover::put_back(dir, &aside.path)?;
-            return Err(Error::Refused(format!(
-                "the metadata database, of a former version, is at generation {} at least, but the backing directories end at \
-                 generation {}: they went back to an older state, and nothing was changed. Bring back the directories that are \
-                 newer. To go on from generation {} and give up what came later: brine mount -o accept_rollback",
-                aside.acknowledged, recovered.head.generation, recovered.head.generation
-            )));
-        }
-        (Ok(recovered), aside) => {
-            warnings.extend(aside.map(|aside| aside.text));
-            recovered
-        }
-        (Err(error), aside) => {
-            if let Some(aside) = aside {
-                recover::put_back(dir, &aside.path)?;
-            }
-            return Err(error);
-        }
-    };
+    let recovered = instead_of(dir, before, rebuilt, accept_rollback, |ahead, end| {
+        format!(
+            "the metadata database, of a former version, is at generation {ahead} at least, but the backing directories end at \
+             generation {end}: they went back to an older state, and nothing was changed. Bring back the directories that are \
+             newer. To go on from generation {end} and give up what came later: brine mount -o accept_rollback"
+        )
+    })?;
+    warnings.extend(aside.map(|aside| aside.text));
     warnings.extend(recovered.notes.iter().cloned());
     Ok((Arc::new(Meta::open(dir, key, setup)?), recovered))
+}
+
+/// What was rebuilt in the place of a database that was put aside (which generation it reached, and where it is now). If
+/// nothing was, or if the former is ahead of it and that is not accepted, the former is put back; `refusal` says why, with
+/// both generations.
+pub(super) fn instead_of(
+    dir: &Path,
+    aside: Option<(Generation, &Path)>,
+    rebuilt: Result<Recovered>,
+    accept_rollback: bool,
+    refusal: impl FnOnce(Generation, Generation) -> String,
+) -> Result<Recovered> {
+    let Some((reached, path)) = aside else { return rebuilt };
+    let error = match rebuilt {
+        Ok(recovered) if recovered.head.generation >= reached || accept_rollback => return Ok(recovered),
+        Ok(recovered) => {
+            recover::remove_database(dir)?;
+            Error::Refused(refusal(reached, recovered.head.generation))
+        }
+        Err(error) => error,
+    };
+    recover::put_back(dir, path)?;
+    Err(error)
 }
 
 /// Files of databases that were kept aside in a state directory.

@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::OpenOptions;
-use super::database::{Existing, kept_aside, open_existing};
+use super::database::{Existing, instead_of, kept_aside, open_existing};
 use super::members::{Members, lock_members, members, unlock};
 use super::probe::discover;
 use super::state_dir::{make_state_dir, state_dir_of};
@@ -90,25 +90,16 @@ pub fn rebuild(options: &OpenOptions) -> Result<Rebuilt> {
         Err(Error::DatabaseVersion { acknowledged, .. }) => Some((acknowledged, put_aside()?)),
         Err(error) => return Err(error),
     };
+    let before = before.as_ref().map(|(generation, aside)| (*generation, aside.as_path()));
     let made = reader.rebuild(&dir, &setup, &superblocks.ground(options.accept_rollback));
-    let made = match (made, &before) {
-        (Ok(made), Some((generation, aside))) if made.head.generation < *generation && !options.accept_rollback => {
-            recover::remove_database(&dir)?;
-            recover::put_back(&dir, aside)?;
-            return Err(Error::Refused(format!(
-                "the database in {} holds generation {generation}, the backing directories end at generation {}: it is \
-                 ahead of them, and nothing was changed. Mount the volume, which brings them up to it. To give up what \
-                 only the database holds: brine rebuild --accept-rollback",
-                dir.display(),
-                made.head.generation
-            )));
-        }
-        (Err(error), Some((_, aside))) => {
-            recover::put_back(&dir, aside)?;
-            return Err(error);
-        }
-        (made, _) => made?,
-    };
+    let made = instead_of(&dir, before, made, options.accept_rollback, |ahead, end| {
+        format!(
+            "the database in {} holds generation {ahead}, the backing directories end at generation {end}: it is ahead of \
+             them, and nothing was changed. Mount the volume, which brings them up to it. To give up what only the \
+             database holds: brine rebuild --accept-rollback",
+            dir.display()
+        )
+    })?;
     notes.extend(made.notes);
     let meta = Meta::open(&dir, keys.database_key(), &setup)?;
     report("verifying the tables", 0, 0);
