@@ -494,13 +494,20 @@ fn what_is_written_while_zeros_are_made_stays() {
                 continue;
             }
             expected.resize(expected.len().next_multiple_of(4096), 0);
-            match backing.direct(ID, expected.len() as u64, 4096) {
+            let at = expected.len() as u64;
+            let mut direct = backing.direct(ID, at, 4096);
+            // On a machine as busy as it likes, one write in sixteen goes directly.
+            while round % 16 == 8 && matches!(direct, Direct::NotYet) {
+                std::thread::yield_now();
+                direct = backing.direct(ID, at, 4096);
+            }
+            match direct {
                 Direct::Ready { file, .. } => {
                     let bytes = Aligned::gather([[byte; 4096].as_slice()].into_iter());
-                    file.write_all_at(bytes.bytes(), expected.len() as u64).unwrap();
+                    file.write_all_at(bytes.bytes(), at).unwrap();
                     directly += 1;
                 }
-                Direct::NotYet => write(&backing, expected.len() as u64, &[byte; 4096]).unwrap(),
+                Direct::NotYet => write(&backing, at, &[byte; 4096]).unwrap(),
                 Direct::Never => panic!("never: does {} lie on ext4 or xfs?", backing.path.display()),
             }
             expected.resize(expected.len() + 4096, byte);
@@ -509,7 +516,7 @@ fn what_is_written_while_zeros_are_made_stays() {
     });
     let content = fs::read(&path).unwrap();
     assert!(content[..expected.len()] == expected && content[expected.len()..].iter().all(|byte| *byte == 0));
-    assert!(directly > 0, "none was written directly");
+    assert!(directly >= 2000 / 16, "{directly} were written directly");
 }
 
 /// What was not written, or not synced, is not there durably, though it reads as zeros.
