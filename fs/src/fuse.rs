@@ -7,6 +7,7 @@ mod answer;
 mod busy;
 mod convert;
 mod session;
+mod write;
 
 use std::ffi::OsStr;
 use std::io;
@@ -31,6 +32,7 @@ use answer::code;
 use busy::Device;
 use convert::{attr_ttl, file_attr, file_type, kind_of_mode, negative_entry, rename_flags, stamp};
 pub use session::{FuseConfig, Unmounter, serve, serve_with};
+use write::Write;
 
 /// Largest write request, bytes: what the kernel allows by default.
 const WRITE_MAX: u32 = 1 << 20;
@@ -354,6 +356,20 @@ impl Filesystem for Adapter {
         let drop_set_id = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         match self.vfs.room_for(data.len()) {
             Room::Now => {
+                if let Some(turn) = self.vfs.turn_ahead(handle.0, data.len()) {
+                    let (vfs, write) = (Arc::clone(&self.vfs), Write::new(handle, offset, data, drop_set_id, reply));
+                    return self.vfs.storers().run(move || {
+                        vfs.store_ahead(write.handle, write.offset, &write.data);
+                        drop(turn);
+                        match vfs.room_for(write.data.len()) {
+                            Room::Now => {
+                                let outcome = write.carry_out(&vfs);
+                                write.answer(&vfs, outcome);
+                            }
+                            Room::Later => Arc::clone(&vfs).writers().run(move || write.when_room(&vfs)),
+                        }
+                    });
+                }
                 let outcome = self.vfs.write(handle.0, offset, data, drop_set_id);
                 let again = || {
                     let data = data.to_vec();
@@ -362,15 +378,8 @@ impl Filesystem for Adapter {
                 self.answer_within_quota(outcome, again, move |outcome| answer::written(outcome, reply));
             }
             Room::Later => {
-                let (vfs, data) = (Arc::clone(&self.vfs), data.to_vec());
-                self.vfs.writers().run(move || match vfs.write_when_room(handle.0, offset, &data, drop_set_id) {
-                    // Elsewhere: the next writers wait behind this thread.
-                    Err(Errno::QUOTA) => Arc::clone(&vfs).io().run(move || {
-                        vfs.await_given_back();
-                        answer::written(vfs.write(handle.0, offset, &data, drop_set_id), reply);
-                    }),
-                    outcome => answer::written(outcome, reply),
-                });
+                let (vfs, write) = (Arc::clone(&self.vfs), Write::new(handle, offset, data, drop_set_id, reply));
+                self.vfs.writers().run(move || write.when_room(&vfs));
             }
         }
     }

@@ -11,6 +11,7 @@
 //! When the store refuses accepted data, the data stays here, readable, and is tried again with growing pauses; the error
 //! is remembered for each handle that is open (as Linux does, except that Linux drops the data).
 
+mod ahead;
 mod chunk;
 mod file;
 mod flush;

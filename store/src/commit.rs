@@ -20,7 +20,7 @@ use crate::meta::Meta;
 /// What the caller holds dirty, and how to put it into the open generation.
 pub trait Flusher: Sync {
     /// Put everything dirty into the store. `exclusive`: all writers are held off, so this must be short and must
-    /// not take the gate; when it returns nothing is dirty and nothing is being appended.
+    /// not take the gate; when it returns nothing is dirty, and nothing is being appended but what no row names.
     fn flush(&self, exclusive: bool) -> Result<()>;
     /// True if something is dirty.
     fn has_dirty(&self) -> bool;

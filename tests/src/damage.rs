@@ -55,6 +55,12 @@ fn data_ranges(file: &File) -> Vec<std::ops::Range<u64>> {
     ranges
 }
 
+/// Bytes of a file that hold data: not those of holes, nor what is preallocated. 0 if it is gone.
+pub fn data_bytes(path: &Path) -> u64 {
+    let ranges = File::open(path).map(|file| data_ranges(&file)).unwrap_or_default();
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
 /// Flips one random bit in every `spacing` bytes of data of every segment file, in place; says how many.
 ///
 /// # Panics

@@ -8,6 +8,11 @@ fn an_equal_file_costs_nothing_a_changed_byte_one_block_zeros_nothing() {
 }
 
 #[test]
+fn what_is_streamed_beside_small_syncs_is_stored_as_it_was_written() {
+    println!("{}", dedup::streamed_beside_syncs(48));
+}
+
+#[test]
 fn three_wanted_copies_are_three_ciphertexts_however_many_files() {
     println!("{}", dedup::copies(3, 40));
 }

@@ -122,6 +122,9 @@ pub struct VfsCounts {
 const LEAVING_PAUSE: Duration = Duration::from_millis(10);
 const LEAVING_PATIENCE: Duration = Duration::from_secs(2);
 
+/// Threads that store ahead, at most: each has a job in the queue of each directory, whose commits are to find room there.
+const STORERS_MAX: usize = 8;
+
 /// A mounted volume's operations.
 pub struct Vfs {
     volume: Arc<Volume>,
@@ -136,6 +139,10 @@ pub struct Vfs {
     io: Pool,
     /// One thread, for writes that wait for room: first come, first served.
     writers: Pool,
+    /// Writes that are being stored before they are accepted, or wait for it, and the threads that do it: of their own, since
+    /// reads wait for those of `io`.
+    ahead: AtomicUsize,
+    storers: Pool,
     /// Removed files whose space is about to be given back, once they are sealed no more; and one thread that does it, of
     /// its own, since threads of `io` may be waiting for that.
     leaving: AtomicUsize,
@@ -177,6 +184,8 @@ impl Vfs {
             buffer: Arc::new(buffer),
             io: Pool::new("brine-io", options.io_threads)?,
             writers: Pool::new("brine-write", 1)?,
+            ahead: AtomicUsize::new(0),
+            storers: Pool::new("brine-ahead", options.seal_threads.min(STORERS_MAX))?,
             leaving: AtomicUsize::new(0),
             leavers: Pool::new("brine-leave", 1)?,
             committer: Committer::default(),
@@ -216,6 +225,11 @@ impl Vfs {
         &self.writers
     }
 
+    /// The threads for writes that are stored before they are accepted.
+    pub fn storers(&self) -> &Pool {
+        &self.storers
+    }
+
     /// `.brine` of this mount.
     pub fn control(&self) -> &ControlDir {
         &self.control
@@ -250,6 +264,7 @@ impl Vfs {
     /// What kept the last changes from becoming durable.
     pub fn close(&self) -> StoreResult<()> {
         self.exec.stop();
+        self.storers.finish();
         self.writers.finish();
         self.io.finish();
         self.leavers.finish();

@@ -9,7 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use brine_store::gc::{GcOptions, GcReport};
-use brine_store::ids::Generation;
+use brine_store::ids::{Generation, Ino};
 use parking_lot::{Condvar, Mutex};
 
 use super::Vfs;
@@ -29,6 +29,8 @@ pub struct Committer {
 #[derive(Default)]
 struct Asked {
     waiters: Vec<Waiter>,
+    /// When somebody asked last, and for which file.
+    last: Option<(Instant, Option<Ino>)>,
     stop: bool,
 }
 
@@ -58,6 +60,9 @@ const GATHER_MAX: Duration = Duration::from_millis(5);
 /// If somebody asks this soon after an answer, somebody is taken to do so again: the database is written for several
 /// commits together.
 const FOLLOWED: Duration = Duration::from_millis(2);
+
+/// Whoever asked since is taken to ask again.
+const SYNCS_LATELY: Duration = Duration::from_millis(100);
 
 fn run(vfs: &Weak<Vfs>) {
     let _finish = MustFinish;
@@ -141,9 +146,19 @@ impl Vfs {
         outcome
     }
 
-    fn when_committed(&self, waiter: Waiter) {
-        self.committer.asked.lock().waiters.push(waiter);
+    fn when_committed(&self, of: Option<Ino>, waiter: Waiter) {
+        {
+            let mut asked = self.committer.asked.lock();
+            asked.waiters.push(waiter);
+            asked.last = Some((Instant::now(), of));
+        }
         self.committer.wake.notify_one();
+    }
+
+    /// Whether the last to ask for a commit did lately, and not for this file.
+    pub(super) fn others_sync(&self, ino: Ino) -> bool {
+        let last = self.committer.asked.lock().last;
+        last.is_some_and(|(when, of)| of != Some(ino) && when.elapsed() < SYNCS_LATELY)
     }
 
     /// Answer when a file is durable, and with it everything accepted before: `answer` is called from another thread.
@@ -157,15 +172,18 @@ impl Vfs {
         };
         file.node.retry_now();
         let vfs = Arc::clone(self);
-        self.when_committed(Box::new(move |outcome| {
-            // A failed commit is told here and need not be told again; an error of the file itself comes first.
-            let deferred = vfs.deferred_error(&file);
-            answer(deferred.and(outcome));
-        }));
+        self.when_committed(
+            Some(file.node.ino),
+            Box::new(move |outcome| {
+                // A failed commit is told here and need not be told again; an error of the file itself comes first.
+                let deferred = vfs.deferred_error(&file);
+                answer(deferred.and(outcome));
+            }),
+        );
     }
 
     /// Answer when everything accepted so far is durable.
     pub fn sync_all(&self, answer: impl FnOnce(Outcome<()>) + Send + 'static) {
-        self.when_committed(Box::new(answer));
+        self.when_committed(None, Box::new(answer));
     }
 }

@@ -1,9 +1,25 @@
 //! Writing, and making or freeing room inside files.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Caller, Vfs};
 use crate::errno::{Errno, Outcome};
+
+/// Writes that may be stored before they are accepted are at least this long, bytes: shorter ones are soon stored.
+const STORED_AHEAD_MIN: usize = 256 << 10;
+
+/// Writes that are being stored ahead, or wait for it, at most.
+const AHEAD_MAX: usize = 16;
+
+/// A write that is being stored ahead, or waits for it.
+pub struct AheadTurn(Arc<Vfs>);
+
+impl Drop for AheadTurn {
+    fn drop(&mut self) {
+        self.0.ahead.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Whether a write can be accepted at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +38,25 @@ impl Vfs {
         }
         self.buffer.announce_waiting();
         Room::Later
+    }
+
+    /// Whether a write of `len` bytes should be [stored](Self::store_ahead) before it is accepted, by [`Self::storers`]: its
+    /// turn. What is accepted belongs to the next commit, and who waits for that would wait for all of it to be stored. When
+    /// many writes are being stored, others are accepted as ever: what waits is no part of the buffer, and not bounded by it.
+    pub fn turn_ahead(self: &Arc<Self>, handle: u64, len: usize) -> Option<AheadTurn> {
+        if len < STORED_AHEAD_MIN || !self.file(handle).is_ok_and(|file| self.others_sync(file.node.ino)) {
+            return None;
+        }
+        let turn = AheadTurn(Arc::clone(self));
+        (self.ahead.fetch_add(1, Ordering::Relaxed) < AHEAD_MAX).then_some(turn)
+    }
+
+    /// Store what is about to be written, if there is room for it. Waits for disks. What fails here is told of by the write.
+    pub fn store_ahead(&self, handle: u64, offset: u64, data: &[u8]) {
+        let Ok(file) = self.file(handle) else { return };
+        if let Err(error) = self.buffer.store_ahead(&file.node, offset, data) {
+            log::debug!("inode {}: storing ahead: {error}", file.node.ino);
+        }
     }
 
     /// Write what [`Self::room_for`] said must wait. Waits for room.

@@ -18,6 +18,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, OFlag, PosixFadviseAdvice, fallocate, posix_fadvise, renameat};
@@ -26,16 +27,20 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    Backing, Direct, DirectEnd, FENCE_DIR, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before, gone, in_use, space,
-    split_name, sys,
+    Backing, Direct, DirectEnd, FENCE_DIR, LONG_WRITE_MIN, MARKER_NAMES, SMALL_FILE_LEN_MAX, Space, failed_before,
+    gone, in_use, space, split_name, sys,
 };
 use crate::ids::SegmentId;
 use beneath::{EntryKind, make_dir, open_dir, open_regular, sync_dir};
 use cache::{Cache, Room, SegmentFile};
+use direct::is_whole;
 use watch::Watch;
 
 /// Most buffers of one pwritev (IOV_MAX of Linux).
 const BUFFERS_PER_WRITE_MAX: usize = 1024;
+
+/// Syncs that follow each other sooner are taken to go on.
+const SYNCED_OFTEN: Duration = Duration::from_millis(50);
 
 const SEGMENTS: &str = "segments";
 
@@ -59,6 +64,8 @@ pub struct DirBacking {
     reads_nowait: AtomicBool,
     /// Files are written directly; cleared when the filesystem turns out to refuse it.
     directly: AtomicBool,
+    /// When a segment was synced last, and whether that was soon after the one before.
+    synced: Mutex<Option<(Instant, bool)>>,
     /// Of the small files' names, from when the fences were first listed.
     watch: Mutex<Watch>,
     /// [`Watch::changes`] before file and marker were last found in place, and one.
@@ -85,6 +92,7 @@ impl DirBacking {
         Ok(Self {
             path: path.to_owned(),
             directly: AtomicBool::new(direct::may_be(&fs_type)),
+            synced: Mutex::default(),
             watch: Mutex::default(),
             in_place_at: AtomicU64::new(0),
             fs_type,
@@ -134,6 +142,18 @@ impl DirBacking {
         let dir = make_dir(&segments, &format!("{low:02x}"))?;
         durable[usize::from(low)] = true;
         Ok(dir)
+    }
+
+    fn note_sync(&self) {
+        let mut synced = self.synced.lock();
+        *synced = Some((Instant::now(), synced.is_some_and(|(last, _)| last.elapsed() < SYNCED_OFTEN)));
+    }
+
+    /// Whether long writes should go past the cache, and can: while somebody syncs again and again, who would wait until what
+    /// others wrote there is written to the device. Else they end sooner in the cache.
+    fn writes_past_cache(&self) -> bool {
+        self.directly.load(Ordering::Relaxed)
+            && self.synced.lock().is_some_and(|(last, often)| often && last.elapsed() < SYNCED_OFTEN)
     }
 
     /// R9: after a sync the file must still have a name, and the directory its marker.
@@ -258,14 +278,22 @@ impl Backing for DirBacking {
             }
             cache.room(id)
         };
+        let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let past_cache = len >= LONG_WRITE_MIN && is_whole(offset, len) && self.writes_past_cache();
         if let Some(room) = room {
-            let len: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
             let end = offset.saturating_add(len);
             let mut room = room.lock_for(end);
             room.reserve(&segment.file, end)?;
             room.about_to_write(&segment.file, end, len);
+            if past_cache {
+                // Best effort, as all that is ahead of the write.
+                let _ = room.lengthen(&segment.file);
+            }
         }
-        let written = pwrite_all(&segment.file, offset, bufs);
+        let written = match past_cache.then(|| self.write_past_cache(id, &segment, offset, bufs)) {
+            None | Some(Ok(false)) => pwrite_all(&segment.file, offset, bufs),
+            Some(written) => written.map(drop),
+        };
         // Afterwards, or a sync running beside could clear it without having covered this write. Until here our own
         // reference keeps the file open.
         segment.dirty.store(true, Ordering::Release);
@@ -314,6 +342,7 @@ impl Backing for DirBacking {
         if self.cache.lock().has_failed(id) {
             return Err(failed_before());
         }
+        self.note_sync();
         let sync = || {
             // Cleared first: a write that comes during the sync sets it again.
             segment.dirty.store(false, Ordering::Release);

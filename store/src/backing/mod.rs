@@ -43,6 +43,10 @@ pub use space::{Space, is_network_fs};
 pub use stats::MemberStats;
 pub use through::WriteThrough;
 
+/// Writes of at least this length that are whole pages ([`DIRECT_ALIGN`]) may go past the page cache, bytes: they do where that
+/// is possible and somebody syncs again and again.
+pub const LONG_WRITE_MIN: u64 = 64 << 10;
+
 /// Most bytes of a small file (superblock, fence): what a hostile directory can make a reader allocate.
 pub const SMALL_FILE_LEN_MAX: usize = 1 << 20;
 

@@ -37,14 +37,33 @@ pub(super) struct Aligned {
 }
 
 impl Aligned {
+    /// Nothing.
+    pub(super) const fn new() -> Self {
+        Self { buffer: Vec::new(), start: 0, len: 0 }
+    }
+
     /// These parts, one after the other.
     pub(super) fn gather<'a>(parts: impl Iterator<Item = &'a [u8]> + Clone) -> Self {
-        let len = parts.clone().map(<[u8]>::len).sum();
-        let mut buffer: Vec<u8> = Vec::with_capacity(len + DIRECT_ALIGN as usize);
-        let start = buffer.as_ptr().align_offset(DIRECT_ALIGN as usize);
-        buffer.resize(start, 0);
-        parts.for_each(|part| buffer.extend_from_slice(part));
-        Self { buffer, start, len }
+        let mut all = Self::new();
+        all.fill(parts);
+        all
+    }
+
+    /// As [`Self::gather`], in the same memory if it is enough.
+    pub(super) fn fill<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]> + Clone) {
+        self.len = parts.clone().map(<[u8]>::len).sum();
+        self.buffer.clear();
+        self.buffer.reserve(self.len + DIRECT_ALIGN as usize);
+        self.start = self.buffer.as_ptr().align_offset(DIRECT_ALIGN as usize);
+        self.buffer.resize(self.start, 0);
+        parts.for_each(|part| self.buffer.extend_from_slice(part));
+    }
+
+    /// Forget them, and keep no more memory than this, bytes.
+    pub(super) fn shrink_to(&mut self, max: usize) {
+        (self.start, self.len) = (0, 0);
+        self.buffer.clear();
+        self.buffer.shrink_to(max);
     }
 
     pub(super) fn bytes(&self) -> &[u8] {

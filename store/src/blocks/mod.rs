@@ -29,7 +29,7 @@ pub use pins::{Pin, Pins};
 pub(crate) use put::close_segment;
 pub use put::{Put, Stored};
 
-use crate::backing::{BackingSet, Hedge};
+use crate::backing::{BackingSet, DIRECT_ALIGN, Hedge};
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{BlockId, SegmentId, VolumeId};
@@ -37,7 +37,6 @@ use crate::meta::Meta;
 use crate::meta::rows::SegmentRow;
 use crate::seal::{Codec, Sealer};
 use crate::segment::Segments;
-use crate::shard::RECORD_ALIGN;
 use crate::stripes::{SegmentInfo, Stripes};
 
 /// One chunk's plaintext, read or about to be.
@@ -76,6 +75,8 @@ pub struct BlockFigures {
     pub dedup_hits: AtomicU64,
     /// Chunks that were not.
     pub dedup_misses: AtomicU64,
+    /// Blocks that were stored before they were written.
+    pub stored_ahead: AtomicU64,
     /// Blocks that were read with parity because a data shard was missing, late or wrong.
     pub degraded_reads: AtomicU64,
 }
@@ -99,6 +100,8 @@ pub struct Blocks {
     unrecorded: Mutex<Vec<SegmentRow>>,
     claimed: Mutex<HashSet<BlockId>>,
     unclaimed: Condvar,
+    /// Stored ahead, and not put yet.
+    ahead: Mutex<HashSet<BlockId>>,
     cache: Cache,
     damage: Damage,
     figures: BlockFigures,
@@ -154,12 +157,13 @@ impl Blocks {
             unrecorded: Mutex::default(),
             claimed: Mutex::default(),
             unclaimed: Condvar::new(),
+            ahead: Mutex::default(),
             cache: Cache::new(config.cache_bytes),
             damage: Damage::default(),
             figures: BlockFigures::default(),
             pins: Pins::default(),
             arenas: Mutex::default(),
-            zeroes: Arc::new(vec![0; RECORD_ALIGN as usize]),
+            zeroes: Arc::new(vec![0; DIRECT_ALIGN as usize]),
         }
     }
 

@@ -1,12 +1,12 @@
 //! Storing chunks: digest, key, known? else seal, pack, code, append, and the rows, in that order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::pack::{self, Plan};
 use super::{Blocks, Chunk};
-use crate::backing::SharedBytes;
+use crate::backing::{DIRECT_ALIGN, LONG_WRITE_MIN, SharedBytes};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardIndex};
 use crate::meta::Txn;
@@ -67,6 +67,9 @@ impl Drop for Claims<'_> {
     }
 }
 
+/// Blocks stored ahead that are told from duplicates when they are put, for the figures.
+const AHEAD_COUNTED_MAX: usize = 4096;
+
 /// Attempts at appending before a put gives up: each failed one took a member out.
 const APPEND_ATTEMPTS_MAX: usize = 8;
 
@@ -75,14 +78,7 @@ impl Blocks {
     ///
     /// Appended, not synced, when it returns. Errors: [`Error::NoSpace`], [`Error::TooFewMembers`], database errors.
     pub fn put<R>(&self, puts: &[Put<'_>], rows: impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>) -> Result<R> {
-        let candidates: Vec<Candidate> = puts
-            .iter()
-            .map(|put| {
-                let digest = self.sealer.content_digest(BlockKind::FileData, put.plain);
-                let key = self.sealer.block_key(&put.salt, &digest);
-                Candidate { digest, key, id: Sealer::block_id(&key) }
-            })
-            .collect();
+        let candidates = self.candidates(puts);
         let _pin = self.pins.enter();
         let claims = self.claim(candidates.iter().map(|c| c.id));
         let mut rows = Some(rows);
@@ -91,6 +87,65 @@ impl Blocks {
                 return Ok(done);
             }
         }
+    }
+
+    /// Store chunks that nothing refers to yet, so that a [`Self::put`] of them finds them: it has little to do then. What is
+    /// never put is taken for any block without a reference.
+    ///
+    /// `enter` is called before the rows are put, and what it returns is held until they are: most of the work is done
+    /// before, with who stores the same held off, and gc. Errors as of [`Self::put`].
+    pub fn put_ahead<G>(&self, puts: &[Put<'_>], enter: impl FnOnce() -> G) -> Result<()> {
+        let candidates = self.candidates(puts);
+        let _pin = self.pins.enter();
+        let generation = Generation(self.meta.committed().0 + 1);
+        let (new_blocks, new_segment) = {
+            // Let go of afterwards: who waits for them may hold up whom `enter` waits for.
+            let claims = self.claim(candidates.iter().map(|c| c.id));
+            let known = self.known(&claims)?;
+            let mut seen = HashSet::new();
+            let fresh: Vec<usize> = (0..puts.len())
+                .filter(|&index| known[&candidates[index].id].is_none() && seen.insert(candidates[index].id))
+                .collect();
+            self.append(puts, &candidates, &fresh, generation)?
+        };
+        // Others may append to it, and close it, before these rows are put.
+        self.unrecorded.lock().extend(new_segment);
+        if new_blocks.is_empty() {
+            return Ok(());
+        }
+        let _entered = enter();
+        let stored = self.meta.with(|txn| {
+            self.settle_segments(txn)?;
+            let mut stored = Vec::with_capacity(new_blocks.len());
+            for row in &new_blocks {
+                // Another may have stored it meanwhile.
+                if txn.put_block(row)? {
+                    stored.push(row.id);
+                }
+            }
+            Ok(stored)
+        })?;
+        Self::count(&self.figures.stored_ahead, stored.len());
+        let mut ahead = self.ahead.lock();
+        if ahead.len() > AHEAD_COUNTED_MAX {
+            ahead.clear();
+        }
+        ahead.extend(stored);
+        Ok(())
+    }
+
+    fn candidates(&self, puts: &[Put<'_>]) -> Vec<Candidate> {
+        let candidate = |put: &Put<'_>| {
+            let digest = self.sealer.content_digest(BlockKind::FileData, put.plain);
+            let key = self.sealer.block_key(&put.salt, &digest);
+            Candidate { digest, key, id: Sealer::block_id(&key) }
+        };
+        puts.iter().map(candidate).collect()
+    }
+
+    /// What is known of the claimed blocks.
+    fn known(&self, claims: &Claims<'_>) -> Result<HashMap<BlockId, Option<BlockRow>>> {
+        self.meta.look(|txn| claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect())
     }
 
     /// One attempt at [`Self::put`]. `None`: a block that was to be shared has been condemned meanwhile; what was
@@ -102,9 +157,7 @@ impl Blocks {
         claims: &Claims<'_>,
         rows: &mut Option<impl FnOnce(&mut Txn<'_>, &[Stored]) -> Result<R>>,
     ) -> Result<Option<R>> {
-        let known = self
-            .meta
-            .with(|txn| claims.ids.iter().map(|id| Ok((*id, txn.block(id)?))).collect::<Result<HashMap<_, _>>>())?;
+        let known = self.known(claims)?;
 
         // The first of equal chunks in this call is stored, the others find it.
         let mut fresh_ids: HashMap<BlockId, usize> = HashMap::new();
@@ -149,8 +202,12 @@ impl Blocks {
         }
         let outcome = outcome?;
         if outcome.is_some() {
-            Self::count(&self.figures.dedup_hits, puts.len() - fresh.len());
-            Self::count(&self.figures.dedup_misses, fresh.len());
+            let ahead = {
+                let mut ahead = self.ahead.lock();
+                stored.iter().filter(|stored| ahead.remove(&stored.id) && stored.duplicate).count()
+            };
+            Self::count(&self.figures.dedup_hits, puts.len() - fresh.len() - ahead);
+            Self::count(&self.figures.dedup_misses, fresh.len() + ahead);
         }
         Ok(outcome)
     }
@@ -308,7 +365,10 @@ impl Blocks {
             stripe.at = at;
             at += stripe.record_len;
         }
-        let appended = self.append_run(total, RECORD_ALIGN, generation, limit, |extent| {
+        // Long runs take whole pages, so that they can be written past the cache.
+        let align = if total >= LONG_WRITE_MIN { DIRECT_ALIGN } else { RECORD_ALIGN };
+        let padding = total.next_multiple_of(align) - total;
+        let appended = self.append_run(total + padding, align, generation, limit, |extent| {
             for stripe in stripes.iter_mut() {
                 if let Some(commit) = &mut stripe.commit {
                     commit.copies = extent.segment.occupied();
@@ -319,12 +379,12 @@ impl Blocks {
             let slots = (0..self.geometry.total()).filter(|slot| occupied >> slot & 1 == 1);
             self.segments.write(
                 extent,
-                slots.map(|slot| (slot, self.slot_bytes(extent, slot, stripes))).collect(),
+                slots.map(|slot| (slot, self.slot_bytes(extent, slot, stripes, padding))).collect(),
                 false,
                 limit,
             )
         })?;
-        self.segments.appended(&appended.0, total);
+        self.segments.appended(&appended.0, total + padding);
         Ok(appended)
     }
 
@@ -366,7 +426,7 @@ impl Blocks {
     }
 
     /// What a slot's file holds of a run of stripes.
-    fn slot_bytes(&self, extent: &Extent, slot: usize, stripes: &[Stripe]) -> Vec<SharedBytes> {
+    fn slot_bytes(&self, extent: &Extent, slot: usize, stripes: &[Stripe], after: u64) -> Vec<SharedBytes> {
         let mut parts = Vec::with_capacity(3 * stripes.len());
         for stripe in stripes {
             let header = self.header(extent, slot, stripe).encode(&self.header_mac);
@@ -375,6 +435,7 @@ impl Blocks {
             parts.push(SharedBytes::part(&stripe.shards, slot * stripe.shard_len..(slot + 1) * stripe.shard_len));
             parts.push(SharedBytes::part(&self.zeroes, 0..padding));
         }
+        parts.push(SharedBytes::part(&self.zeroes, 0..after as usize));
         parts
     }
 

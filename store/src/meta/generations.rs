@@ -32,6 +32,9 @@ pub struct Closed {
 /// Generations that are left in one transaction at most.
 const LEFT_OPEN_MAX: u32 = 16;
 
+/// Generations that are not left open after somebody had to end the transaction of a single one.
+const INTERRUPTED_FOR: u32 = 16;
+
 /// Pause between two looks whether a generation is closed.
 const CLOSING_PAUSE: Duration = Duration::from_millis(1);
 
@@ -84,7 +87,8 @@ impl Meta {
         let restart = self.restart_wal.swap(false, Ordering::Relaxed);
         let closed = core.close_generation(seal, restart);
         match &closed {
-            Ok(Closed { changed: true, .. }) if left_open && !restart && core.uncommitted < LEFT_OPEN_MAX => {}
+            Ok(Closed { changed: true, .. })
+                if left_open && !restart && core.uncommitted < LEFT_OPEN_MAX && !core.is_interrupted() => {}
             Ok(Closed { changed: true, .. }) => self.behind.end(core, restart),
             Ok(_) => {}
             Err(_) => core.check_transaction(),
@@ -273,7 +277,20 @@ impl Core {
 
     /// Commit generations that were left in the open transaction, if nothing of the next is in it.
     pub(super) fn end_left_open(&mut self) -> Result<()> {
-        if self.uncommitted > 0 && !self.has_changes() { self.commit_and_begin(false) } else { Ok(()) }
+        if self.uncommitted == 0 || self.has_changes() {
+            return Ok(());
+        }
+        if self.uncommitted == 1 {
+            self.interruptions = INTERRUPTED_FOR;
+        }
+        self.commit_and_begin(false)
+    }
+
+    /// Somebody else came lately between two commits that follow each other closely, and had to end their transaction.
+    fn is_interrupted(&mut self) -> bool {
+        let interrupted = self.interruptions > 0;
+        self.interruptions = self.interruptions.saturating_sub(1);
+        interrupted
     }
 
     /// Rows from a record or an image: not recorded again.

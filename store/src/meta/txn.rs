@@ -45,6 +45,8 @@ pub(super) struct Core {
     pub committed_ns: i64,
     /// Of the last of them, so many are in the open transaction still.
     pub uncommitted: u32,
+    /// Generations that are not to be left open.
+    pub interruptions: u32,
     pub inodes: InodeCache,
     /// Access times not yet in their rows.
     pub atimes: NumberMap<i64>,
@@ -127,6 +129,7 @@ impl Core {
             refs: Vec::new(),
             audit: None,
             uncommitted: 0,
+            interruptions: 0,
             notes: Notes::default(),
             local_dirty: false,
             conflicts: 0,

@@ -195,6 +195,8 @@ pub struct DedupStatus {
     pub hits: u64,
     /// Chunks written that were not.
     pub misses: u64,
+    /// Chunks stored before they were accepted, because others synced meanwhile.
+    pub stored_ahead: u64,
 }
 
 /// Redundancy.
@@ -302,6 +304,7 @@ impl Volume {
                 },
                 hits: self.blocks.figures().dedup_hits.load(std::sync::atomic::Ordering::Relaxed),
                 misses: self.blocks.figures().dedup_misses.load(std::sync::atomic::Ordering::Relaxed),
+                stored_ahead: self.blocks.figures().stored_ahead.load(std::sync::atomic::Ordering::Relaxed),
             },
             redundancy: RedundancyStatus {
                 factor,

@@ -7,6 +7,7 @@ use super::*;
 use crate::check::{CheckOptions, CheckProgress, check, heal};
 use crate::ids::{ChunkNo, ROOT_INO};
 
+mod ahead;
 mod behind;
 mod checked;
 mod damage;

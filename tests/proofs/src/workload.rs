@@ -255,16 +255,25 @@ fn sync_file(vfs: &Arc<Vfs>, handle: u64) -> Outcome<()> {
 }
 
 /// As [`carry_out`], and whether the operation was accepted: a write is, though closing the file may tell of an error
-/// that was deferred.
+/// that was deferred. Nothing is stored ahead.
 pub fn carry_out_told(vfs: &Arc<Vfs>, op: &Op) -> (bool, Outcome<()>) {
-    let Op::Write { path, offset, len, seed } = op else {
-        let outcome = carry_out(vfs, op);
-        return (outcome.is_ok(), outcome);
-    };
+    match op {
+        Op::Write { path, offset, len, seed } => write(vfs, path, *offset, &noise(*seed, *len), false),
+        _ => {
+            let outcome = carry_out(vfs, op);
+            (outcome.is_ok(), outcome)
+        }
+    }
+}
+
+/// Whether it was accepted, and the outcome. `ahead`: as beside others who sync.
+fn write(vfs: &Arc<Vfs>, path: &str, offset: u64, bytes: &[u8], ahead: bool) -> (bool, Outcome<()>) {
     let mut accepted = false;
     let outcome = opened(vfs, path, |handle| {
-        let bytes = noise(*seed, *len);
-        let written = vfs.write(handle, *offset, &bytes, false)?;
+        if ahead {
+            vfs.store_ahead(handle, offset, bytes);
+        }
+        let written = vfs.write(handle, offset, bytes, false)?;
         assert_eq!(written as usize, bytes.len(), "a write is accepted whole or refused");
         accepted = true;
         Ok(())
@@ -286,7 +295,9 @@ pub fn carry_out(vfs: &Arc<Vfs>, op: &Op) -> Outcome<()> {
         }),
         Op::Mkdir { path } => make(vfs, path, FileKind::Directory, 0o755, None),
         Op::Symlink { path, target } => make(vfs, path, FileKind::Symlink, 0o777, Some(target.as_bytes())),
-        Op::Write { .. } => carry_out_told(vfs, op).1,
+        Op::Write { path, offset, len, seed } => {
+            write(vfs, path, *offset, &noise(*seed, *len), seed.is_multiple_of(3)).1
+        }
         Op::Truncate { path, len } => at(vfs, path, |ino| {
             let change = AttrChange { size: Some(*len), ..AttrChange::default() };
             match vfs.attr(ino)?.kind {

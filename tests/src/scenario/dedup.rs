@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,7 +12,7 @@ use serde_json::Value;
 use crate::command::shell_as;
 use crate::environment::STRANGER;
 use crate::volume::wait_until;
-use crate::{Builder, TestVolume, content};
+use crate::{Builder, Random, TestVolume, content, seed};
 
 /// Chunk length of new files, bytes.
 pub const CHUNK: u64 = 131_072;
@@ -61,6 +63,54 @@ pub fn same_and_changed(chunks: u64) -> String {
     assert!(fs::read(volume.path("two")).expect("read") == bytes, "a deduplicated file is wrong");
     assert!(fs::read(volume.path("three")).expect("read") == content(1, bytes.len()), "a deduplicated file is wrong");
     format!("{chunks} chunks thrice stored once, ratio {ratio:.2}")
+}
+
+/// A stream beside somebody who syncs again and again is stored before it is accepted: as it was written, and once.
+#[track_caller]
+pub fn streamed_beside_syncs(mebibytes: u64) -> String {
+    const WRITE: usize = 1 << 20;
+    let mut volume = small("streamed").mount();
+    let bytes = content(3, mebibytes as usize * WRITE);
+    let (stop, syncs) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut writes = 0;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut file = fs::File::create(volume.path("synced")).expect("create");
+            while !stop.load(Ordering::Relaxed) {
+                file.write_all(&[7; 100]).and_then(|()| file.sync_all()).expect("append and sync");
+                syncs.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        wait_until(FOLDED_WITHIN, || syncs.load(Ordering::Relaxed) > 0);
+        let file = fs::File::create(volume.path("stream")).expect("create");
+        let mut random = Random::new(seed("streamed"));
+        let mut at = 0;
+        while at < bytes.len() {
+            writes += 1;
+            // Some on the borders of chunks, some not.
+            let len = (*random.choose(&[WRITE, WRITE, WRITE / 2, WRITE - 5000])).min(bytes.len() - at);
+            file.write_all_at(&bytes[at..at + len], at as u64).expect("write");
+            at += len;
+        }
+        // And over what is there, without being read.
+        file.write_all_at(&bytes[WRITE / 2..2 * WRITE], WRITE as u64 / 2).expect("write");
+        stop.store(true, Ordering::Relaxed);
+    });
+    let syncs = syncs.into_inner();
+    assert_eq!(fs::metadata(volume.path("synced")).expect("stat").len(), 100 * syncs);
+    let (small, whole) = (100 * syncs, bytes.len() as u64);
+    let unique = unique(&volume);
+    // What was written over again is the same; a chunk in which a write ends may have been synced before it was whole.
+    assert!(unique >= whole && unique <= whole + writes * CHUNK + small, "{unique} bytes of {whole}, {writes} writes");
+    let ahead = volume.number(&["dedup", "stored_ahead"]);
+    assert!(ahead > 0, "nothing was stored ahead");
+    for _ in 0..2 {
+        assert!(fs::read(volume.path("stream")).expect("read") == bytes, "a stream is not what was written");
+        volume.umount();
+        fs::remove_dir_all(volume.state_dir()).expect("remove the state directory");
+        volume.mount();
+    }
+    format!("{mebibytes} MiB beside {syncs} syncs, {ahead} chunks stored ahead")
 }
 
 /// With R copies asked for, equal content of `files` files is stored at most R times, exactly R when there are enough.

@@ -1,29 +1,26 @@
 //! Space given back: of removed files and of history, in the directories themselves.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::damage::data_bytes;
 use crate::random::content;
 use crate::{Builder, TestVolume, run};
 
 /// How long a volume may be used here: files are made by the hundred thousand, perhaps on a busy machine.
 const LIFETIME: Duration = Duration::from_secs(1800);
 
-/// Bytes that the segments take on their devices; what is preallocated past their ends does not count.
+/// Bytes that the segments take on their devices; what is preallocated there does not count.
 fn device_bytes(volume: &TestVolume) -> u64 {
     fn below(path: &Path) -> u64 {
         let Ok(entries) = fs::read_dir(path) else { return 0 };
-        let sizes = entries.filter_map(Result::ok).map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => below(&entry.path()),
-            Ok(meta) => meta.len().min(meta.blocks() * 512),
-            Err(_) => 0,
-        });
-        sizes.sum()
+        let paths = entries.filter_map(Result::ok).map(|entry| entry.path());
+        paths.map(|path| if path.is_dir() { below(&path) } else { data_bytes(&path) }).sum()
     }
     volume.dirs().iter().map(|dir| below(&dir.join("segments"))).sum()
 }

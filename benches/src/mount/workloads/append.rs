@@ -33,6 +33,8 @@ const STREAM_LEN: u64 = 512 << 20;
 /// It goes no faster than this, bytes a second: more than a network brings, and it must not fill the disk with what
 /// waits to be reclaimed.
 const STREAM_RATE: u64 = 200 << 20;
+/// It is under way for so long when the first sync is measured.
+const STREAM_LEAD: Duration = Duration::from_millis(500);
 /// The stream ends after this, bytes, and with it what is measured beside it.
 const STREAM_TOTAL: u64 = 6 << 30;
 /// One write of the stream, bytes.
@@ -112,6 +114,7 @@ fn append_beside_stream(stage: &mut Stage<'_>) -> Result<Vec<Sample>> {
     let appends = stage.options.appends;
     let watch = stage.start();
     let mut times = beside_stream(stage, |ended| {
+        std::thread::sleep(STREAM_LEAD);
         let mut file = File::create(&small).doing(|| format!("create {}", small.display()))?;
         let mut times = Vec::with_capacity(appends);
         while times.len() < appends && !ended.load(Ordering::Relaxed) {
@@ -179,11 +182,11 @@ fn quick_operations(files: &[PathBuf], page: &[u8], ended: &AtomicBool) -> Resul
 
 /// Does `work` while a thread streams into a file without ever syncing; the flag tells that the stream broke off.
 fn beside_stream<T: Send>(stage: &Stage<'_>, work: impl FnOnce(&AtomicBool) -> Result<T>) -> Result<T> {
-    let path = extra(stage, "stream");
+    let (path, seed) = (extra(stage, "stream"), stage.seed(CONTENT));
     let (stop, ended) = (AtomicBool::new(false), AtomicBool::new(false));
     let worked = std::thread::scope(|scope| {
         let streaming = scope.spawn(|| {
-            let streamed = stream(&path, &stop);
+            let streamed = stream(&path, seed, &stop);
             ended.store(true, Ordering::Relaxed);
             streamed
         });
@@ -196,7 +199,7 @@ fn beside_stream<T: Send>(stage: &Stage<'_>, work: impl FnOnce(&AtomicBool) -> R
     Ok(worked)
 }
 
-fn stream(path: &Path, stop: &AtomicBool) -> Result<()> {
+fn stream(path: &Path, seed: u64, stop: &AtomicBool) -> Result<()> {
     let mut file = File::create(path).doing(|| format!("create {}", path.display()))?;
     let mut bytes = vec![0u8; STREAM_WRITE];
     let mut written = 0u64;
@@ -204,11 +207,11 @@ fn stream(path: &Path, stop: &AtomicBool) -> Result<()> {
     while !stop.load(Ordering::Relaxed) && written < STREAM_TOTAL {
         let due = Duration::from_secs_f64(written as f64 / STREAM_RATE as f64);
         std::thread::sleep(due.saturating_sub(start.elapsed()));
-        // Never the same content twice: nothing is shared.
-        bytes
-            .chunks_mut(512)
-            .enumerate()
-            .for_each(|(n, part)| part[..8].copy_from_slice(&(written + n as u64).to_le_bytes()));
+        // Never the same content twice, nor in two repeats: nothing is shared.
+        bytes.chunks_mut(512).enumerate().for_each(|(n, part)| {
+            part[..8].copy_from_slice(&(written + n as u64).to_le_bytes());
+            part[8..16].copy_from_slice(&seed.to_le_bytes());
+        });
         if written.is_multiple_of(STREAM_LEN) {
             file.seek(SeekFrom::Start(0)).doing(|| format!("rewind {}", path.display()))?;
         }

@@ -17,8 +17,9 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use crate::backing::DeviceFlush;
+use super::direct::is_whole;
 use crate::backing::ring::DIRECT_ALIGN;
+use crate::backing::{DeviceFlush, LONG_WRITE_MIN};
 use crate::ids::SegmentId;
 
 /// Clean segment files kept open. A reader of a large volume touches segments at random; 64 files and six members
@@ -150,7 +151,9 @@ fn available(file: &File) -> Option<u64> {
 
 /// Writes up to this length, bytes, are taken for records that are synced one by one.
 const SMALL_WRITE_MAX: u64 = 32 << 10;
-/// Zeros written ahead of such records, bytes.
+/// A stream of long writes is taken to go on until so much was written after the last, bytes.
+const STREAM_GAP: u64 = 64 << 10;
+/// Zeros written ahead of small records, bytes.
 const ZEROS_AHEAD: u64 = 128 << 10;
 /// Zeros written and synced ahead of direct writes, bytes: so many that this is seldom done, so few that commits hardly wait
 /// for it. More if that is less than so many of the writes that come, up to a bound.
@@ -164,6 +167,10 @@ pub(super) struct Room {
     capacity: u64,
     /// Where the last of all writes ends that may be going on.
     reserved: u64,
+    /// Where the last long one of them ends.
+    long_end: Option<u64>,
+    /// Length that the file was given ahead of what is written, bytes.
+    len: u64,
     /// Zeros were written up to here, or are being.
     zeroed: u64,
     /// From here on they are being, without this being held: no other write may meet them.
@@ -251,7 +258,17 @@ pub(super) struct Zeros {
 impl Room {
     /// A segment that will hold at most `capacity` bytes and has none yet.
     pub(super) fn new(capacity: u64) -> Self {
-        Self { allocated: 0, capacity, reserved: 0, zeroed: 0, zeroing: None, direct: Some(0..0), direct_len: 0 }
+        Self {
+            allocated: 0,
+            capacity,
+            reserved: 0,
+            long_end: None,
+            len: 0,
+            zeroed: 0,
+            zeroing: None,
+            direct: Some(0..0),
+            direct_len: 0,
+        }
     }
 
     /// Have room for a write that ends at `end`, and half a step beyond it. An fdatasync that need not allocate is
@@ -288,11 +305,15 @@ impl Room {
     /// Tell of a write about to be made, after [`Self::reserve`] for its end. Ahead of small ones zeros are written into
     /// what is preallocated: a sync of what overwrites them has no extents to convert, and takes three quarters of the
     /// time. They lie past the end of every write told of, so they never meet one. The first write is the header: what
-    /// follows may be large.
+    /// follows may be large. In a stream of long writes the next one would be the one to meet them.
     pub(super) fn about_to_write(&mut self, file: &File, end: u64, len: u64) {
         let first = self.reserved == 0;
         self.reserved = self.reserved.max(end);
-        if first || len > SMALL_WRITE_MAX || end <= self.zeroed {
+        if len >= LONG_WRITE_MIN {
+            self.long_end = Some(self.reserved);
+        }
+        let streams = self.long_end.is_some_and(|long| self.reserved - long < STREAM_GAP);
+        if first || streams || len > SMALL_WRITE_MAX || end <= self.zeroed {
             return;
         }
         let target = (self.reserved + ZEROS_AHEAD).min(self.allocated);
@@ -301,6 +322,20 @@ impl Room {
         if file.write_all_at(&zeros, self.reserved).is_ok() {
             self.zeroed = target;
         }
+    }
+
+    /// Have the file as long as what is preallocated: direct writes within its length do not keep each other waiting.
+    pub(super) fn lengthen(&mut self, file: &File) -> io::Result<()> {
+        self.lengthen_to(file, self.allocated)
+    }
+
+    fn lengthen_to(&mut self, file: &File, len: u64) -> io::Result<()> {
+        // Never less than is written: where nothing more could be preallocated, writes went on.
+        if len > self.len.max(self.reserved) {
+            file.set_len(len)?;
+            self.len = len;
+        }
+        Ok(())
     }
 
     /// What of the file is to be filled with zeros, past the end of every write told of, so that it can be written directly
@@ -325,12 +360,16 @@ impl Room {
         // What was filled before is left alone, but for a part of a page.
         let from = (self.zeroed / DIRECT_ALIGN * DIRECT_ALIGN).clamp(start, end);
         if from < end {
-            // Direct writes within the file's length do not keep each other waiting.
-            file.set_len(end)?;
+            self.lengthen_to(file, end)?;
             self.zeroed = end;
             self.zeroing = Some(from);
         }
         Ok(Some(Zeros { ready: start..end, missing: from..end }))
+    }
+
+    #[cfg(test)]
+    pub(super) fn zeroed(&self) -> u64 {
+        self.zeroed
     }
 
     /// Whether a write that ends at `end` would meet zeros that are being written.
@@ -353,16 +392,15 @@ impl Room {
         let Some(zeros) = &self.direct else { return Err(()) };
         self.direct_len = len;
         let end = offset.saturating_add(len);
-        let whole = offset.is_multiple_of(DIRECT_ALIGN) && len.is_multiple_of(DIRECT_ALIGN);
-        if !whole || offset < zeros.start || end > zeros.end {
+        if !is_whole(offset, len) || offset < zeros.start || end > zeros.end {
             return Ok(None);
         }
         self.reserved = self.reserved.max(end);
         Ok(Some(zeros.end - end < self.direct_ahead() / 2))
     }
 
-    /// Length of the file without the zeros ahead, if there are any, bytes.
+    /// Length of the file without what it is longer than what was written, if it is, bytes.
     pub(super) fn written(&self) -> Option<u64> {
-        (self.zeroed > self.reserved).then_some(self.reserved)
+        (self.zeroed.max(self.len) > self.reserved).then_some(self.reserved)
     }
 }

@@ -1,9 +1,11 @@
 //! Writes past the page cache: where they can be, what they need, and what their end means.
 //!
-//! They overwrite zeros that are durable, in pages that nobody else touches ([`super::cache::Room`] knows which).
+//! Those that are durable when they end overwrite zeros that are, in pages that nobody else touches ([`super::cache::Room`]
+//! knows which). Long ones, made durable by a sync as any other, go wherever they are appended.
 
+use std::cell::RefCell;
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice};
 use std::iter::repeat_n;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -16,7 +18,7 @@ use nix::fcntl::{OFlag, PosixFadviseAdvice, posix_fadvise};
 use nix::unistd::{SysconfVar, sysconf};
 
 use super::beneath::open_regular;
-use super::cache::DirectFile;
+use super::cache::{DirectFile, SegmentFile};
 use super::{DirBacking, segment_path};
 use crate::backing::ring::Aligned;
 use crate::backing::{Backing, DIRECT_ALIGN, DeviceFlush, Direct, DirectEnd, MARKER_NAMES, sys};
@@ -54,6 +56,21 @@ fn flushes_when_clean(device: u64) -> bool {
 
 /// Zeros written at a time, bytes.
 const ZEROS_STEP: usize = 512 << 10;
+
+/// Memory that a thread keeps for the pages that it writes, bytes.
+const PAGES_KEPT_MAX: usize = 2 << 20;
+
+/// Whether it is to be tried through the cache. EINVAL: a disk of larger blocks. WouldBlock: not even begun. WriteZero: only a
+/// part, why the next try tells.
+fn is_refusal(err: &io::Error) -> bool {
+    matches!(err.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EAGAIN))
+        || matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::WriteZero)
+}
+
+/// Whether these are whole pages.
+pub(super) fn is_whole(offset: u64, len: u64) -> bool {
+    offset.is_multiple_of(DIRECT_ALIGN) && len.is_multiple_of(DIRECT_ALIGN)
+}
 
 /// Write zeros to a file that was opened for direct writes.
 fn write_zeros(file: &fs::File, range: Range<u64>) -> io::Result<()> {
@@ -95,7 +112,9 @@ impl DirBacking {
             (cache.get(id, true), cache.room(id))
         };
         let Some(room) = room else { return Direct::Never };
-        let Some(direct) = file.and_then(|file| file.direct.lock().clone()) else { return Direct::NotYet };
+        // Held by who opens it, which may wait for the device.
+        let direct = file.and_then(|file| file.direct.try_lock()?.clone());
+        let Some(direct) = direct else { return Direct::NotYet };
         // Held by who is about to write, for the time of a few calls.
         let Some(mut room) = room.try_lock() else { return Direct::NotYet };
         match room.hand_out_direct(offset, len) {
@@ -109,18 +128,7 @@ impl DirBacking {
         let segment = self.segment(id, true)?;
         let grows = self.length(id).read();
         let Some(room) = self.cache.lock().room(id) else { return Ok(()) };
-        let opened = segment.direct.lock().as_ref().map(|direct| direct.file.clone());
-        let direct = match opened {
-            Some(file) => file,
-            None => {
-                let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
-                let file = open_regular(&self.dir, &segment_path(id), flags).map_err(|err| self.directly_or(err))?;
-                let flush = if sys::is_direct(file.as_fd()) { self.device_flush() } else { None };
-                let file = Arc::new(file);
-                *segment.direct.lock() = Some(DirectFile { file: file.clone(), flush });
-                file
-            }
-        };
+        let direct = self.direct_file(id, &segment)?;
         let Some(mut zeroing) = room.begin_zeros(&segment.file)? else { return Ok(()) };
         let (ready, missing) = (zeroing.zeros.ready.clone(), zeroing.zeros.missing.clone());
         // Past the cache, too: nothing of them is to lie there, and nobody's pages have to go for them.
@@ -139,6 +147,46 @@ impl DirBacking {
         }
         zeroing.ready();
         Ok(())
+    }
+
+    /// A segment's file, opened for direct writes.
+    fn direct_file(&self, id: SegmentId, segment: &SegmentFile) -> io::Result<Arc<fs::File>> {
+        let mut direct = segment.direct.lock();
+        if let Some(direct) = &*direct {
+            return Ok(direct.file.clone());
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_DIRECT;
+        let file = open_regular(&self.dir, &segment_path(id), flags).map_err(|err| self.directly_or(err))?;
+        let flush = if sys::is_direct(file.as_fd()) { self.device_flush() } else { None };
+        let file = Arc::new(file);
+        *direct = Some(DirectFile { file: file.clone(), flush });
+        Ok(file)
+    }
+
+    /// Write whole pages past the page cache: they are not copied there, and a sync finds little to do. `false`: they are to
+    /// be written through the cache.
+    pub(super) fn write_past_cache(
+        &self,
+        id: SegmentId,
+        segment: &SegmentFile,
+        offset: u64,
+        bufs: &[IoSlice<'_>],
+    ) -> io::Result<bool> {
+        thread_local! {
+            static PAGES: RefCell<Aligned> = const { RefCell::new(Aligned::new()) };
+        }
+        // It may not be openable so; what keeps it from being written otherwise is told then.
+        let Ok(file) = self.direct_file(id, segment) else { return Ok(false) };
+        let written = PAGES.with_borrow_mut(|pages| {
+            pages.fill(bufs.iter().map(|buf| &**buf));
+            let written = file.write_all_at(pages.bytes(), offset);
+            pages.shrink_to(PAGES_KEPT_MAX);
+            written
+        });
+        match written.map_err(|err| self.directly_or(err)) {
+            Err(err) if is_refusal(&err) => Ok(false),
+            written => written.map(|()| true),
+        }
     }
 
     /// The error of a call that a filesystem refuses which knows no direct writes of such pages: there will be none.
@@ -161,11 +209,7 @@ impl DirBacking {
                     DirectEnd::Unsure
                 }
             }
-            // EINVAL: a disk of larger blocks. WouldBlock: not even begun. WriteZero: only a part, why the next try tells.
-            Err(err)
-                if matches!(err.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EAGAIN))
-                    || matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::WriteZero) =>
-            {
+            Err(err) if is_refusal(&err) => {
                 if let Some(room) = self.cache.lock().room(id) {
                     room.lock().refuse_direct();
                 }

@@ -300,7 +300,7 @@ fn zeros_ahead_of_small_writes_meet_no_other_write_and_go_at_the_end() {
     // A large write that is about to be made lies where zeros would: they go behind it.
     let room = backing.cache.lock().room(ID).unwrap();
     let file = File::options().write(true).open(&path).unwrap();
-    room.lock().about_to_write(&file, 300_000, 200_000);
+    room.lock().about_to_write(&file, 300_000, 50_000);
     write(&backing, 8192, &[1; 5000]).unwrap();
     file.write_all_at(&[2; 200_000], 100_000).unwrap();
     backing.sync_segment(ID).unwrap();
@@ -320,6 +320,87 @@ fn zeros_ahead_of_small_writes_meet_no_other_write_and_go_at_the_end() {
     let content = fs::read(&path).unwrap();
     assert_eq!(content.len(), 350_000);
     assert_eq!((&content[..300_000], &content[300_000..]), (&expected[..], &[3; 50_000][..]));
+}
+
+#[test]
+fn long_writes_go_past_the_cache_and_leave_no_length_behind() {
+    let (_temp, backing, path) = with_segment();
+    // Nothing is read ahead.
+    let segment = backing.segment(ID, true).unwrap();
+    posix_fadvise(&segment.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
+    let cached = |offset| backing.read_cached(ID, offset, &mut [0; 4096]).is_ok();
+    let mut expected = vec![7; 8192];
+    expected.extend([6; 128 << 10]);
+    write(&backing, 8192, &[6; 128 << 10]).unwrap();
+    assert!(cached(8192), "nobody syncs");
+    let mut past_cache = 0;
+    for round in 0..8u8 {
+        expected.resize(expected.len().next_multiple_of(4096), 0);
+        // Somebody else syncs.
+        (0..2).for_each(|_| backing.note_sync());
+        // From several buffers, none of which lies on a page.
+        let parts = [vec![round; 100_001], vec![round + 1; 31_071]];
+        let bufs: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
+        let at = expected.len() as u64;
+        backing.write_at(ID, at, &bufs).unwrap();
+        past_cache += usize::from(!cached(at));
+        expected.extend(parts.concat());
+        // What is short, or no whole pages, goes through it.
+        let at = expected.len() as u64;
+        write(&backing, at, &[9; 512]).unwrap();
+        assert!(cached(at));
+        expected.extend([9; 512]);
+        write(&backing, at + 512, &[8; 100_000]).unwrap();
+        assert!(cached(at + 512));
+        expected.extend([8; 100_000]);
+    }
+    // Where pages beside it are just being written, Linux writes through the cache after all.
+    assert!(past_cache >= 4, "{past_cache} of 8");
+    backing.sync_segment(ID).unwrap();
+    let content = fs::read(&path).unwrap();
+    assert!(content.len() > expected.len(), "the file's length runs ahead");
+    assert!(content[..expected.len()] == expected && content[expected.len()..].iter().all(|byte| *byte == 0));
+    backing.finish_segment(ID).unwrap();
+    assert!(fs::read(&path).unwrap() == expected);
+    // What comes late gets its place as it comes.
+    let late = 4 << 20;
+    write(&backing, late, &[5; 64 << 10]).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().len(), late + (64 << 10));
+}
+
+/// Where nothing can be preallocated any more, writes go on, and none may be cut off.
+#[test]
+fn a_file_is_never_lengthened_to_less_than_was_written() {
+    let (_temp, backing) = opened();
+    backing.create_segment(ID, 64 << 10).unwrap();
+    let written = noise_of(1 << 20);
+    // Beyond what may be preallocated, through the cache.
+    write(&backing, 0, &written).unwrap();
+    (0..2).for_each(|_| backing.note_sync());
+    write(&backing, 1 << 20, &[5; 64 << 10]).unwrap();
+    backing.sync_segment(ID).unwrap();
+    let mut buf = vec![0; (1 << 20) + (64 << 10)];
+    assert_eq!(backing.read_at(ID, 0, &mut buf).unwrap(), buf.len());
+    assert!(buf[..1 << 20] == written && buf[1 << 20..].iter().all(|byte| *byte == 5));
+}
+
+#[test]
+fn zeros_are_not_written_where_a_stream_is_about_to_write() {
+    let (_temp, backing, path) = with_segment();
+    write(&backing, 8192, &[1; 128 << 10]).unwrap();
+    let at = 8192 + (128 << 10);
+    let blocks = fs::metadata(&path).unwrap().blocks();
+    write(&backing, at, &[2; 4096]).unwrap();
+    let room = backing.cache.lock().room(ID).unwrap();
+    assert_eq!(room.lock().zeroed(), 0);
+    assert_eq!(fs::metadata(&path).unwrap().blocks(), blocks, "what is preallocated is not allocated anew");
+    // The stream is over.
+    (1..20).for_each(|n| write(&backing, at + n * 4096, &[3; 4096]).unwrap());
+    assert!(room.lock().zeroed() > at);
+}
+
+fn noise_of(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n % 251) as u8 | 1).collect()
 }
 
 /// The answer of a segment that was made ready for direct writes.
@@ -536,6 +617,7 @@ fn zeros_that_could_not_be_written_are_not_taken_for_written() {
         backing.make_direct(ID).unwrap();
     }
     // Nobody is held up for it, and its length is right at the end.
+    *segment.direct.lock() = None;
     write(&backing, 12288, &[5; 1 << 20]).unwrap();
     backing.sync_segment(ID).unwrap();
     backing.finish_segment(ID).unwrap();

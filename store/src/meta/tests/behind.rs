@@ -109,9 +109,10 @@ fn a_few_generations_share_a_transaction_until_something_else_is_changed_or_read
     meta.behind.settle();
     assert_eq!(left_open(&meta), 0, "that was the last it holds");
     close_with(&meta, "a");
+    close_with(&meta, "another");
     make(&meta, "a change");
     assert_eq!(left_open(&meta), 0);
-    assert_eq!(meta.reader().unwrap().generation(), Generation(18));
+    assert_eq!(meta.reader().unwrap().generation(), Generation(19));
     meta.commit_generation().unwrap();
     let closed = close_with(&meta, "b");
     assert_eq!(left_open(&meta), 1);
@@ -123,9 +124,26 @@ fn a_few_generations_share_a_transaction_until_something_else_is_changed_or_read
     meta.close().unwrap();
     drop(meta);
     let meta = Meta::open(&dir.0, &KEY, &setup()).unwrap();
-    assert_eq!(meta.committed(), Generation(22));
+    assert_eq!(meta.committed(), Generation(23));
     assert!(meta.with(|txn| txn.lookup(ROOT_INO, b"d")).is_ok());
     assert_eq!(meta.verify().unwrap(), Vec::<String>::new());
+}
+
+/// Who writes beside somebody who syncs would have to end each transaction, and be waited for meanwhile.
+#[test]
+fn transactions_are_not_left_open_for_a_while_where_somebody_else_comes_between_any_two_commits() {
+    let (_dir, meta) = fresh("interrupted");
+    close_with(&meta, "one");
+    assert_eq!(left_open(&meta), 1);
+    make(&meta, "beside");
+    for n in 0..16 {
+        close_with(&meta, &n.to_string());
+        meta.behind.settle();
+        assert_eq!(left_open(&meta), 0, "{n}");
+        make(&meta, &format!("beside {n}"));
+    }
+    close_with(&meta, "and again");
+    assert_eq!(left_open(&meta), 1);
 }
 
 #[test]
