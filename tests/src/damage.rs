@@ -45,7 +45,7 @@ pub fn superblock_files(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Ranges of `file` that hold data.
-fn data_ranges(file: &File) -> Vec<std::ops::Range<u64>> {
+pub(crate) fn data_ranges(file: &File) -> Vec<std::ops::Range<u64>> {
     let (mut ranges, mut at) = (Vec::new(), 0);
     while let Ok(start) = lseek(file, at, Whence::SeekData) {
         let end = lseek(file, start, Whence::SeekHole).expect("data ends somewhere");

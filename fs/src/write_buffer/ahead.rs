@@ -27,6 +27,6 @@ impl WriteBuffer {
         self.volume.bound_unsynced();
         let start = (offset.next_multiple_of(1 << attr.chunk_bits) - offset).min(data.len() as u64);
         let chunks: Vec<&[u8]> = data[start as usize..].chunks_exact(1 << attr.chunk_bits).collect();
-        self.volume.store_ahead(node.ino, &chunks)
+        self.volume.store_ahead(&attr, &chunks)
     }
 }

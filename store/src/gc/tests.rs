@@ -7,11 +7,11 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use super::*;
-use crate::check::{CheckOptions, check, heal};
+use crate::check::heal;
 use crate::error::Error;
 use crate::ids::ROOT_INO;
 use crate::volume::NothingDirty;
-use crate::volume::tests::{Scratch, Silent, noise, put, read, segment_files, write};
+use crate::volume::tests::{Scratch, Silent, healthy, noise, put, read, segment_files, write};
 
 /// Bytes that a scratch volume takes on its device, metadata database and what is preallocated not counted.
 fn device_bytes(scratch: &Scratch, members: usize) -> u64 {
@@ -26,11 +26,6 @@ fn collect(volume: &Volume) -> GcReport {
 fn remove(volume: &Volume, name: &str) {
     let gone = volume.unlink(ROOT_INO, name.as_bytes()).unwrap();
     volume.release_orphan(gone.ino).unwrap();
-}
-
-fn healthy(volume: &Volume) {
-    let report = check(volume, &CheckOptions::default(), &Silent).unwrap();
-    assert!(report.healthy, "{report:?}");
 }
 
 /// The state directory is lost: everything comes from the backing directories.

@@ -150,14 +150,14 @@ impl Volume {
         Ok(())
     }
 
-    /// Store chunks of a file that are about to be written, so that [`Self::write_chunks`] finds them and has little to do.
+    /// Store chunks that are about to be written to `file`, so that [`Self::write_chunks`] finds them and has little to do.
     /// Everybody goes on meanwhile: the caller must not hold the gate. They are no part of the file until they are written.
     ///
     /// # Errors
     /// As of [`Self::write_chunks`]; nothing is lost by them.
-    pub fn store_ahead(&self, ino: Ino, chunks: &[&[u8]]) -> Result<()> {
+    pub fn store_ahead(&self, file: &Attr, chunks: &[&[u8]]) -> Result<()> {
         self.writable()?;
-        let salt = self.salt(ino, self.meta.look(|txn| txn.attr(ino))?.uid);
+        let salt = self.salt(file.ino, file.uid);
         let puts: Vec<Put<'_>> =
             chunks.iter().filter(|plain| !is_zero(plain)).map(|plain| Put { plain, salt }).collect();
         let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();

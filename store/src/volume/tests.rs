@@ -172,6 +172,11 @@ pub(crate) fn read(volume: &Volume, name: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
+pub(crate) fn healthy(volume: &Volume) {
+    let report = check(volume, &CheckOptions::default(), &Silent).unwrap();
+    assert!(report.healthy, "{report:?}");
+}
+
 pub(crate) fn segment_files(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for fan_out in std::fs::read_dir(dir.join("segments")).unwrap() {

@@ -8,9 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use nix::unistd::{Whence, lseek};
-
-use crate::damage::{copy_tree, remove_dir, segment_files};
+use crate::damage::{copy_tree, data_ranges, remove_dir, segment_files};
 use crate::manifest::{hash_file, write_sample_tree};
 use crate::{Builder, Manifest, TestVolume, content, run};
 
@@ -170,12 +168,7 @@ fn write_synced(volume: &TestVolume, name: &str, bytes: &[u8]) {
 fn ends_of_data(volume: &TestVolume) -> Vec<Vec<(PathBuf, u64)>> {
     let end = |path: PathBuf| {
         let file = File::open(&path).expect("open a segment file");
-        let (mut at, mut end) = (0, 0);
-        while let Ok(data) = lseek(&file, at, Whence::SeekData) {
-            at = lseek(&file, data, Whence::SeekHole).expect("data ends somewhere");
-            end = at as u64;
-        }
-        (path, end)
+        (path, data_ranges(&file).last().map_or(0, |range| range.end))
     };
     volume.dirs().iter().map(|dir| segment_files(dir).into_iter().map(end).collect()).collect()
 }

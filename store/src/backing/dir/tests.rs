@@ -373,7 +373,7 @@ fn long_writes_go_past_the_cache_and_leave_no_length_behind() {
 fn a_file_is_never_lengthened_to_less_than_was_written() {
     let (_temp, backing) = opened();
     backing.create_segment(ID, 64 << 10).unwrap();
-    let written = noise_of(1 << 20);
+    let written: Vec<u8> = (0..1 << 20).map(|n| (n % 251) as u8 | 1).collect();
     // Beyond what may be preallocated, through the cache.
     write(&backing, 0, &written).unwrap();
     (0..2).for_each(|_| backing.note_sync());
@@ -397,10 +397,6 @@ fn zeros_are_not_written_where_a_stream_is_about_to_write() {
     // The stream is over.
     (1..20).for_each(|n| write(&backing, at + n * 4096, &[3; 4096]).unwrap());
     assert!(room.lock().zeroed() > at);
-}
-
-fn noise_of(len: usize) -> Vec<u8> {
-    (0..len).map(|n| (n % 251) as u8 | 1).collect()
 }
 
 /// The answer of a segment that was made ready for direct writes.

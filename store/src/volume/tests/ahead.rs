@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::blocks::Put;
-use crate::check::{CheckOptions, check};
 use crate::gc::GcOptions;
 
 const CHUNK: usize = 128 << 10;
@@ -19,11 +18,6 @@ fn dedup(volume: &Volume) -> (u64, u64) {
     (figures.dedup_hits.load(Ordering::Relaxed), figures.dedup_misses.load(Ordering::Relaxed))
 }
 
-fn healthy(volume: &Volume) {
-    let report = check(volume, &CheckOptions::default(), &Silent).unwrap();
-    assert!(report.healthy, "{report:?}");
-}
-
 #[test]
 fn what_is_stored_ahead_is_found_when_it_is_written_and_counts_as_new() {
     let scratch = Scratch::new("ahead");
@@ -34,7 +28,7 @@ fn what_is_stored_ahead_is_found_when_it_is_written_and_counts_as_new() {
     let mut content = noise(1, 3 * CHUNK);
     content.extend_from_within(CHUNK..2 * CHUNK);
     content.extend(vec![0; CHUNK]);
-    volume.store_ahead(attr.ino, &chunks(&content)).unwrap();
+    volume.store_ahead(&attr, &chunks(&content)).unwrap();
     assert_eq!(dedup(&volume), (0, 0), "nothing was written yet");
     assert_eq!(read(&volume, "f").unwrap(), b"");
     // Some are written in the same generation, some in a later one.
@@ -66,7 +60,7 @@ fn what_is_stored_ahead_and_never_written_is_given_back() {
     let volume = scratch.open();
     let kept = write(&volume, "kept", &noise(7, 2 * CHUNK));
     let content = noise(1, 4 * CHUNK);
-    volume.store_ahead(kept.ino, &chunks(&content)).unwrap();
+    volume.store_ahead(&kept, &chunks(&content)).unwrap();
     volume.commit(&NothingDirty).unwrap();
     let counters = volume.meta().counters();
     assert_eq!((counters.live_blocks, counters.dead_blocks), (2, 4));
@@ -74,7 +68,7 @@ fn what_is_stored_ahead_and_never_written_is_given_back() {
     assert_eq!(report.blocks_condemned, 4);
     healthy(&volume);
     // And is stored anew when it is written after all.
-    volume.store_ahead(kept.ino, &chunks(&content)).unwrap();
+    volume.store_ahead(&kept, &chunks(&content)).unwrap();
     write(&volume, "late", &content);
     volume.commit(&NothingDirty).unwrap();
     assert!(read(&volume, "late").unwrap() == content);
@@ -97,7 +91,7 @@ fn many_store_the_same_ahead_while_others_write_it_and_commit() {
             scope.spawn(move || {
                 for round in 0..20 {
                     let content = noise(round, 2 * CHUNK);
-                    volume.store_ahead(attr.ino, &chunks(&content)).unwrap();
+                    volume.store_ahead(attr, &chunks(&content)).unwrap();
                     let gate = volume.gate();
                     put(volume, attr, &content);
                     drop(gate);
