@@ -15,7 +15,7 @@ mod talk;
 use core::ptr;
 
 use sys::{Terminal, Words, exit, syscall};
-use talk::{Ended, Received};
+use talk::{Caller, Ended, Received};
 
 /// The volume's daemon cannot be reached, or ended.
 const LOST: i32 = 125;
@@ -41,18 +41,21 @@ unsafe extern "C" fn launcher_main(stack: *const usize) -> ! {
     };
     // As long as this is open, umount(8) finds the mount in use and names this process (X6). It is never read.
     sys::open(path, sys::O_PATH | sys::O_CLOEXEC);
+    let signals = catch();
+    let Some((init, theirs)) = talk::pair() else { die(LOST, b"descriptors are out") };
+    let terminal = Terminal::foreground();
+    // Before the run is asked for: its init finds them there, and nobody has to be woken for it.
+    talk::streams(init, terminal.is_some());
+    let mut path = [0; 4096];
+    let caller = Caller::now(&mut path);
+    // When all is at hand: the daemon's thread that wakes for the connection finds the question there.
     let daemon = match talk::connect(own).or_else(|error| talk::connect_inside().ok_or(error)) {
         Ok(daemon) => daemon,
         // The socket is in a directory of that user's own.
         Err(sys::EACCES) => die(REFUSED, b"only the user who mounted this volume can run functions on it"),
         Err(_) => die(LOST, b"the volume's daemon does not answer; is it mounted?"),
     };
-    let signals = catch();
-    let Some((init, theirs)) = talk::pair() else { die(LOST, b"descriptors are out") };
-    let terminal = Terminal::foreground();
-    // Before the run is asked for: its init finds them there, and nobody has to be woken for it.
-    talk::streams(init, terminal.is_some());
-    talk::ask(daemon, theirs, &words, ticket);
+    talk::ask(daemon, theirs, &words, ticket, &caller);
     sys::close(theirs);
     // The run will have them: ends of files and broken pipes are between it and the others. Standard error is kept for
     // the one line this program may have to say, and a terminal to be set back.

@@ -204,15 +204,38 @@ fn header(kind: u16, len: usize) -> [u8; HEADER_LEN] {
     header
 }
 
+/// What a run takes over from who called, beside words and descriptors.
+pub struct Caller<'p> {
+    directory: &'p [u8],
+    umask: u32,
+    nice: u32,
+    /// Bit n-1: signal n.
+    ignored: u64,
+    limits: [Option<[u64; 2]>; LIMITS],
+}
+
+impl<'p> Caller<'p> {
+    /// As it is now. The working directory's path is put into `path`.
+    pub fn now(path: &'p mut [u8; 4096]) -> Self {
+        let mut limits = [None; LIMITS];
+        (0..LIMITS).for_each(|resource| limits[resource] = sys::limit(resource));
+        let ignored = (1..=64).filter(|signal| sys::is_ignored(*signal));
+        Self {
+            directory: sys::directory(path),
+            umask: sys::umask() as u32,
+            nice: sys::nice(),
+            ignored: ignored.fold(0_u64, |bits, signal| bits | 1 << (signal - 1)),
+            limits,
+        }
+    }
+}
+
 /// Ask for the run; its init gets `init`. A daemon that refuses early has answered already: that is read next, whatever
 /// becomes of the rest.
-pub fn ask(daemon: i32, init: i32, words: &Words, ticket: &[u8]) {
-    let mut path = [0; 4096];
-    let directory = sys::directory(&mut path);
+pub fn ask(daemon: i32, init: i32, words: &Words, ticket: &[u8], caller: &Caller<'_>) {
+    let Caller { directory, umask, nice, ignored, limits } = caller;
     let arguments = words.arguments_from(2);
     let sum = |strings: &mut dyn Iterator<Item = &[u8]>| strings.fold(4, |sum, string| sum + 4 + string.len());
-    let mut limits = [None; LIMITS];
-    (0..LIMITS).for_each(|resource| limits[resource] = sys::limit(resource));
     let limited = limits.iter().flatten().count();
     let len = 4
         + 4
@@ -226,16 +249,14 @@ pub fn ask(daemon: i32, init: i32, words: &Words, ticket: &[u8]) {
         + 20 * limited
         + sum(&mut arguments.clone())
         + sum(&mut words.environment());
-    let ignored =
-        (1..=64).filter(|signal| sys::is_ignored(*signal)).fold(0_u64, |bits, signal| bits | 1 << (signal - 1));
 
     let mut out = Sender { socket: daemon, used: 0, failed: false, fd: Some(init) };
     out.header(ASK, len);
     out.u32(VERSION);
     out.string(ticket);
-    out.u32(sys::umask() as u32);
-    out.u32(sys::nice());
-    out.u64(ignored);
+    out.u32(*umask);
+    out.u32(*nice);
+    out.u64(*ignored);
     out.string(directory);
     out.u32(limited as u32);
     for (resource, limit) in limits.iter().enumerate() {

@@ -14,7 +14,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::invocation::Caller;
@@ -33,8 +33,6 @@ const WAITING_MIN: usize = 4;
 const WAITING_MAX: usize = 16;
 /// A launcher that started to talk finishes within this time.
 const REQUEST_WAIT: Duration = Duration::from_secs(10);
-/// It is waited for busily this long.
-const WATCH: Duration = Duration::from_micros(100);
 /// What is told is taken within this time.
 const SEND_WAIT: Duration = Duration::from_secs(10);
 /// What is left of a run is taken apart this long after its launcher was told.
@@ -271,7 +269,6 @@ impl Talk {
         self.launcher.set_nonblocking(false).map_err(&failed)?;
         self.launcher.set_read_timeout(Some(REQUEST_WAIT)).map_err(&failed)?;
         let (pid, uid, gid, groups) = sys::peer(&self.launcher).map_err(&failed)?;
-        watch(&self.launcher);
         let Some(mut frame) = receive_frame(&self.launcher).map_err(&failed)? else { return Ok(None) };
         let caller = Caller { pid, identity: Identity { uid, gid, groups } };
         if frame.fds.len() > 1 {
@@ -339,15 +336,6 @@ impl Talk {
 
     fn parent(&self) -> Option<&Inside> {
         self.parent.as_ref().map(|seat| &*seat.inside)
-    }
-}
-
-/// Wait busily for what a launcher that has connected says: it does so at once, and waking this processor takes longer.
-fn watch(launcher: &UnixStream) {
-    let started = Instant::now();
-    while started.elapsed() < WATCH && !is_readable(launcher, Duration::ZERO) {
-        // To the launcher, if it is on this processor.
-        std::thread::yield_now();
     }
 }
 

@@ -20,20 +20,17 @@ use crate::sys;
 /// ELOOP or ENOTDIR if a link or something else is in the way.
 pub(crate) fn directory(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
     const FLAGS: i32 = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
-    let mut at = sys::open_beneath(root, c".", FLAGS)?;
-    for name in names(path)? {
-        at = sys::open_beneath(&at, &name, FLAGS).or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error);
-            }
-            match mkdirat(&at, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
-                // Another run made it meanwhile, in a view of both.
-                Ok(()) | Err(Errno::EEXIST) => sys::open_beneath(&at, &name, FLAGS),
-                Err(errno) => Err(errno.into()),
-            }
-        })?;
+    // Mostly it is there, or all but its last name.
+    match sys::open_beneath(root, &whole(path)?, FLAGS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        found => return found,
     }
-    Ok(at)
+    let (parent, name) = split(root, path)?;
+    match mkdirat(&parent, name.as_c_str(), Mode::from_bits_truncate(0o755)) {
+        // Another run made it meanwhile, in a view of both.
+        Ok(()) | Err(Errno::EEXIST) => sys::open_beneath(&parent, &name, FLAGS),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// Open what is there and no link, or an empty file made for it with the directories above.
@@ -41,9 +38,17 @@ pub(crate) fn directory(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
 /// # Errors
 /// ELOOP or ENOTDIR if a link, or above it something else than a directory, is in the way.
 pub(crate) fn file(root: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
-    let (parent, name) = split(root, path)?;
-    match sys::open_beneath(&parent, &name, libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sys::open_beneath(&parent, &name, libc::O_PATH),
+    const FLAGS: i32 = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
+    let whole = whole(path)?;
+    let made = match sys::open_beneath(root, &whole, FLAGS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let (parent, name) = split(root, path)?;
+            sys::open_beneath(&parent, &name, FLAGS)
+        }
+        made => made,
+    };
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => sys::open_beneath(root, &whole, libc::O_PATH),
         made => made,
     }
 }
@@ -73,6 +78,13 @@ pub(crate) fn remove_link(root: &OwnedFd, path: &Path) -> io::Result<()> {
 fn split(root: &OwnedFd, path: &Path) -> io::Result<(OwnedFd, CString)> {
     let name = names(path)?.pop().ok_or(io::ErrorKind::InvalidInput)?;
     Ok((directory(root, path.parent().unwrap_or(Path::new("")))?, name))
+}
+
+/// It from the root on, in one piece.
+fn whole(path: &Path) -> io::Result<CString> {
+    let names = names(path)?;
+    let bytes = names.iter().map(|name| name.as_bytes()).collect::<Vec<_>>().join(&b'/');
+    Ok(if bytes.is_empty() { c".".into() } else { CString::new(bytes)? })
 }
 
 /// Its components; a leading "/" is the root.

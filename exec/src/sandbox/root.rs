@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -111,9 +111,19 @@ impl Place {
     }
 
     fn make(&self, path: &str, make: fn(&OwnedFd, &Path) -> io::Result<OwnedFd>) -> Result<OwnedFd, Failure> {
-        beneath::remove_link(&self.0, Path::new(path))
-            .and_then(|()| make(&self.0, Path::new(path)))
-            .map_err(cannot(path))
+        let make = || make(&self.0, Path::new(path));
+        let made = make().or_else(|_| beneath::remove_link(&self.0, Path::new(path)).and_then(|()| make()));
+        made.map_err(cannot(path))
+    }
+
+    /// In place of a link that an image has there: it would be followed.
+    fn own_link(&self, target: &str, path: &str) -> Result<(), Failure> {
+        let link = || beneath::link(&self.0, target.as_ref(), Path::new(path));
+        if link().is_ok() {
+            return Ok(());
+        }
+        beneath::remove_link(&self.0, Path::new(path)).map_err(cannot(path))?;
+        self.link(target, path)
     }
 
     /// Unless an image has something there.
@@ -268,8 +278,8 @@ fn devices(place: &Place) -> Result<(), Failure> {
         let step = || Failure::step(path.clone());
         let tree = tree(Path::new(&path), false, sys::MOUNT_NOSUID).map_err(step())?;
         // Checked on the handle: what is bound is this device and not what a link made of it (CVE-2025-52565).
-        let found = File::from(tree.try_clone().map_err(step())?).metadata().map_err(step())?;
-        if found.rdev() != nix::sys::stat::makedev(u64::from(major), u64::from(minor)) {
+        let found = nix::sys::stat::fstat(&tree).map_err(io::Error::from).map_err(step())?;
+        if found.st_rdev != nix::sys::stat::makedev(u64::from(major), u64::from(minor)) {
             return Err(step()(io::Error::from_raw_os_error(libc::ENODEV)));
         }
         place.show(&tree, &place.file(&path)?, &path)?;
@@ -285,9 +295,7 @@ fn devices(place: &Place) -> Result<(), Failure> {
         // Shared memory counts as scratch.
         ("/dev/shm", "/tmp"),
     ] {
-        // Not what an image has there: it would be followed.
-        beneath::remove_link(&place.0, Path::new(path)).map_err(cannot(path))?;
-        place.link(target, path)?;
+        place.own_link(target, path)?;
     }
     Ok(())
 }
