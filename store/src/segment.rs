@@ -128,6 +128,8 @@ pub struct Segments {
     unsynced_bytes: AtomicU64,
     /// One sync at a time: who comes second must not be told "nothing to sync" while the first is still at it.
     syncing: Mutex<()>,
+    /// Held by [`Segments::sync_apart`]: runs that it leaves to the next sync, because one took long.
+    apart: Mutex<u32>,
 }
 
 impl std::fmt::Debug for Segments {
@@ -161,6 +163,7 @@ impl Segments {
             vacated: AtomicBool::new(false),
             unsynced_bytes: AtomicU64::new(0),
             syncing: Mutex::new(()),
+            apart: Mutex::new(0),
         }
     }
 

@@ -44,6 +44,16 @@ struct Candidate {
     id: BlockId,
 }
 
+/// What was appended for chunks.
+#[derive(Default)]
+struct Appended {
+    rows: Vec<BlockRow>,
+    /// It was opened for them.
+    segment: Option<SegmentRow>,
+    /// Where, and its bytes in each file.
+    run: Option<(Extent, u64)>,
+}
+
 /// A block to be sealed, and where its plaintext is.
 struct Fresh {
     put: usize,
@@ -98,7 +108,7 @@ impl Blocks {
         let candidates = self.candidates(puts);
         let _pin = self.pins.enter();
         let generation = Generation(self.meta.committed().0 + 1);
-        let (new_blocks, new_segment) = {
+        let Appended { rows: new_blocks, segment, run } = {
             // Let go of afterwards: who waits for them may hold up whom `enter` waits for.
             let claims = self.claim(candidates.iter().map(|c| c.id));
             let known = self.known(&claims)?;
@@ -109,10 +119,10 @@ impl Blocks {
             self.append(puts, &candidates, &fresh, generation)?
         };
         // Others may append to it, and close it, before these rows are put.
-        self.unrecorded.lock().extend(new_segment);
-        if new_blocks.is_empty() {
-            return Ok(());
-        }
+        self.unrecorded.lock().extend(segment);
+        let Some((extent, len)) = run else { return Ok(()) };
+        // Rows of what is durable make no commit wait for it.
+        self.segments.sync_apart(&extent, len);
         let _entered = enter();
         let stored = self.meta.with(|txn| {
             self.settle_segments(txn)?;
@@ -177,7 +187,9 @@ impl Blocks {
             stored.push(Stored { key: candidate.key, id: candidate.id, duplicate });
         }
         let generation = Generation(self.meta.committed().0 + 1);
-        let (new_blocks, new_segment) = self.append(puts, candidates, &fresh, generation)?;
+        let Appended { rows: new_blocks, segment: new_segment, run } =
+            self.append(puts, candidates, &fresh, generation)?;
+        run.inspect(|(extent, len)| self.segments.appended(extent, *len));
         let outcome = self.meta.with(|txn| {
             if let Some(segment) = &new_segment {
                 txn.put_segment(segment)?;
@@ -241,15 +253,16 @@ impl Blocks {
         Claims { blocks: self, ids }
     }
 
+    /// Seal chunks and append them. The segments are not told of the run yet.
     fn append(
         &self,
         puts: &[Put<'_>],
         candidates: &[Candidate],
         fresh: &[usize],
         generation: Generation,
-    ) -> Result<(Vec<BlockRow>, Option<SegmentRow>)> {
+    ) -> Result<Appended> {
         if fresh.is_empty() {
-            return Ok((Vec::new(), None));
+            return Ok(Appended::default());
         }
         // Sealed one after another into one arena, then laid out.
         let mut sealed = self.arena();
@@ -265,10 +278,10 @@ impl Blocks {
         let mut laid_out = self.lay_out(&plans, &lens, &sealed, candidates, &blocks);
         self.give_back(sealed);
 
-        let written = self.write_stripes(&mut laid_out, generation, QUORUM_PATIENCE);
-        let result = written.map(|(extent, segment)| {
+        let written = self.place_stripes(&mut laid_out, generation, QUORUM_PATIENCE);
+        let result = written.map(|(extent, len, segment)| {
             let rows = block_rows(&laid_out, &extent, puts, candidates, &blocks, self.codec, generation);
-            (rows, segment)
+            Appended { rows, segment, run: Some((extent, len)) }
         });
         for stripe in laid_out {
             self.give_back_shared(stripe.shards);
@@ -352,13 +365,25 @@ impl Blocks {
         }
     }
 
-    /// Write stripes side by side at one offset; `limit` as of [`crate::segment::Segments::allocate`].
+    /// Write stripes side by side at one offset, for the next sync; `limit` as of [`crate::segment::Segments::allocate`].
     pub(super) fn write_stripes(
         &self,
         stripes: &mut [Stripe],
         generation: Generation,
         limit: Duration,
     ) -> Result<(Extent, Option<SegmentRow>)> {
+        let (extent, len, segment) = self.place_stripes(stripes, generation, limit)?;
+        self.segments.appended(&extent, len);
+        Ok((extent, segment))
+    }
+
+    /// As [`Self::write_stripes`], but no sync covers them before the segments are told of the run, of so many bytes.
+    fn place_stripes(
+        &self,
+        stripes: &mut [Stripe],
+        generation: Generation,
+        limit: Duration,
+    ) -> Result<(Extent, u64, Option<SegmentRow>)> {
         let total: u64 = stripes.iter().map(|stripe| stripe.record_len).sum();
         let mut at = 0;
         for stripe in stripes.iter_mut() {
@@ -368,7 +393,7 @@ impl Blocks {
         // Long runs take whole pages, so that they can be written past the cache.
         let align = if total >= LONG_WRITE_MIN { DIRECT_ALIGN } else { RECORD_ALIGN };
         let padding = total.next_multiple_of(align) - total;
-        let appended = self.append_run(total + padding, align, generation, limit, |extent| {
+        let (extent, segment) = self.append_run(total + padding, align, generation, limit, |extent| {
             for stripe in stripes.iter_mut() {
                 if let Some(commit) = &mut stripe.commit {
                     commit.copies = extent.segment.occupied();
@@ -384,8 +409,7 @@ impl Blocks {
                 limit,
             )
         })?;
-        self.segments.appended(&appended.0, total + padding);
-        Ok(appended)
+        Ok((extent, total + padding, segment))
     }
 
     /// Hand out a run of `len` bytes at a multiple of `align` and have `write` fill it. When that fails the directory at fault is taken out, and

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
 
@@ -14,6 +15,10 @@ use crate::ids::{MemberId, SegmentId};
 
 /// Appended bytes per file after which their write-back is started, so that a later sync finds little to do.
 const WRITEBACK_STEP: u64 = 4 << 20;
+/// Where a sync takes longer, who stores ahead waits more for it than others gain...
+const APART_MAX: Duration = Duration::from_millis(50);
+/// ...and so many runs are left to the syncs of commits, until it is tried again.
+const APART_LEFT: u32 = 16;
 
 /// What was appended to a segment and is not known synced.
 #[derive(Debug)]
@@ -73,7 +78,7 @@ impl SyncInFlight<'_> {
     pub fn wait(mut self) -> Result<()> {
         let due = std::mem::take(&mut self.due);
         let synced = match self.syncs.take() {
-            Some(syncs) => self.segments.end_sync(&self.files, syncs, due, self.bytes),
+            Some(syncs) => self.segments.end_sync(&self.files, syncs, due, self.bytes, QUORUM_PATIENCE),
             None => Ok(()),
         };
         synced.and(self.through.take().map_or(Ok(()), |through| self.segments.end_through(through)))
@@ -106,6 +111,33 @@ impl Segments {
         let start = end.saturating_sub(2 * WRITEBACK_STEP);
         for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
             member.start_writeback(segment.id, start, end - start);
+        }
+    }
+
+    /// Make stripes of `len` bytes a file at `extent` durable, of which nothing is known to others yet: what is synced
+    /// beside does not wait for them, nor cover them. What cannot be is left to the next sync, as by [`Self::appended`].
+    ///
+    /// Commits meanwhile may be durable behind them in the same files: whoever reads the log passes over what was lost.
+    pub fn sync_apart(&self, extent: &Extent, len: u64) {
+        let Extent { segment, offset, .. } = extent;
+        let unsynced = Unsynced { segment: segment.clone(), stripes: true, copies: Vec::new(), from: *offset };
+        let due = Due::from([(segment.id, unsynced)]);
+        // One at a time: more would take the threads that other calls wait for. And not while directories are silent.
+        let Some(mut left) = self.apart.try_lock().filter(|_| self.has_quorum(&due)) else {
+            return self.appended(extent, len);
+        };
+        if *left > 0 {
+            *left -= 1;
+            return self.appended(extent, len);
+        }
+        let begun = Instant::now();
+        let files = self.files(&due);
+        let syncs = self.set.begin_syncs(&files);
+        if let Err(error) = self.end_sync(&files, syncs, due, len, Duration::ZERO) {
+            log::debug!("segment {}: {error}; left to the next sync", segment.id);
+        }
+        if begun.elapsed() > APART_MAX {
+            *left = APART_LEFT;
         }
     }
 
@@ -247,19 +279,33 @@ impl Segments {
             (std::mem::take(&mut state.unsynced), state.through.take())
         };
         let bytes = self.unsynced_bytes.swap(0, Ordering::Relaxed);
-        let mut files: Vec<(MemberId, SegmentId)> = Vec::new();
-        for (id, unsynced) in &due {
+        let files = self.files(&due);
+        let syncs = self.set.begin_syncs(&files);
+        SyncInFlight { segments: self, files, syncs: Some(syncs), through, due, bytes, _alone: alone }
+    }
+
+    /// The files to be synced.
+    fn files(&self, due: &Due) -> Vec<(MemberId, SegmentId)> {
+        let mut files = Vec::new();
+        for (id, unsynced) in due {
             let slots = unsynced.slots() & self.healthy(&unsynced.segment);
             let members = unsynced.segment.slots.iter().enumerate();
             files.extend(
                 members.filter(|(slot, _)| slots >> slot & 1 == 1).filter_map(|(_, m)| m.map(|member| (member, *id))),
             );
         }
-        let syncs = self.set.begin_syncs(&files);
-        SyncInFlight { segments: self, files, syncs: Some(syncs), through, due, bytes, _alone: alone }
+        files
     }
 
-    fn end_sync(&self, files: &[(MemberId, SegmentId)], syncs: Syncs, due: Due, bytes: u64) -> Result<()> {
+    /// `limit` as of [`Self::allocate`].
+    fn end_sync(
+        &self,
+        files: &[(MemberId, SegmentId)],
+        syncs: Syncs,
+        due: Due,
+        bytes: u64,
+        limit: Duration,
+    ) -> Result<()> {
         if due.is_empty() {
             return Ok(());
         }
@@ -277,7 +323,7 @@ impl Segments {
             due.iter().all(|(id, unsynced)| self.shortfall(unsynced, good.get(id).copied().unwrap_or(0)).is_none())
         };
         let members: Vec<MemberId> = files.iter().map(|(member, _)| *member).collect();
-        let results = syncs.wait(&self.wait(&members, &enough, QUORUM_PATIENCE));
+        let results = syncs.wait(&self.wait(&members, &enough, limit));
         let mut good: BTreeMap<SegmentId, u64> = BTreeMap::new();
         for file in self.synced(results) {
             *good.entry(file.1).or_default() |= slot_mask(&file);

@@ -80,7 +80,11 @@ impl Volume {
         self.move_what_missed_a_sync()?;
         self.unlocked.lock().retain(|id| self.set.get(id).is_some_and(|member| member.lock().is_err()));
         self.checkpoint_if_due()?;
-        self.fold_due(false)?;
+        match self.fold_due(false) {
+            // What follows may make some.
+            Err(Error::NoSpace) => log::debug!("no room to fold small writes"),
+            folded => folded?,
+        }
         self.blocks.segments().widen();
         self.catch_up()?;
         while self.retire_some()? {}

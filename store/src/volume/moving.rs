@@ -1,6 +1,8 @@
 //! Blocks that are to lie elsewhere: out of a segment that gc wants empty, and out of one that lost a directory while they
 //! were synced (R9).
 
+use std::time::Duration;
+
 use super::Volume;
 use crate::backing::Health;
 use crate::error::{Error, Result};
@@ -11,6 +13,8 @@ use crate::meta::rows::{BlockRow, BlockState};
 const PAGE: usize = 1000;
 /// Sealed bytes moved in one operation.
 const BATCH: u64 = 2 << 20;
+/// Who stored something ahead has put its rows after this time, or is asked again in the next round.
+const ROWS_WAIT: Duration = Duration::from_secs(2);
 
 impl Volume {
     /// Move the blocks of a segment that lie at or past `from` (bytes) to the open segment, in batches. Returns how many
@@ -60,6 +64,11 @@ impl Volume {
             }
             // What misses a sync meanwhile is told anew.
             let Some(from) = segments.take_missed(segment) else { continue };
+            // What is stored ahead has no rows yet when it misses one.
+            if !self.blocks.pins().wait_for_earlier(ROWS_WAIT) {
+                segments.give_back_missed(segment, from);
+                continue;
+            }
             match self.move_blocks(segment, from) {
                 Ok(moved) => log::info!("segment {segment}: {moved} bytes that missed a sync are written elsewhere"),
                 Err(Error::NoSpace) => log::warn!("segment {segment}: no room elsewhere for what missed a sync"),

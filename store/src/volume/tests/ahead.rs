@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
+use super::behind::Faulty;
 use super::*;
+use crate::backing::{Call, Fault, Rule};
 use crate::blocks::Put;
 use crate::gc::GcOptions;
 
@@ -137,5 +139,73 @@ fn others_append_to_a_segment_that_was_opened_for_what_is_stored_ahead_and_commi
     let volume = scratch.open();
     assert!(read(&volume, "f").unwrap() == content && read(&volume, "other").unwrap() == other);
     healthy(&volume);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn no_commit_has_to_sync_what_is_stored_ahead_and_it_survives_a_kill_without_two_directories() {
+    let scratch = Scratch::new("ahead-synced");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    let attr = volume.create(ROOT_INO, b"f", &new_file()).unwrap();
+    volume.commit(&NothingDirty).unwrap();
+    let content = noise(1, 3 * CHUNK);
+    volume.store_ahead(&attr, &chunks(&content)).unwrap();
+    assert!(!volume.blocks().segments().has_unsynced());
+    put(&volume, &attr, &content);
+    assert!(!volume.blocks().segments().has_unsynced());
+    volume.commit(&NothingDirty).unwrap();
+    scratch.kill(volume);
+    for name in ["state", "d1", "d4"] {
+        std::fs::remove_dir_all(scratch.0.join(name)).unwrap();
+    }
+    let volume = scratch.open();
+    assert!(read(&volume, "f").unwrap() == content);
+    volume.close(&NothingDirty).unwrap();
+}
+
+/// Stored ahead over directories of which `failing` fail to sync it, then written: the volume, and the commit's outcome.
+fn failing_to_sync(scratch: &Scratch, failing: usize, content: &[u8]) -> (Arc<Volume>, Result<()>) {
+    scratch.format(6, 1);
+    let directories = Faulty::new((0..6).map(|n| scratch.0.join(format!("d{n}"))));
+    let volume = Volume::open_in(scratch.options(), &directories).unwrap();
+    write(&volume, "before", &content[..CHUNK]);
+    let attr = volume.create(ROOT_INO, b"f", &new_file()).unwrap();
+    volume.commit(&NothingDirty).unwrap();
+    for directory in directories.0.values().take(failing) {
+        directory.add(Rule::new(Call::SyncSegment, Fault::Errno(libc::EIO)).times(1));
+    }
+    volume.store_ahead(&attr, &chunks(content)).unwrap();
+    assert_eq!(volume.blocks().segments().has_unsynced_stripes(), failing > 2);
+    put(&volume, &attr, content);
+    let committed = volume.commit(&NothingDirty).map(drop);
+    (volume, committed)
+}
+
+#[test]
+fn directories_that_fail_to_sync_what_is_stored_ahead_are_done_without() {
+    let scratch = Scratch::new("ahead-two-fail");
+    let content = noise(1, 3 * CHUNK);
+    let (volume, committed) = failing_to_sync(&scratch, 2, &content);
+    committed.unwrap();
+    assert_ne!(volume.blocks().segments().lacking_segments(), [], "they have to be caught up");
+    scratch.kill(volume);
+    for name in ["state", "d0", "d1"] {
+        std::fs::remove_dir_all(scratch.0.join(name)).unwrap();
+    }
+    let volume = scratch.open();
+    assert!(read(&volume, "f").unwrap() == content);
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn what_is_stored_ahead_and_too_few_directories_synced_is_not_acknowledged() {
+    let scratch = Scratch::new("ahead-three-fail");
+    let content = noise(1, 3 * CHUNK);
+    let (volume, committed) = failing_to_sync(&scratch, 3, &content);
+    assert!(committed.is_err());
+    scratch.kill(volume);
+    let volume = scratch.open();
+    assert!(read(&volume, "before").unwrap() == content[..CHUNK]);
     volume.close(&NothingDirty).unwrap();
 }
