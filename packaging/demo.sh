@@ -26,7 +26,7 @@ BRINE=${BRINE_DEMO_PROGRAM:-}
 if [ -z "$BRINE" ]; then
     explain "Building the release program (the first time takes some minutes)"
     show cargo build --release --quiet --package brine-fs
-    BRINE=$REPOSITORY/target/release/brine
+    BRINE=$(realpath "${CARGO_TARGET_DIR:-target}")/release/brine
 fi
 brine() { "$BRINE" "$@"; }
 

@@ -188,7 +188,7 @@ impl Commit {
         flusher.flush(true)?;
         last()?;
         meta.flush_atimes()?;
-        meta.with(|txn| blocks.settle_segments(txn))?;
+        blocks.settled(|_| Ok(()))?;
         meta.note_durable(log.durable());
         let (mut appended, mut syncing) = (None, None);
         let mut tries = 0;

@@ -18,6 +18,7 @@ use crate::clock::Entropy;
 use crate::error::{Error, Result};
 use crate::geometry::Geometry;
 use crate::ids::{Generation, Incarnation, MemberId, SegmentId, ShardIndex, Term, VolumeId};
+use crate::meta::rows::{SegmentRow, SegmentState};
 use crate::placement::{self, Candidate, Placement};
 use crate::shard::{RECORD_ALIGN, SEGMENT_HEADER_LEN, SegmentHeader};
 use sync::{Lacking, Through, Unsynced};
@@ -80,7 +81,7 @@ pub struct Extent {
     pub segment: Arc<OpenSegment>,
     /// Offset of the run in each file, bytes.
     pub offset: u64,
-    /// True if the segment was opened for this run: its row must be recorded with the blocks.
+    /// True if the segment was opened for this run.
     pub fresh: bool,
 }
 
@@ -91,10 +92,17 @@ struct State {
     unsynced: BTreeMap<SegmentId, Unsynced>,
     /// A record on its way to the devices, not in `unsynced`.
     through: Option<Through>,
-    /// Segments closed since the last [`Segments::take_closed`], with their tails.
-    closed: Vec<(SegmentId, u64)>,
     next: u64,
     previous: Option<Placement>,
+}
+
+/// What became of segments and is in no row yet.
+#[derive(Debug, Default)]
+pub struct Unnoted {
+    /// Rows of those that were opened.
+    pub opened: Vec<SegmentRow>,
+    /// Those that were closed, with the length of their files in bytes.
+    pub closed: Vec<(SegmentId, u64)>,
 }
 
 /// What identifies the writer in the headers of new segments.
@@ -119,6 +127,8 @@ pub struct Segments {
     fixed: bool,
     /// Held while a segment is announced, which may wait for directories.
     state: Mutex<State>,
+    /// Not in `state`: it is asked for within operations of the metadata.
+    unnoted: Mutex<Unnoted>,
     /// Segments that are not complete in all their slots.
     lacking: Mutex<BTreeMap<SegmentId, Lacking>>,
     /// Segments that were handed out; those that are let go of take nothing more and have nothing unsynced.
@@ -158,6 +168,7 @@ impl Segments {
             min_slots,
             fixed,
             state: Mutex::new(state),
+            unnoted: Mutex::default(),
             lacking: Mutex::default(),
             handed_out: Mutex::default(),
             vacated: AtomicBool::new(false),
@@ -205,13 +216,25 @@ impl Segments {
             );
             self.vacated.store(true, Ordering::Release);
         }
+        // Before anybody can name what is in it.
+        self.unnoted.lock().opened.push(SegmentRow {
+            id: segment.id,
+            incarnation: segment.incarnation,
+            data: segment.geometry.data() as u8,
+            parity: segment.geometry.parity() as u8,
+            slots: segment.slots.clone(),
+            capacity: segment.capacity,
+            tail: SEGMENT_HEADER_LEN as u64,
+            state: SegmentState::Open,
+            since: generation,
+        });
         state.open = Some((segment.clone(), SEGMENT_HEADER_LEN as u64 + len));
         Ok(Extent { segment, offset: SEGMENT_HEADER_LEN as u64, fresh: true })
     }
 
     fn close_in(&self, state: &mut State) {
         if let Some((segment, tail)) = state.open.take() {
-            state.closed.push((segment.id, tail));
+            self.unnoted.lock().closed.push((segment.id, tail));
             // The directories may be nearly full: what is preallocated there is the reserve of all others.
             for member in segment.slots.iter().flatten().filter_map(|id| self.set.get(id)) {
                 member.begin_finish_segment(segment.id);
@@ -271,9 +294,16 @@ impl Segments {
         self.state.lock().open.iter().map(|(segment, tail)| (segment.id, *tail)).collect()
     }
 
-    /// Segments closed since the last call, with the length of their files in bytes.
-    pub fn take_closed(&self) -> Vec<(SegmentId, u64)> {
-        std::mem::take(&mut self.state.lock().closed)
+    /// What became of segments since the last call. Who puts rows of what was appended puts these before.
+    pub fn take_unnoted(&self) -> Unnoted {
+        std::mem::take(&mut self.unnoted.lock())
+    }
+
+    /// It could not be put.
+    pub fn put_back(&self, unnoted: Unnoted) {
+        let mut later = self.unnoted.lock();
+        later.opened.splice(0..0, unnoted.opened);
+        later.closed.splice(0..0, unnoted.closed);
     }
 
     /// R3: id, placement and incarnation are durable in the first block of the files before the first record.

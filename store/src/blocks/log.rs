@@ -6,7 +6,6 @@ use super::Blocks;
 use crate::backing::{DIRECT_ALIGN, SharedBytes};
 use crate::error::{Error, Result};
 use crate::ids::{BlockId, BlockKey, Generation, SegmentId, ShardIndex};
-use crate::meta::rows::SegmentRow;
 use crate::seal::{BlockKind, Codec, Sealer};
 use crate::segment::{Extent, QUORUM_PATIENCE};
 use crate::shard::{CommitHeader, Location, RecordHeader, RecordKind, payload_checksum, stripe_tag};
@@ -38,17 +37,11 @@ impl Blocks {
     pub fn append_commit(&self, commit: CommitHeader, message: &[u8], limit: Duration) -> Result<AppendedCommit> {
         let copies = message.len() <= COPY_LEN_MAX && !self.segments.has_unsynced_stripes();
         let append = if copies { Self::append_copies } else { Self::append_coded };
-        let (extent, opened, ack_set) = append(self, commit, message, limit)?;
-        self.unrecorded.lock().extend(opened);
+        let (extent, ack_set) = append(self, commit, message, limit)?;
         Ok(AppendedCommit { segment: extent.segment.id, part: commit.part, ack_set })
     }
 
-    fn append_coded(
-        &self,
-        commit: CommitHeader,
-        message: &[u8],
-        limit: Duration,
-    ) -> Result<(Extent, Option<SegmentRow>, u64)> {
+    fn append_coded(&self, commit: CommitHeader, message: &[u8], limit: Duration) -> Result<(Extent, u64)> {
         let shard_len = message.len().div_ceil(self.geometry.data()).next_multiple_of(SHARD_ALIGN);
         let pieces = [(BlockId::default(), 0, message)];
         let mut stripe = self.make_stripe(RecordKind::CommitShard, &pieces, shard_len, Vec::new());
@@ -58,16 +51,10 @@ impl Blocks {
         let [stripe] = stripes;
         let ack_set = stripe.commit.map_or(0, |commit| commit.ack_set);
         self.give_back_shared(stripe.shards);
-        let (extent, opened) = written?;
-        Ok((extent, opened, ack_set))
+        Ok((written?, ack_set))
     }
 
-    fn append_copies(
-        &self,
-        commit: CommitHeader,
-        message: &[u8],
-        limit: Duration,
-    ) -> Result<(Extent, Option<SegmentRow>, u64)> {
+    fn append_copies(&self, commit: CommitHeader, message: &[u8], limit: Duration) -> Result<(Extent, u64)> {
         // The record takes whole pages, so that it can be written past the cache.
         let header_len = RecordHeader::header_len(0, RecordKind::CommitCopy);
         let len = ((header_len + message.len()) as u64).next_multiple_of(DIRECT_ALIGN);
@@ -77,7 +64,7 @@ impl Blocks {
         let checksum = payload_checksum(&payload);
         let payload = SharedBytes::from(payload);
         let (mut written, mut through) = (0, false);
-        let (extent, opened) = self.append_run(len, DIRECT_ALIGN, commit.generation, limit, |extent| {
+        let extent = self.append_run(len, DIRECT_ALIGN, commit.generation, limit, |extent| {
             let slots = self.segments.slots_for_copies(&extent.segment).ok_or_else(|| Error::TooFewMembers {
                 healthy: self.segments.healthy(&extent.segment).count_ones() as usize,
                 needed: self.segments.min_ack(),
@@ -109,7 +96,7 @@ impl Blocks {
         if !through {
             self.segments.appended_copies(&extent, len, written);
         }
-        Ok((extent, opened, written))
+        Ok((extent, written))
     }
 
     /// Seal a part of a checkpoint image and append it. Not synced when it returns.
@@ -125,8 +112,7 @@ impl Blocks {
         let [stripe] = stripes;
         let at = stripe.at;
         self.give_back_shared(stripe.shards);
-        let (extent, opened) = written?;
-        self.unrecorded.lock().extend(opened);
+        let extent = written?;
         Ok(Location { segment: extent.segment.id, stripe: extent.offset + at, offset: 0, len })
     }
 }

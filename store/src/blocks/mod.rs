@@ -96,8 +96,6 @@ pub struct Blocks {
     infos: RwLock<HashMap<SegmentId, Arc<SegmentInfo>>>,
     /// Segments that could not be caught up, and as of when.
     stuck: Mutex<HashMap<SegmentId, heal::Stuck>>,
-    /// Rows of segments opened by what is no operation of the metadata: commit records and images.
-    unrecorded: Mutex<Vec<SegmentRow>>,
     claimed: Mutex<HashSet<BlockId>>,
     unclaimed: Condvar,
     /// Stored ahead, and not put yet.
@@ -154,7 +152,6 @@ impl Blocks {
             stripes,
             infos: RwLock::default(),
             stuck: Mutex::default(),
-            unrecorded: Mutex::default(),
             claimed: Mutex::default(),
             unclaimed: Condvar::new(),
             ahead: Mutex::default(),

@@ -12,7 +12,7 @@ use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardI
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
-use crate::segment::{Extent, QUORUM_PATIENCE};
+use crate::segment::{Extent, QUORUM_PATIENCE, Unnoted};
 use crate::shard::{
     BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
 };
@@ -48,8 +48,6 @@ struct Candidate {
 #[derive(Default)]
 struct Appended {
     rows: Vec<BlockRow>,
-    /// It was opened for them.
-    segment: Option<SegmentRow>,
     /// Where, and its bytes in each file.
     run: Option<(Extent, u64)>,
 }
@@ -108,7 +106,7 @@ impl Blocks {
         let candidates = self.candidates(puts);
         let _pin = self.pins.enter();
         let generation = Generation(self.meta.committed().0 + 1);
-        let Appended { rows: new_blocks, segment, run } = {
+        let Appended { rows: new_blocks, run } = {
             // Let go of afterwards: who waits for them may hold up whom `enter` waits for.
             let claims = self.claim(candidates.iter().map(|c| c.id));
             let known = self.known(&claims)?;
@@ -118,14 +116,11 @@ impl Blocks {
                 .collect();
             self.append(puts, &candidates, &fresh, generation)?
         };
-        // Others may append to it, and close it, before these rows are put.
-        self.unrecorded.lock().extend(segment);
         let Some((extent, len)) = run else { return Ok(()) };
         // Rows of what is durable make no commit wait for it.
         self.segments.sync_apart(&extent, len);
         let _entered = enter();
-        let stored = self.meta.with(|txn| {
-            self.settle_segments(txn)?;
+        let stored = self.settled(|txn| {
             let mut stored = Vec::with_capacity(new_blocks.len());
             for row in &new_blocks {
                 // Another may have stored it meanwhile.
@@ -187,14 +182,9 @@ impl Blocks {
             stored.push(Stored { key: candidate.key, id: candidate.id, duplicate });
         }
         let generation = Generation(self.meta.committed().0 + 1);
-        let Appended { rows: new_blocks, segment: new_segment, run } =
-            self.append(puts, candidates, &fresh, generation)?;
+        let Appended { rows: new_blocks, run } = self.append(puts, candidates, &fresh, generation)?;
         run.inspect(|(extent, len)| self.segments.appended(extent, *len));
-        let outcome = self.meta.with(|txn| {
-            if let Some(segment) = &new_segment {
-                txn.put_segment(segment)?;
-            }
-            self.settle_segments(txn)?;
+        let outcome = self.settled(|txn| {
             for row in &new_blocks {
                 if !txn.put_block(row)? {
                     txn.move_block(&row.id, |old| old.clone_from(row))?;
@@ -207,12 +197,7 @@ impl Blocks {
                 }
             }
             rows.take().map(|rows| rows(txn, &stored)).transpose()
-        });
-        // A segment that was opened takes the next records, whatever became of these.
-        if outcome.is_err() {
-            self.unrecorded.lock().extend(new_segment);
-        }
-        let outcome = outcome?;
+        })?;
         if outcome.is_some() {
             let ahead = {
                 let mut ahead = self.ahead.lock();
@@ -224,15 +209,18 @@ impl Blocks {
         Ok(outcome)
     }
 
-    /// Put the rows of segments that were opened or closed outside any operation.
-    pub fn settle_segments(&self, txn: &mut Txn<'_>) -> Result<()> {
-        for row in std::mem::take(&mut *self.unrecorded.lock()) {
-            txn.put_segment(&row)?;
-        }
-        for (id, tail) in self.segments.take_closed() {
-            close_segment(txn, id, tail)?;
-        }
-        Ok(())
+    /// An operation of the metadata, before which the rows of segments are put that were opened or closed since the last:
+    /// none is named that has no row, whoever opened it and whatever became of what he wrote.
+    pub fn settled<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
+        self.meta.with(|txn| {
+            let unnoted = self.segments.take_unnoted();
+            let outcome = note_segments(txn, &unnoted).and_then(|()| operation(txn));
+            if outcome.is_err() {
+                // All of it is undone.
+                self.segments.put_back(unnoted);
+            }
+            outcome
+        })
     }
 
     fn is_sound(&self, key: &BlockKey, row: Option<&BlockRow>) -> bool {
@@ -279,9 +267,9 @@ impl Blocks {
         self.give_back(sealed);
 
         let written = self.place_stripes(&mut laid_out, generation, QUORUM_PATIENCE);
-        let result = written.map(|(extent, len, segment)| {
+        let result = written.map(|(extent, len)| {
             let rows = block_rows(&laid_out, &extent, puts, candidates, &blocks, self.codec, generation);
-            Appended { rows, segment, run: Some((extent, len)) }
+            Appended { rows, run: Some((extent, len)) }
         });
         for stripe in laid_out {
             self.give_back_shared(stripe.shards);
@@ -371,19 +359,14 @@ impl Blocks {
         stripes: &mut [Stripe],
         generation: Generation,
         limit: Duration,
-    ) -> Result<(Extent, Option<SegmentRow>)> {
-        let (extent, len, segment) = self.place_stripes(stripes, generation, limit)?;
+    ) -> Result<Extent> {
+        let (extent, len) = self.place_stripes(stripes, generation, limit)?;
         self.segments.appended(&extent, len);
-        Ok((extent, segment))
+        Ok(extent)
     }
 
     /// As [`Self::write_stripes`], but no sync covers them before the segments are told of the run, of so many bytes.
-    fn place_stripes(
-        &self,
-        stripes: &mut [Stripe],
-        generation: Generation,
-        limit: Duration,
-    ) -> Result<(Extent, u64, Option<SegmentRow>)> {
+    fn place_stripes(&self, stripes: &mut [Stripe], generation: Generation, limit: Duration) -> Result<(Extent, u64)> {
         let total: u64 = stripes.iter().map(|stripe| stripe.record_len).sum();
         let mut at = 0;
         for stripe in stripes.iter_mut() {
@@ -393,7 +376,7 @@ impl Blocks {
         // Long runs take whole pages, so that they can be written past the cache.
         let align = if total >= LONG_WRITE_MIN { DIRECT_ALIGN } else { RECORD_ALIGN };
         let padding = total.next_multiple_of(align) - total;
-        let (extent, segment) = self.append_run(total + padding, align, generation, limit, |extent| {
+        let extent = self.append_run(total + padding, align, generation, limit, |extent| {
             for stripe in stripes.iter_mut() {
                 if let Some(commit) = &mut stripe.commit {
                     commit.copies = extent.segment.occupied();
@@ -409,7 +392,7 @@ impl Blocks {
                 limit,
             )
         })?;
-        Ok((extent, total + padding, segment))
+        Ok((extent, total + padding))
     }
 
     /// Hand out a run of `len` bytes at a multiple of `align` and have `write` fill it. When that fails the directory at fault is taken out, and
@@ -421,8 +404,7 @@ impl Blocks {
         generation: Generation,
         limit: Duration,
         mut write: impl FnMut(&Extent) -> Result<()>,
-    ) -> Result<(Extent, Option<SegmentRow>)> {
-        let mut opened = Vec::new();
+    ) -> Result<Extent> {
         let mut last_error = None;
         for _ in 0..APPEND_ATTEMPTS_MAX {
             let extent = self.segments.allocate(len, align, generation, limit)?;
@@ -435,11 +417,9 @@ impl Blocks {
                     capacity: segment.capacity,
                 };
                 self.know_segment(segment.id, info);
-                opened.push(segment_row(&extent, generation));
             }
             match write(&extent) {
-                // Segments abandoned on the way hold nothing that is named; only the last one is recorded.
-                Ok(()) => return Ok((extent, opened.pop())),
+                Ok(()) => return Ok(extent),
                 Err(error) => {
                     self.segments.abandon(extent.segment.id);
                     last_error = Some(error);
@@ -505,27 +485,17 @@ pub(super) struct Stripe {
     pub(super) at: u64,
 }
 
+fn note_segments(txn: &mut Txn<'_>, unnoted: &Unnoted) -> Result<()> {
+    unnoted.opened.iter().try_for_each(|row| txn.put_segment(row))?;
+    unnoted.closed.iter().try_for_each(|(id, tail)| close_segment(txn, *id, *tail))
+}
+
 /// Note in its row that a segment takes no more records.
 pub(crate) fn close_segment(txn: &mut Txn<'_>, id: SegmentId, tail: u64) -> Result<()> {
     match txn.segment(id)? {
         Some(row) => txn.put_segment(&SegmentRow { tail, state: SegmentState::Closed, ..row }),
-        // Abandoned before anything in it was named.
+        // What was in it is gone already.
         None => Ok(()),
-    }
-}
-
-fn segment_row(extent: &Extent, generation: Generation) -> SegmentRow {
-    let segment = &extent.segment;
-    SegmentRow {
-        id: segment.id,
-        incarnation: segment.incarnation,
-        data: segment.geometry.data() as u8,
-        parity: segment.geometry.parity() as u8,
-        slots: segment.slots.clone(),
-        capacity: segment.capacity,
-        tail: extent.offset,
-        state: SegmentState::Open,
-        since: generation,
     }
 }
 

@@ -60,12 +60,8 @@ impl Blocks {
             .collect();
         let generation = Generation(self.meta.committed().0 + 1);
         let written = self.write_stripes(&mut stripes, generation, QUORUM_PATIENCE);
-        let outcome = written.and_then(|(extent, opened)| {
-            let moved = self.meta.with(|txn| {
-                if let Some(segment) = &opened {
-                    txn.put_segment(segment)?;
-                }
-                self.settle_segments(txn)?;
+        let outcome = written.and_then(|extent| {
+            self.settled(|txn| {
                 let mut moved = 0;
                 for stripe in &stripes {
                     for (entry, &index) in stripe.entries.iter().zip(&stripe.indices) {
@@ -86,11 +82,7 @@ impl Blocks {
                     }
                 }
                 Ok(moved)
-            });
-            if moved.is_err() {
-                self.unrecorded.lock().extend(opened);
-            }
-            moved
+            })
         });
         for stripe in stripes {
             self.give_back_shared(stripe.shards);

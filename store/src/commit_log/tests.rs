@@ -471,7 +471,7 @@ fn who_holds_vacant_slots_is_asked_of_no_directory_by_readers_and_of_none_for_ev
     fixture.store(1);
     fixture.create("a");
     fixture.commit().unwrap();
-    fixture.meta.with(|txn| fixture.blocks.settle_segments(txn)).unwrap();
+    fixture.blocks.settled(|_| Ok(())).unwrap();
     fixture.back(0);
     let vacant = |info: &crate::stripes::SegmentInfo| info.slots.iter().filter(|slot| slot.is_none()).count();
     let gate = crate::backing::Gate::new();

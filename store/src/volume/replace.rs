@@ -101,7 +101,7 @@ impl Volume {
         self.blocks.segments().close_vacant();
         // What waits to be synced goes to the slots that are taken.
         self.blocks.segments().sync()?;
-        self.meta.with(|txn| self.blocks.settle_segments(txn))?;
+        self.blocks.settled(|_| Ok(()))?;
         let mut from = SegmentId(0);
         while !cancelled() {
             let (filled, next) = self.fill_vacant_slots(from, FILL_STEP)?;

@@ -346,8 +346,9 @@ fn quantile(sorted: &[Duration], part: f64) -> Duration {
 }
 
 /// `runs` interleaved runs of a program that does nothing: plainly from local disk, through exec/, and by bubblewrap if
-/// it is installed. Figures only: what they should be depends on what else the machine does.
-pub fn latency(runs: usize) -> String {
+/// it is installed; `pause` before each, so that none pays for what the one before left to be taken apart. Figures only:
+/// what they should be depends on what else the machine does.
+pub fn latency(runs: usize, pause: Duration) -> String {
     let mut volume = volume("exec-latency");
     let plain = nothing(volume.root());
     let function = volume.path("exec/nothing");
@@ -374,13 +375,14 @@ pub fn latency(runs: usize) -> String {
     for _ in 0..runs {
         for (side, times) in &mut sides {
             let mut command = command(side);
+            std::thread::sleep(pause);
             let started = Instant::now();
             let status = command.status().expect("run");
             times.push(started.elapsed());
             assert!(status.success(), "{side}: {status}");
         }
     }
-    let mut text = format!("{runs} interleaved runs");
+    let mut text = format!("{runs} interleaved runs, {} ms before each", pause.as_millis());
     let mut base = (1.0, 1.0);
     for (side, times) in &mut sides {
         times.sort_unstable();

@@ -5,8 +5,10 @@ use std::io;
 
 use super::*;
 use crate::backing::{Backing, Call, DirBacking, Directories, Fault, FaultyBacking, RealDirectories, Rule};
+use crate::blocks::Put;
 use crate::commit_log::AckOverrides;
 use crate::ids::SegmentId;
+use crate::meta::rows::{SegmentRow, SegmentState};
 use crate::superblock::BEHIND_MAX;
 
 /// Real directories, of which these fail when told to.
@@ -231,7 +233,6 @@ fn no_more_segments_are_given_away_than_can_be_noted() {
 
 #[test]
 fn giving_a_slot_away_leaves_the_rest_of_the_row_as_it_is() {
-    use crate::meta::rows::{SegmentRow, SegmentState};
     use crate::volume::replace::take_slots;
     let scratch = Scratch::new("vacant-row");
     scratch.format(6, 1);
@@ -260,4 +261,55 @@ fn giving_a_slot_away_leaves_the_rest_of_the_row_as_it_is() {
     volume.meta.with(|txn| take_slots(txn, &gone)).unwrap();
     assert!(row(&volume, gone.id).is_none());
     drop(volume);
+}
+
+/// Others may have appended to it before one of its directories failed, and what they wrote there is named.
+#[test]
+fn a_segment_that_was_given_up_has_a_row_as_any_other() {
+    let scratch = Scratch::new("given-up");
+    scratch.format(6, 1);
+    let directories = Faulty::new((0..6).map(|n| scratch.0.join(format!("d{n}"))));
+    let volume = Volume::open_in(scratch.options(), &directories).unwrap();
+    write(&volume, "before", &noise(1, 300_000));
+    volume.commit(&NothingDirty).unwrap();
+    volume.blocks().segments().close();
+    let given_up = volume.blocks().segments().next_id();
+    for directory in directories.0.values().take(1) {
+        // The first write announces it.
+        let second = Rule::new(Call::WriteAt, Fault::Errno(libc::EIO)).segment(given_up).from_nth(2);
+        directory.add(second.times(1));
+    }
+    write(&volume, "after", &noise(2, 300_000));
+    let rows = volume.meta.with(|txn| txn.segments()).unwrap();
+    let row = rows.iter().find(|row| row.id == given_up).unwrap();
+    assert_eq!(row.state, SegmentState::Closed);
+    assert!(rows.iter().any(|row| row.id.0 > given_up.0), "it was written elsewhere");
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().verify().unwrap(), Vec::<String>::new());
+    assert!(read(&volume, "after").unwrap() == noise(2, 300_000));
+    scratch.kill(volume);
+}
+
+/// An operation that fails is undone, and the rows of segments that were put with it.
+#[test]
+fn rows_of_segments_outlast_the_operation_they_were_put_with() {
+    let scratch = Scratch::new("undone-rows");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    write(&volume, "before", &noise(1, 300_000));
+    volume.commit(&NothingDirty).unwrap();
+    volume.blocks().segments().close();
+    let opened = volume.blocks().segments().next_id();
+    let content = noise(2, 300_000);
+    let puts = [Put { plain: &content[..128 << 10], salt: volume.salt(ROOT_INO, 0) }];
+    let refused = volume.blocks().put(&puts, |_, _| Err::<(), _>(Error::InvalidArgument("refused")));
+    assert!(refused.is_err());
+    assert!(volume.meta.with(|txn| txn.segment(opened)).unwrap().is_none());
+    volume.blocks().segments().close();
+    write(&volume, "after", &content);
+    let row = volume.meta.with(|txn| txn.segment(opened)).unwrap().unwrap();
+    assert_eq!(row.state, SegmentState::Closed);
+    volume.commit(&NothingDirty).unwrap();
+    assert_eq!(volume.meta().verify().unwrap(), Vec::<String>::new());
+    scratch.kill(volume);
 }
