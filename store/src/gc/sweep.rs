@@ -121,8 +121,11 @@ impl Gc {
                 break;
             }
         }
-        volume.meta().with(|txn| txn.put_segment(&SegmentRow { state: SegmentState::Condemned, ..row.clone() }))?;
-        self.step_done()?;
+        // One that still has a file somewhere is tried again and again, and is not to be news each time.
+        if row.state != SegmentState::Condemned {
+            volume.meta().with(|txn| txn.put_segment(&SegmentRow { state: SegmentState::Condemned, ..row.clone() }))?;
+            self.step_done()?;
+        }
         let mut all = true;
         for id in row.slots.iter().flatten() {
             let Some(member) = volume.members().get(id) else { continue };

@@ -10,6 +10,7 @@ use super::*;
 use crate::check::heal;
 use crate::error::Error;
 use crate::ids::ROOT_INO;
+use crate::meta::rows::SegmentState;
 use crate::volume::NothingDirty;
 use crate::volume::tests::{Scratch, Silent, healthy, noise, put, read, segment_files, write};
 
@@ -67,6 +68,34 @@ fn space_of_removed_files_is_given_back_and_the_others_stay() {
         assert_eq!(read(&volume, &format!("f{n}")).unwrap(), noise(n, 1 << 20));
     }
     healthy(&volume);
+    volume.close(&NothingDirty).unwrap();
+}
+
+/// Each time it would be news otherwise, for which checkpoints are written, as long as the directory is away.
+#[test]
+fn what_a_directory_that_is_away_still_has_is_condemned_once() {
+    let scratch = Scratch::new("gc-away");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    write(&volume, "f", &noise(1, 2 << 20));
+    volume.close(&NothingDirty).unwrap();
+    std::fs::rename(scratch.0.join("d5"), scratch.0.join("away")).unwrap();
+    let volume = scratch.open();
+    remove(&volume, "f");
+    volume.commit(&NothingDirty).unwrap();
+    let condemned = || {
+        let rows = volume.meta().with(|txn| txn.segments()).unwrap();
+        let rows = rows.into_iter().filter(|row| row.state == SegmentState::Condemned);
+        rows.map(|row| (row.id, row.since)).collect::<Vec<_>>()
+    };
+    collect(&volume);
+    let first = condemned();
+    assert_ne!(first, []);
+    write(&volume, "later", &noise(2, 1000));
+    volume.commit(&NothingDirty).unwrap();
+    collect(&volume);
+    let second = condemned();
+    assert!(first.iter().all(|row| second.contains(row)), "{first:?} {second:?}");
     volume.close(&NothingDirty).unwrap();
 }
 
