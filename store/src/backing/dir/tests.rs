@@ -336,10 +336,8 @@ fn long_writes_go_past_the_cache_and_leave_no_length_behind() {
     let mut past_cache = 0;
     for round in 0..8u8 {
         expected.resize(expected.len().next_multiple_of(4096), 0);
-        // Somebody else syncs. Where pages beside it are just being written, and elsewhere at times, Linux writes
-        // through the cache after all.
+        // Somebody else syncs.
         (0..2).for_each(|_| backing.note_sync());
-        segment.file.sync_all().unwrap();
         // From several buffers, none of which lies on a page.
         let parts = [vec![round; 100_001], vec![round + 1; 31_071]];
         let bufs: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
@@ -356,7 +354,8 @@ fn long_writes_go_past_the_cache_and_leave_no_length_behind() {
         assert!(cached(at + 512));
         expected.extend([8; 100_000]);
     }
-    assert_ne!(past_cache, 0);
+    // Where pages beside it are just being written, Linux writes through the cache after all.
+    assert!(past_cache >= 4, "{past_cache} of 8");
     backing.sync_segment(ID).unwrap();
     let content = fs::read(&path).unwrap();
     assert!(content.len() > expected.len(), "the file's length runs ahead");
