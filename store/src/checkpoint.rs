@@ -81,7 +81,7 @@ pub fn write(
     let mut entries = Vec::new();
     let mut part = Vec::new();
     begin_changes(&mut part);
-    state.image(|change| {
+    let rows_digest = state.image(|change| {
         let start = part.len();
         encode_change(&change, &mut part);
         let cut = part.len() >= PART_LEN_MIN && fnv(&part[start..]) & CUT_MASK == 0;
@@ -95,7 +95,6 @@ pub fn write(
     if part.len() > CHANGES_HEADER_LEN {
         entries.push(image.put(&part)?);
     }
-    let rows_digest = state.digest()?;
     let index = |level, entries| ImageIndex {
         level,
         volume,

@@ -40,6 +40,11 @@ const ALL: &str = concat!("SELECT ", columns!(), " FROM blocks WHERE id > ?1 ORD
 
 /// A row of the columns above.
 pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<BlockRow> {
+    Ok(BlockRow { verified: row.get(17)?, ..non_local_from_row(row)? })
+}
+
+/// A row of the columns above but the last, which is of this database alone.
+pub(super) fn non_local_from_row(row: &Row<'_>) -> rusqlite::Result<BlockRow> {
     Ok(BlockRow {
         id: BlockId(row.get(0)?),
         digest: ContentDigest(row.get(1)?),
@@ -58,7 +63,7 @@ pub(super) fn from_row(row: &Row<'_>) -> rusqlite::Result<BlockRow> {
         state_since: Generation(number(row, 14)?),
         codec: row.get(15)?,
         since: Generation(number(row, 16)?),
-        verified: row.get(17)?,
+        verified: false,
     })
 }
 

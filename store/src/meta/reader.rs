@@ -73,7 +73,7 @@ impl Reader {
     /// # Errors
     /// [`Error::Database`].
     pub fn digest(&self) -> Result<[u8; 32]> {
-        digest::digest(&self.conn).at(&self.path)
+        digest::digest(&self.conn, &self.path, |_, _| Ok(()))
     }
 
     /// The row of an inode.
@@ -265,21 +265,12 @@ impl Reader {
     }
 
     /// Every non-local row as the change that puts it: the image of a checkpoint, sorted table by table. A blank
-    /// database that imports them all has this one's digest.
+    /// database that imports them all has this one's digest, which is returned.
     ///
     /// # Errors
     /// Those of `take`, [`Error::Database`].
-    pub fn image(&self, mut take: impl FnMut(RowChange) -> Result<()>) -> Result<()> {
-        for (table, columns, key) in super::schema::TABLES {
-            let columns = if *table == "blocks" { "*" } else { columns };
-            let sql = format!("SELECT {columns} FROM {table} ORDER BY {key}");
-            let mut statement = self.conn.prepare_cached(&sql).at(&self.path)?;
-            let mut rows = statement.query([]).at(&self.path)?;
-            while let Some(row) = rows.next().at(&self.path)? {
-                take(change_of(table, row).at(&self.path)?)?;
-            }
-        }
-        Ok(())
+    pub fn image(&self, mut take: impl FnMut(RowChange) -> Result<()>) -> Result<[u8; 32]> {
+        digest::digest(&self.conn, &self.path, |table, row| take(change_of(table, row).at(&self.path)?))
     }
 }
 
@@ -381,7 +372,7 @@ fn change_of(table: &str, row: &Row<'_>) -> rusqlite::Result<RowChange> {
             source_generation: until(5)?,
             since: until(6)?,
         }),
-        "blocks" => RowChange::PutBlock(BlockRow { verified: false, ..block::from_row(row)? }),
+        "blocks" => RowChange::PutBlock(block::non_local_from_row(row)?),
         "segments" => RowChange::PutSegment(segment::from_row(row)?),
         "generations" => RowChange::PutGeneration(GenerationRow { generation: until(0)?, time_ns: row.get(1)? }),
         "snapshots" => RowChange::PutSnapshot(SnapshotRow {

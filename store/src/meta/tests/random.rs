@@ -445,7 +445,7 @@ fn imported(name: &str, run: &Run, wanted: [u8; 32]) {
     let copy = Meta::create_blank(&dir.0, &KEY, &setup()).unwrap();
     let reader = run.meta.reader().unwrap();
     let mut page = Vec::new();
-    reader
+    let told = reader
         .image(|change| {
             page.push(change);
             if page.len() == 100 {
@@ -457,6 +457,7 @@ fn imported(name: &str, run: &Run, wanted: [u8; 32]) {
         .unwrap();
     copy.import(&page).unwrap();
     copy.finish_import(reader.generation()).unwrap();
+    assert_eq!(told, wanted);
     assert_eq!(copy.committed(), run.meta.committed());
     assert_eq!(copy.reader().unwrap().digest().unwrap(), wanted);
 }
