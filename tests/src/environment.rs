@@ -70,6 +70,23 @@ pub fn temp_dir(name: &str) -> PathBuf {
     dir
 }
 
+/// Panics with the reason unless a tenth of the disk is free that temporary directories lie on: with less, volumes give up
+/// former states before anything else.
+#[track_caller]
+pub fn require_room_for_history() {
+    let root = temp_root();
+    std::fs::create_dir_all(&root).unwrap_or_else(|error| panic!("cannot create {}: {error}", root.display()));
+    let disk = nix::sys::statvfs::statvfs(&root).unwrap_or_else(|error| panic!("{}: {error}", root.display()));
+    let (free, all) = (disk.blocks_available(), disk.blocks());
+    assert!(
+        free >= all / 10,
+        "the disk of {} is {} % full, and volumes on a disk that is over 90 % full give former states up: free some, or \
+         name another place by BRINE_TEST_DIR",
+        root.display(),
+        100 - 100 * free / all.max(1)
+    );
+}
+
 /// Mountpoints of this mount namespace, in the order of mounting.
 pub fn mounts() -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").expect("read /proc/self/mountinfo");

@@ -12,7 +12,7 @@ use crate::ids::{BlockId, BlockKey, ContentDigest, Generation, SegmentId, ShardI
 use crate::meta::Txn;
 use crate::meta::rows::{BlockRow, BlockState, SegmentRow, SegmentState};
 use crate::seal::{BlockKind, Salt, Sealer};
-use crate::segment::{Extent, QUORUM_PATIENCE, Unnoted};
+use crate::segment::{Extent, QUORUM_PATIENCE, Segments, Unnoted};
 use crate::shard::{
     BlockEntry, CommitHeader, RECORD_ALIGN, RecordHeader, RecordKind, payload_checksum, record_len, stripe_tag,
 };
@@ -72,6 +72,18 @@ impl Drop for Claims<'_> {
         }
         drop(claimed);
         self.blocks.unclaimed.notify_all();
+    }
+}
+
+/// Rows of segments that go back when the operation that puts them fails, or panics: all of it is undone.
+struct Taken<'a> {
+    segments: &'a Segments,
+    unnoted: Unnoted,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.segments.put_back(std::mem::take(&mut self.unnoted));
     }
 }
 
@@ -213,13 +225,11 @@ impl Blocks {
     /// none is named that has no row, whoever opened it and whatever became of what he wrote.
     pub fn settled<R>(&self, operation: impl FnOnce(&mut Txn<'_>) -> Result<R>) -> Result<R> {
         self.meta.with(|txn| {
-            let unnoted = self.segments.take_unnoted();
-            let outcome = note_segments(txn, &unnoted).and_then(|()| operation(txn));
-            if outcome.is_err() {
-                // All of it is undone.
-                self.segments.put_back(unnoted);
-            }
-            outcome
+            let mut taken = Taken { segments: &self.segments, unnoted: self.segments.take_unnoted() };
+            note_segments(txn, &taken.unnoted)?;
+            let done = operation(txn)?;
+            taken.unnoted = Unnoted::default();
+            Ok(done)
         })
     }
 

@@ -279,10 +279,14 @@ impl Txn<'_> {
     }
 
     /// Chunks with patches for which `wanted` holds, at most `max`.
-    pub fn patched_chunks(&self, max: usize, wanted: impl Fn(&ChunkPatches) -> bool) -> Vec<(DataId, ChunkNo)> {
-        let all =
-            self.core.patched.by_data.iter().flat_map(|(data, chunks)| chunks.iter().map(|(c, p)| (*data, *c, p)));
-        all.filter(|(.., patches)| wanted(patches)).map(|(data, chunk, _)| (data, chunk)).take(max).collect()
+    pub fn patched_chunks(
+        &self,
+        max: usize,
+        wanted: impl Fn(&(DataId, ChunkNo), &ChunkPatches) -> bool,
+    ) -> Vec<(DataId, ChunkNo)> {
+        let all = self.core.patched.by_data.iter();
+        let all = all.flat_map(|(data, chunks)| chunks.iter().map(|(chunk, patches)| ((*data, *chunk), patches)));
+        all.filter(|(at, patches)| wanted(at, patches)).map(|(at, _)| at).take(max).collect()
     }
 
     /// Put small writes over chunks of a regular file. Inline content of the file is dropped: the caller writes it, too.

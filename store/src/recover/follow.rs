@@ -1,9 +1,9 @@
 //! One step of a follower: what became durable is applied, nothing is decided that only a writer may decide.
 
-use std::path::Path as Dir;
+use std::path::{Path as Dir, PathBuf as DirBuf};
 
 use super::scan::Starts;
-use super::{Ground, Reader};
+use super::{Ground, Reader, aside};
 use crate::commit_log::{HEAD_KEY, Head};
 use crate::error::{Error, Result};
 use crate::ids::Generation;
@@ -86,24 +86,26 @@ impl Reader<'_> {
         Ok(Followed::On { head: end, durable, last, applied })
     }
 
-    /// A database with the rows of the newest checkpoint that can be read.
+    /// Put a database with the rows of the newest checkpoint that can be read in the place of the one that may be there. Where
+    /// it stands, and the path of the former.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there is none.
-    pub fn checkpoint(&self, dir: &Dir, setup: &Setup, ground: &Ground<'_>) -> Result<Head> {
+    /// [`Error::Refused`] if there is none; the former is where it was, then.
+    pub fn checkpoint(&self, dir: &Dir, setup: &Setup, ground: &Ground<'_>) -> Result<(Head, Option<DirBuf>)> {
         let mut pointers: Vec<_> = ground.checkpoints.iter().collect();
         pointers.sort_by_key(|pointer| std::cmp::Reverse(pointer.generation));
         let mut failures = Vec::new();
         for pointer in pointers {
-            match self.import(dir, setup, pointer) {
+            match self.import(&aside::begin(dir)?, setup, pointer) {
                 Ok(meta) => {
                     let head = Head { generation: pointer.generation, chain: pointer.chain };
                     meta.with(|txn| txn.put_local(HEAD_KEY, &head.encode()))?;
                     meta.close()?;
-                    return Ok(head);
+                    drop(meta);
+                    return Ok((head, aside::put_in_place(dir, setup.clock.now_ns())?));
                 }
                 Err(error) => {
-                    super::remove_database(dir)?;
+                    aside::forget_unfinished(dir)?;
                     failures.push(format!("generation {}: {error}", pointer.generation));
                 }
             }

@@ -15,7 +15,7 @@ mod scan;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-pub use aside::{put_back, remove_database, set_aside};
+pub use aside::{forget_unfinished, put_in_place, remove_database};
 pub use follow::Followed;
 pub use scan::Starts;
 
@@ -219,7 +219,7 @@ impl Reader<'_> {
         self.segments().into_iter().map(|id| (id, 0)).collect()
     }
 
-    /// Make a database from checkpoint and log, in a state directory without one.
+    /// Make a database from checkpoint and log, beside the one that a state directory may have: [`put_in_place`] is next.
     ///
     /// # Errors
     /// [`Error::Refused`] if no checkpoint can be read or an acknowledged generation cannot.
@@ -228,13 +228,13 @@ impl Reader<'_> {
         pointers.sort_by_key(|pointer| std::cmp::Reverse(pointer.generation));
         let mut failures = Vec::new();
         for pointer in pointers {
-            match self.rebuild_from(dir, setup, pointer, ground) {
+            match self.rebuild_from(&aside::begin(dir)?, setup, pointer, ground) {
                 Ok(mut out) => {
                     out.notes.splice(0..0, failures);
                     return Ok(out);
                 }
                 Err(error) => {
-                    remove_database(dir)?;
+                    forget_unfinished(dir)?;
                     if matches!(error, Error::Refused(_)) {
                         return Err(error);
                     }

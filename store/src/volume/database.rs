@@ -19,22 +19,21 @@ use crate::segment::QUORUM_PATIENCE;
 pub(super) enum Existing {
     /// A database that can be opened.
     Open(Meta),
-    /// One that cannot be used, which was put aside.
-    Aside(Aside),
+    /// One that cannot be used.
+    Unusable(Former),
     /// None.
     Missing,
 }
 
-/// A database that was put aside.
-pub(super) struct Aside {
-    pub path: PathBuf,
-    /// Why, and where it is.
-    pub text: String,
+/// A database that is to be set aside for one made anew.
+pub(super) struct Former {
+    /// Why it cannot be used.
+    pub why: String,
     /// The last generation that it holds and that was acknowledged, as far as it tells.
     pub acknowledged: Generation,
 }
 
-/// The database of a state directory; what is damaged, or of a former version, is put aside.
+/// The database of a state directory, if it is not damaged or of a former version.
 pub(super) fn open_existing(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result<Existing> {
     let exists = dir.join(DATABASE_FILE).exists();
     match Meta::open(dir, key, setup) {
@@ -46,9 +45,7 @@ pub(super) fn open_existing(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result
                 Error::DatabaseVersion { acknowledged, .. } => *acknowledged,
                 _ => Generation(0),
             };
-            let path = recover::set_aside(dir, setup.clock.now_ns())?;
-            let text = format!("{error}; it is kept as {}", path.display());
-            Ok(Existing::Aside(Aside { path, text, acknowledged }))
+            Ok(Existing::Unusable(Former { why: error.to_string(), acknowledged }))
         }
     }
 }
@@ -80,9 +77,10 @@ pub(super) fn database(
         Some(text) => warnings.push(format!("accepted by option: {text}")),
         None => {}
     }
-    let aside = match open_existing(dir, key, setup)? {
+    recover::forget_unfinished(dir)?;
+    let former = match open_existing(dir, key, setup)? {
         Existing::Missing => None,
-        Existing::Aside(aside) => Some(aside),
+        Existing::Unusable(former) => Some(former),
         Existing::Open(meta) => {
             let outcome = match standing_of(&meta)? {
                 _ if divided.is_some() => CaughtUp::Off("it may be of either of two histories".into()),
@@ -100,52 +98,49 @@ pub(super) fn database(
                 CaughtUp::Off(reason) => {
                     let generation = meta.committed();
                     meta.close()?;
-                    drop(meta);
-                    let path = recover::set_aside(dir, setup.clock.now_ns())?;
-                    let text = format!(
-                        "the metadata database (generation {generation}) is not on the commit log: {reason}; it is kept as {}",
-                        path.display()
-                    );
-                    Some(Aside { path, text, acknowledged: Generation(0) })
+                    let why =
+                        format!("the metadata database (generation {generation}) is not on the commit log: {reason}");
+                    Some(Former { why, acknowledged: Generation(0) })
                 }
             }
         }
     };
-    let before = aside.as_ref().map(|aside| (aside.acknowledged, aside.path.as_path()));
-    let rebuilt = reader.rebuild(dir, setup, ground);
-    let recovered = instead_of(dir, before, rebuilt, accept_rollback, |ahead, end| {
+    let rebuilt = reader.rebuild(dir, setup, ground)?;
+    let reached = former.as_ref().map_or(Generation(0), |former| former.acknowledged);
+    let refusal = |ahead, end| {
         format!(
             "the metadata database, of a former version, is at generation {ahead} at least, but the backing directories end at \
              generation {end}: they went back to an older state, and nothing was changed. Bring back the directories that are \
              newer. To go on from generation {end} and give up what came later: brine mount -o accept_rollback"
         )
-    })?;
-    warnings.extend(aside.map(|aside| aside.text));
-    warnings.extend(recovered.notes.iter().cloned());
-    Ok((Arc::new(Meta::open(dir, key, setup)?), recovered))
+    };
+    let aside = instead_of(dir, setup, reached, &rebuilt, accept_rollback, refusal)?;
+    warnings.extend(former.zip(aside).map(|(former, path)| kept_as(&former.why, &path)));
+    warnings.extend(rebuilt.notes.iter().cloned());
+    Ok((Arc::new(Meta::open(dir, key, setup)?), rebuilt))
 }
 
-/// What was rebuilt in the place of a database that was put aside (which generation it reached, and where it is now). If
-/// nothing was, or if the former is ahead of it and that is not accepted, the former is put back; `refusal` says why, with
-/// both generations.
+/// Put the database that was rebuilt in the place of the one there, which `reached` a generation; that is set aside: its
+/// path. If the former is ahead and that is not accepted, nothing is changed, and `refusal` says why, with both generations.
 pub(super) fn instead_of(
     dir: &Path,
-    aside: Option<(Generation, &Path)>,
-    rebuilt: Result<Recovered>,
+    setup: &Setup,
+    reached: Generation,
+    rebuilt: &Recovered,
     accept_rollback: bool,
     refusal: impl FnOnce(Generation, Generation) -> String,
-) -> Result<Recovered> {
-    let Some((reached, path)) = aside else { return rebuilt };
-    let error = match rebuilt {
-        Ok(recovered) if recovered.head.generation >= reached || accept_rollback => return Ok(recovered),
-        Ok(recovered) => {
-            recover::remove_database(dir)?;
-            Error::Refused(refusal(reached, recovered.head.generation))
-        }
-        Err(error) => error,
-    };
-    recover::put_back(dir, path)?;
-    Err(error)
+) -> Result<Option<PathBuf>> {
+    let end = rebuilt.head.generation;
+    if end < reached && !accept_rollback {
+        recover::forget_unfinished(dir)?;
+        return Err(Error::Refused(refusal(reached, end)));
+    }
+    recover::put_in_place(dir, setup.clock.now_ns())
+}
+
+/// What became of a database, for the user.
+pub(super) fn kept_as(why: &str, aside: &Path) -> String {
+    format!("{why}; it is kept as {}", aside.display())
 }
 
 /// Files of databases that were kept aside in a state directory.

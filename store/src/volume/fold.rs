@@ -1,6 +1,7 @@
 //! Small writes: kept as patches in the commit log, folded into blocks behind.
 
-use std::time::Duration;
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use super::Volume;
 use super::data::is_zero;
@@ -21,6 +22,8 @@ const SLOW_ROWS_DUE: u32 = 24;
 const BYTES_MAX: u64 = 32 << 20;
 /// A chunk that got no patch for so long is folded.
 const IDLE: Duration = Duration::from_secs(5);
+/// When a chunk that cannot be read is tried again.
+const RETRY: Duration = Duration::from_secs(60);
 /// Chunks and bytes folded in one call to the store, so that small ones share stripes and nobody is held up for long.
 const BATCH: usize = 32;
 const BATCH_BYTES: usize = 1 << 20;
@@ -50,24 +53,34 @@ impl Volume {
 
     /// Fold patches that are many, or that nobody added to for a while. `all`: fold every one.
     pub(crate) fn fold_due(&self, all: bool) -> Result<()> {
+        // Once each: those that cannot be folded are not to keep others from it.
+        let mut tried: HashSet<(DataId, ChunkNo)> = {
+            let mut unfolded = self.unfolded.lock();
+            unfolded.retain(|_, at| at.elapsed() < RETRY);
+            unfolded.keys().copied().collect()
+        };
         for _ in 0..if all { usize::MAX } else { BATCHES_MAX } {
             let due = self.meta.with(|txn| {
                 let all = all || txn.patch_bytes() > BYTES_MAX / 2;
-                let wanted = |patches: &ChunkPatches| {
+                let wanted = |at: &(DataId, ChunkNo), patches: &ChunkPatches| {
                     let since = patches.touched.elapsed();
                     let slow = patches.rows >= SLOW_ROWS_DUE && since >= SLOW;
-                    all || patches.full || patches.rows >= CHUNK_ROWS_DUE || slow || since >= IDLE
+                    let due = all || patches.full || patches.rows >= CHUNK_ROWS_DUE || slow || since >= IDLE;
+                    due && !tried.contains(at)
                 };
                 Ok(txn.patched_chunks(BATCH, wanted))
             })?;
-            if due.is_empty() || self.fold(&due)? == 0 {
+            if due.is_empty() {
                 break;
             }
+            let count = self.fold(&due)?;
+            tried.extend(due.into_iter().take(count));
         }
         Ok(())
     }
 
-    /// Fold the patches of chunks into blocks. Returns of how many that was done; others were written to meanwhile.
+    /// Fold the patches of some of these chunks into blocks, but for those that cannot be read or are written to meanwhile.
+    /// Returns how many chunks were looked at, at least one.
     fn fold(&self, chunks: &[(DataId, ChunkNo)]) -> Result<usize> {
         let mut folds: Vec<(Fold, Vec<u8>)> = Vec::new();
         let mut owners = Vec::new();
@@ -75,10 +88,12 @@ impl Volume {
         // What the extents name is not freed before it is read.
         let _pin = self.blocks.pins().enter();
         // Without the gate: reading may wait for a disk. What changes meanwhile is not folded.
+        let mut looked_at = 0;
         for (data, chunk) in chunks {
             if bytes >= BATCH_BYTES {
                 break;
             }
+            looked_at += 1;
             let next = ChunkNo(chunk.0 + 1);
             let found = self.meta.with(|txn| {
                 let Some(over) = txn.chunk_patches(*data, *chunk) else { return Ok(None) };
@@ -94,6 +109,7 @@ impl Volume {
                     Some(Ok(read)) => read.to_vec(),
                     Some(Err(error)) => {
                         log::warn!("inode {}: small writes are not folded: {error}", fold.ino);
+                        self.unfolded.lock().insert((*data, *chunk), Instant::now());
                         continue;
                     }
                     None => continue,
@@ -118,15 +134,14 @@ impl Volume {
             .collect();
         let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();
         let _held = self.gate();
-        let folded = self.blocks.put(&puts, |txn, stored| {
-            let mut folded = 0;
+        self.blocks.put(&puts, |txn, stored| {
             for ((fold, _), put) in folds.iter().zip(&stored_by) {
                 let key: Option<BlockKey> = put.map(|put| stored[put].key);
-                folded += usize::from(txn.fold(fold, key)?);
+                txn.fold(fold, key)?;
             }
-            Ok(folded)
+            Ok(())
         })?;
         self.space.wrote(bytes);
-        Ok(folded)
+        Ok(looked_at)
     }
 }

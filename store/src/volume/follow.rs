@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::OpenOptions;
-use super::database::{Existing, open_existing};
+use super::database::{Existing, kept_as, open_existing};
 use super::members::{Members, members, unlock};
 use super::probe::{Discovery, discover};
 use super::state_dir::make_state_dir;
@@ -125,10 +125,13 @@ impl Follower {
             Reader { stripes: &stripes, keys: &self.keys, sealer: &sealer, overrides: &newest.ack_overrides, report };
         let ground = superblocks.ground(false);
         let mut out = Followed { term: newest.term.0, host: newest.host.clone(), ..Followed::default() };
+        // A database that cannot follow: why, and whether it is worth keeping.
+        let mut former = None;
         if self.meta.is_none() {
+            recover::forget_unfinished(&self.state_dir)?;
             match open_existing(&self.state_dir, self.keys.database_key(), &setup)? {
                 Existing::Open(meta) => self.meta = Some(Arc::new(meta)),
-                Existing::Aside(aside) => out.notes.push(aside.text),
+                Existing::Unusable(unusable) => former = Some((unusable.why, true)),
                 Existing::Missing => {}
             }
         }
@@ -158,18 +161,19 @@ impl Follower {
                         drop(meta);
                         self.meta = None;
                         self.starts.clear();
-                        let fate = if keep {
-                            let aside = recover::set_aside(&self.state_dir, setup.clock.now_ns())?;
-                            format!("it is kept as {}", aside.display())
-                        } else {
-                            recover::remove_database(&self.state_dir)?;
-                            "it is made anew from the newest checkpoint".into()
-                        };
-                        out.notes.push(format!("the database (generation {generation}): {reason}; {fate}"));
+                        former = Some((format!("the database (generation {generation}): {reason}"), keep));
                     }
                 }
             }
-            let from = reader.checkpoint(&self.state_dir, &setup, &ground)?;
+            let (from, aside) = reader.checkpoint(&self.state_dir, &setup, &ground)?;
+            match (former.take(), aside) {
+                (Some((why, false)), Some(path)) => {
+                    recover::remove_database(&path)?;
+                    out.notes.push(format!("{why}; it is made anew from the newest checkpoint"));
+                }
+                (Some((why, true)), Some(path)) => out.notes.push(kept_as(&why, &path)),
+                (_, _) => {}
+            }
             out.notes.push(format!("the database was made from the checkpoint of generation {}", from.generation));
             out.rebuilt = true;
             self.meta = Some(Arc::new(Meta::open(&self.state_dir, self.keys.database_key(), &setup)?));

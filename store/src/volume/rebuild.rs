@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use super::OpenOptions;
-use super::database::{Existing, instead_of, kept_aside, open_existing};
+use super::database::{Existing, instead_of, kept_as, kept_aside, open_existing};
 use super::members::{Members, lock_members, members, unlock};
 use super::probe::discover;
 use super::state_dir::{make_state_dir, state_dir_of};
@@ -15,9 +15,10 @@ use super::superblocks::Superblocks;
 use crate::backing::RealDirectories;
 use crate::clock::SystemClock;
 use crate::error::{Error, Result};
+use crate::ids::Generation;
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Setup};
-use crate::recover::{self, Reader, Report};
+use crate::recover::{Reader, Report};
 use crate::seal::Sealer;
 use crate::stripes::Stripes;
 
@@ -74,25 +75,19 @@ pub fn rebuild(options: &OpenOptions) -> Result<Rebuilt> {
     if let Some(text) = superblocks.divided(&reader).filter(|_| !options.accept_rollback) {
         return Err(Error::Refused(text));
     }
-    let put_aside = || recover::set_aside(&dir, setup.clock.now_ns());
-    let before = match open_existing(&dir, keys.database_key(), &setup) {
+    let (reached, why) = match open_existing(&dir, keys.database_key(), &setup) {
         Ok(Existing::Open(meta)) => {
             let generation = meta.committed();
             meta.close()?;
-            drop(meta);
-            Some((generation, put_aside()?))
+            (generation, None)
         }
-        Ok(Existing::Aside(aside)) => {
-            notes.push(aside.text);
-            Some((aside.acknowledged, aside.path))
-        }
-        Ok(Existing::Missing) => None,
-        Err(Error::DatabaseVersion { acknowledged, .. }) => Some((acknowledged, put_aside()?)),
+        Ok(Existing::Unusable(former)) => (former.acknowledged, Some(former.why)),
+        Ok(Existing::Missing) => (Generation(0), None),
+        Err(Error::DatabaseVersion { acknowledged, .. }) => (acknowledged, None),
         Err(error) => return Err(error),
     };
-    let before = before.as_ref().map(|(generation, aside)| (*generation, aside.as_path()));
-    let made = reader.rebuild(&dir, &setup, &superblocks.ground(options.accept_rollback));
-    let made = instead_of(&dir, before, made, options.accept_rollback, |ahead, end| {
+    let made = reader.rebuild(&dir, &setup, &superblocks.ground(options.accept_rollback))?;
+    let aside = instead_of(&dir, &setup, reached, &made, options.accept_rollback, |ahead, end| {
         format!(
             "the database in {} holds generation {ahead}, the backing directories end at generation {end}: it is ahead of \
              them, and nothing was changed. Mount the volume, which brings them up to it. To give up what only the \
@@ -100,6 +95,7 @@ pub fn rebuild(options: &OpenOptions) -> Result<Rebuilt> {
             dir.display()
         )
     })?;
+    notes.extend(why.zip(aside).map(|(why, path)| kept_as(&why, &path)));
     notes.extend(made.notes);
     let meta = Meta::open(&dir, keys.database_key(), &setup)?;
     report("verifying the tables", 0, 0);

@@ -56,8 +56,11 @@ impl Scratch {
         self.format_as(count, copies, false)
     }
 
-    /// A volume as they are made for users.
+    /// A volume as they are made for users. Panics if the disk is so full that it would give former states up.
     pub(crate) fn format_kept(&self, count: usize) -> Formatted {
+        let disk = nix::sys::statvfs::statvfs(&self.0).unwrap();
+        let path = self.0.display();
+        assert!(disk.blocks_available() >= disk.blocks() / 10, "the disk of {path} is over 90 % full: set TMPDIR");
         self.format_as(count, 1, true)
     }
 

@@ -10,10 +10,12 @@ use std::path::Path;
 
 use brine_tests::TestVolume;
 use brine_tests::command::{errno, shell};
+use brine_tests::environment::require_room_for_history;
 use brine_tests::sys::{get_xattr, list_xattrs, set_xattr};
 use serde_json::Value;
 
 fn small(name: &str) -> TestVolume {
+    require_room_for_history();
     TestVolume::new(name, 3, (2, 1))
 }
 

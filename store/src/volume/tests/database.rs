@@ -155,3 +155,51 @@ fn directories_older_than_what_the_database_knows_durable_are_refused() {
     let error = Volume::open(scratch.options()).unwrap_err().to_string();
     assert!(error.contains("generation"), "{error}");
 }
+
+/// A rebuild that ends while it does `phase`, as if it were killed there.
+fn rebuild_killed_at(scratch: &Scratch, phase: &'static str) {
+    let report = move |what: &str, _: u64, _: u64| assert!(what != phase, "killed");
+    let options = OpenOptions { report: Some(ReportFn(Box::new(report))), ..scratch.options() };
+    let killed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| rebuild(&options)));
+    assert!(killed.is_err(), "it never came to {phase:?}");
+}
+
+fn files_of(dir: &Path) -> Vec<std::ffi::OsString> {
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn a_rebuild_that_is_killed_leaves_the_database_as_it_was() {
+    let scratch = Scratch::new("killed");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    write(&volume, "file", &noise(26, 70_000));
+    volume.close(&NothingDirty).unwrap();
+    let state = scratch.0.join("state");
+    let (files, before) = (files_of(&state), std::fs::read(state.join("meta.db")).unwrap());
+    for phase in ["reading the checkpoint", "verifying the rows"] {
+        rebuild_killed_at(&scratch, phase);
+        assert_eq!(std::fs::read(state.join("meta.db")).unwrap(), before, "{phase}");
+    }
+    // What it left goes with the next mount.
+    assert_ne!(files_of(&state), files);
+    let volume = scratch.open();
+    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
+    assert_eq!(read(&volume, "file").unwrap(), noise(26, 70_000));
+    volume.close(&NothingDirty).unwrap();
+    assert_eq!(files_of(&state), files);
+}
+
+#[test]
+fn a_killed_rebuild_forgets_no_database_that_is_ahead() {
+    let scratch = database_ahead_by("killed-ahead", 2);
+    let ahead = |outcome: Result<_>| match outcome {
+        Err(Error::Refused(text)) => assert!(text.contains("ahead") || text.contains("went back"), "{text}"),
+        other => panic!("{:?}", other.map(|_: Arc<Volume>| ())),
+    };
+    ahead(scratch.try_open(&scratch.options()));
+    rebuild_killed_at(&scratch, "verifying the rows");
+    ahead(scratch.try_open(&scratch.options()));
+}

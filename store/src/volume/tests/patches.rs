@@ -80,3 +80,34 @@ fn a_new_chunk_a_punch_and_a_cut_end_the_patches_under_them() {
     assert!(volume.meta().verify().unwrap().is_empty(), "{:?}", volume.meta().verify());
     volume.close(&NothingDirty).unwrap();
 }
+
+#[test]
+fn chunks_that_cannot_be_read_keep_no_others_from_being_folded() {
+    let scratch = Scratch::new("patches-lost");
+    scratch.format(6, 1);
+    let volume = scratch.open_with(OpenOptions { cache_bytes: 0, ..scratch.options() });
+    // More than one batch of them.
+    let lost = write(&volume, "lost", &noise(80, 40 << 17));
+    volume.commit(&NothingDirty).unwrap();
+    let mut places = Vec::new();
+    volume
+        .meta()
+        .reader()
+        .unwrap()
+        .for_each_block(|row| {
+            places.push(crate::blocks::place_of(row));
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(places.len(), 40);
+    places.into_iter().for_each(|place| (0..3).for_each(|slot| super::checked::flip(&volume, place, slot)));
+    let patch = |ino, chunk| volume.write_patches(ino, &[(ChunkNo(chunk), 10, &noise(81, 500))]).unwrap();
+    (0..40).for_each(|chunk| patch(lost.ino, chunk));
+    let others: Vec<Attr> =
+        (0..16).map(|n| volume.create(ROOT_INO, format!("f{n}").as_bytes(), &new_file()).unwrap()).collect();
+    others.iter().for_each(|other| patch(other.ino, 0));
+    volume.fold_due(true).unwrap();
+    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 40 * 500);
+    assert!(matches!(read(&volume, "lost"), Err(Error::BlockLost { .. })), "{:?}", read(&volume, "lost").map(drop));
+    volume.close(&NothingDirty).unwrap();
+}
