@@ -14,7 +14,7 @@ use crate::meta::DATABASE_FILE;
 const SUFFIXES: [&str; 3] = ["", "-wal", "-shm"];
 
 /// Directory in a state directory in which a database is made.
-const MAKING: &str = "new";
+const MAKING: &str = "meta.db.new";
 
 fn ignore_missing(done: std::io::Result<()>, what: impl FnOnce() -> String) -> Result<()> {
     match done {
@@ -70,13 +70,17 @@ pub(super) fn begin(dir: &Path) -> Result<PathBuf> {
     Ok(making)
 }
 
-/// Remove what is left of a database that was being made.
+/// Remove what is left of a database that was being made, and nothing else.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub fn forget_unfinished(dir: &Path) -> Result<()> {
     let making = dir.join(MAKING);
-    ignore_missing(std::fs::remove_dir_all(&making), || format!("removing {}", making.display()))
+    if !making.exists() {
+        return Ok(());
+    }
+    remove_database(&making.join(DATABASE_FILE))?;
+    ignore_missing(std::fs::remove_dir(&making), || format!("removing {}", making.display()))
 }
 
 /// Put the database that was made in the place of the one that may be there, which is set aside: its path.

@@ -53,10 +53,20 @@ pub(super) fn open_existing(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result
 /// Whether a database that was refused so is rebuilt: it is damaged, or of a version before this one.
 fn is_replaced(error: &Error) -> bool {
     match error {
-        Error::Format { .. } | Error::Database { .. } => true,
+        Error::Format { .. } => true,
+        Error::Database { source, .. } => !is_of_the_machine(source),
         Error::DatabaseVersion { found, known, .. } => found < known,
         _ => false,
     }
+}
+
+/// Whether an error tells of the machine, not of the file: a database that is sound may be found behind it.
+fn is_of_the_machine(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::*;
+    matches!(
+        error.sqlite_error_code(),
+        Some(DatabaseBusy | DatabaseLocked | CannotOpen | PermissionDenied | ReadOnly | DiskFull | OutOfMemory)
+    )
 }
 
 /// The database, brought up to the log; rebuilt from the backing directories if it is missing, damaged or not on the
@@ -77,7 +87,8 @@ pub(super) fn database(
         Some(text) => warnings.push(format!("accepted by option: {text}")),
         None => {}
     }
-    recover::forget_unfinished(dir)?;
+    // It is in nobody's way until another is made.
+    warnings.extend(recover::forget_unfinished(dir).err().map(|error| error.to_string()));
     let former = match open_existing(dir, key, setup)? {
         Existing::Missing => None,
         Existing::Unusable(former) => Some(former),

@@ -1,6 +1,6 @@
 //! Small writes: kept as patches in the commit log, folded into blocks behind.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::Volume;
@@ -22,13 +22,24 @@ const SLOW_ROWS_DUE: u32 = 24;
 const BYTES_MAX: u64 = 32 << 20;
 /// A chunk that got no patch for so long is folded.
 const IDLE: Duration = Duration::from_secs(5);
-/// When a chunk that cannot be read is tried again.
+/// When chunks that cannot be read are tried again, at the earliest.
 const RETRY: Duration = Duration::from_secs(60);
 /// Chunks and bytes folded in one call to the store, so that small ones share stripes and nobody is held up for long.
 const BATCH: usize = 32;
 const BATCH_BYTES: usize = 1 << 20;
 /// Batches in one round of housekeeping.
 const BATCHES_MAX: usize = 64;
+
+/// Chunks with patches that cannot be folded because what is under them cannot be read.
+#[derive(Debug, Default)]
+pub(super) struct Unread {
+    /// The chunks, and the bytes of their patches.
+    patches: HashMap<(DataId, ChunkNo), u64>,
+    /// When the first of them was tried.
+    since: Option<Instant>,
+    /// A round came to its end since: there is none that was not tried.
+    all_tried: bool,
+}
 
 impl Volume {
     /// Whether a small write of `len` bytes to a chunk may be kept as a patch.
@@ -51,17 +62,20 @@ impl Volume {
         }
     }
 
-    /// Fold patches that are many, or that nobody added to for a while. `all`: fold every one.
+    /// Fold patches that are many, or that nobody added to for a while. `all`: however few they are.
     pub(crate) fn fold_due(&self, all: bool) -> Result<()> {
-        // Once each: those that cannot be folded are not to keep others from it.
-        let mut tried: HashSet<(DataId, ChunkNo)> = {
-            let mut unfolded = self.unfolded.lock();
-            unfolded.retain(|_, at| at.elapsed() < RETRY);
-            unfolded.keys().copied().collect()
+        // Each once, and those that could not be read not before the others: they are not to keep them from it.
+        let (mut tried, unread_bytes) = {
+            let mut unread = self.unread.lock();
+            if unread.all_tried && unread.since.is_none_or(|since| since.elapsed() >= RETRY) {
+                *unread = Unread { since: Some(Instant::now()), ..Unread::default() };
+            }
+            (unread.patches.keys().copied().collect::<HashSet<_>>(), unread.patches.values().sum::<u64>())
         };
+        let (mut all_tried, mut failures) = (false, 0);
         for _ in 0..if all { usize::MAX } else { BATCHES_MAX } {
             let due = self.meta.with(|txn| {
-                let all = all || txn.patch_bytes() > BYTES_MAX / 2;
+                let all = all || txn.patch_bytes().saturating_sub(unread_bytes) > BYTES_MAX / 2;
                 let wanted = |at: &(DataId, ChunkNo), patches: &ChunkPatches| {
                     let since = patches.touched.elapsed();
                     let slow = patches.rows >= SLOW_ROWS_DUE && since >= SLOW;
@@ -71,24 +85,31 @@ impl Volume {
                 Ok(txn.patched_chunks(BATCH, wanted))
             })?;
             if due.is_empty() {
+                all_tried = true;
                 break;
             }
-            let count = self.fold(&due)?;
-            tried.extend(due.into_iter().take(count));
+            let (looked_at, unreadable) = self.fold(&due)?;
+            tried.extend(due.into_iter().take(looked_at));
+            // Each may have waited for disks, and other things wait for the housekeeper.
+            failures += unreadable;
+            if failures >= BATCH {
+                break;
+            }
         }
+        self.unread.lock().all_tried |= all_tried;
         Ok(())
     }
 
     /// Fold the patches of some of these chunks into blocks, but for those that cannot be read or are written to meanwhile.
-    /// Returns how many chunks were looked at, at least one.
-    fn fold(&self, chunks: &[(DataId, ChunkNo)]) -> Result<usize> {
+    /// Returns how many chunks were looked at, at least one, and how many of them cannot be read.
+    fn fold(&self, chunks: &[(DataId, ChunkNo)]) -> Result<(usize, usize)> {
         let mut folds: Vec<(Fold, Vec<u8>)> = Vec::new();
         let mut owners = Vec::new();
         let mut bytes = 0;
         // What the extents name is not freed before it is read.
         let _pin = self.blocks.pins().enter();
         // Without the gate: reading may wait for a disk. What changes meanwhile is not folded.
-        let mut looked_at = 0;
+        let (mut looked_at, mut unreadable) = (0, 0);
         for (data, chunk) in chunks {
             if bytes >= BATCH_BYTES {
                 break;
@@ -109,7 +130,9 @@ impl Volume {
                     Some(Ok(read)) => read.to_vec(),
                     Some(Err(error)) => {
                         log::warn!("inode {}: small writes are not folded: {error}", fold.ino);
-                        self.unfolded.lock().insert((*data, *chunk), Instant::now());
+                        let bytes = patches.iter().map(|patch| patch.bytes.len() as u64).sum();
+                        self.unread.lock().patches.insert((*data, *chunk), bytes);
+                        unreadable += 1;
                         continue;
                     }
                     None => continue,
@@ -142,6 +165,6 @@ impl Volume {
             Ok(())
         })?;
         self.space.wrote(bytes);
-        Ok(looked_at)
+        Ok((looked_at, unreadable))
     }
 }

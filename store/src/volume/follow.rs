@@ -21,7 +21,7 @@ use crate::clock::SystemClock;
 use crate::commit_log::standing_of;
 use crate::error::{Error, Result};
 use crate::lock::LocalLock;
-use crate::meta::{Meta, Setup};
+use crate::meta::{DATABASE_FILE, Meta, Setup};
 use crate::recover::{self, Followed as Step, Reader, Report, Starts};
 use crate::seal::{Sealer, VolumeKeys};
 use crate::stripes::Stripes;
@@ -125,13 +125,13 @@ impl Follower {
             Reader { stripes: &stripes, keys: &self.keys, sealer: &sealer, overrides: &newest.ack_overrides, report };
         let ground = superblocks.ground(false);
         let mut out = Followed { term: newest.term.0, host: newest.host.clone(), ..Followed::default() };
-        // A database that cannot follow: why, and whether it is worth keeping.
+        // Why a database that is worth keeping cannot follow.
         let mut former = None;
         if self.meta.is_none() {
-            recover::forget_unfinished(&self.state_dir)?;
+            out.notes.extend(recover::forget_unfinished(&self.state_dir).err().map(|error| error.to_string()));
             match open_existing(&self.state_dir, self.keys.database_key(), &setup)? {
                 Existing::Open(meta) => self.meta = Some(Arc::new(meta)),
-                Existing::Unusable(unusable) => former = Some((unusable.why, true)),
+                Existing::Unusable(unusable) => former = Some(unusable.why),
                 Existing::Missing => {}
             }
         }
@@ -161,19 +161,19 @@ impl Follower {
                         drop(meta);
                         self.meta = None;
                         self.starts.clear();
-                        former = Some((format!("the database (generation {generation}): {reason}"), keep));
+                        let why = format!("the database (generation {generation}): {reason}");
+                        if keep {
+                            former = Some(why);
+                        } else {
+                            // Before another is made: there may be room for one.
+                            recover::remove_database(&self.state_dir.join(DATABASE_FILE))?;
+                            out.notes.push(format!("{why}; it is made anew from the newest checkpoint"));
+                        }
                     }
                 }
             }
             let (from, aside) = reader.checkpoint(&self.state_dir, &setup, &ground)?;
-            match (former.take(), aside) {
-                (Some((why, false)), Some(path)) => {
-                    recover::remove_database(&path)?;
-                    out.notes.push(format!("{why}; it is made anew from the newest checkpoint"));
-                }
-                (Some((why, true)), Some(path)) => out.notes.push(kept_as(&why, &path)),
-                (_, _) => {}
-            }
+            out.notes.extend(former.take().zip(aside).map(|(why, path)| kept_as(&why, &path)));
             out.notes.push(format!("the database was made from the checkpoint of generation {}", from.generation));
             out.rebuilt = true;
             self.meta = Some(Arc::new(Meta::open(&self.state_dir, self.keys.database_key(), &setup)?));

@@ -35,7 +35,7 @@ pub(crate) mod tests;
 mod versions;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
@@ -83,7 +83,7 @@ use crate::error::{Error, Result};
 use crate::fence::FenceWatch;
 use crate::gc::Gc;
 use crate::geometry::Geometry;
-use crate::ids::{ChunkNo, DataId, Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
+use crate::ids::{Generation, Ino, MemberId, ROOT_INO, Term, VolumeId};
 use crate::lock::LocalLock;
 use crate::meta::{Meta, Txn};
 use crate::retention::Retention;
@@ -147,8 +147,7 @@ pub struct Volume {
     counting: Mutex<()>,
     /// Held by what looks at every stripe, and by gc while it frees any.
     maintenance: Mutex<()>,
-    /// Chunks whose patches could not be folded because they cannot be read, and when that was tried last.
-    unfolded: Mutex<HashMap<(DataId, ChunkNo), Instant>>,
+    unread: Mutex<fold::Unread>,
     /// Members that could be written when no vacant slot could be filled.
     fruitless: Mutex<Option<Vec<MemberId>>>,
     clock: Arc<dyn Clock>,

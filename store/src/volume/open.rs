@@ -259,7 +259,7 @@ impl Volume {
             pinned: Mutex::default(),
             counting: Mutex::default(),
             maintenance: Mutex::default(),
-            unfolded: Mutex::default(),
+            unread: Mutex::default(),
             fruitless: Mutex::default(),
             clock,
             keys,

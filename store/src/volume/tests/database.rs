@@ -203,3 +203,39 @@ fn a_killed_rebuild_forgets_no_database_that_is_ahead() {
     rebuild_killed_at(&scratch, "verifying the rows");
     ahead(scratch.try_open(&scratch.options()));
 }
+
+#[test]
+fn what_users_have_beside_a_database_is_left_alone() {
+    let scratch = Scratch::new("beside");
+    scratch.format(6, 1);
+    let beside = scratch.0.join("state/meta.db.new");
+    std::fs::create_dir(&beside).unwrap();
+    std::fs::write(beside.join("letter"), b"mine").unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().iter().any(|warning| warning.contains("meta.db.new")), "{:?}", volume.warnings());
+    volume.close(&NothingDirty).unwrap();
+    let refused = rebuild(&scratch.options()).unwrap_err().to_string();
+    assert!(refused.contains("meta.db.new"), "{refused}");
+    assert_eq!(std::fs::read(beside.join("letter")).unwrap(), b"mine");
+}
+
+#[test]
+fn a_database_that_cannot_be_opened_is_not_taken_for_damaged() {
+    let scratch = Scratch::new("held");
+    scratch.format(6, 1);
+    let volume = scratch.open();
+    write(&volume, "file", &noise(27, 70_000));
+    volume.close(&NothingDirty).unwrap();
+    let state = scratch.0.join("state");
+    let (database, kept) = (state.join("meta.db"), scratch.0.join("kept"));
+    // As for one of another user's: it cannot be opened, and is whole.
+    std::fs::rename(&database, &kept).unwrap();
+    std::fs::create_dir(&database).unwrap();
+    let refused = scratch.try_open(&scratch.options()).map(drop).unwrap_err();
+    assert!(refused.to_string().contains("meta.db"), "{refused}");
+    std::fs::remove_dir(&database).unwrap();
+    std::fs::rename(&kept, &database).unwrap();
+    let volume = scratch.open();
+    assert!(volume.warnings().is_empty(), "{:?}", volume.warnings());
+    volume.close(&NothingDirty).unwrap();
+}
