@@ -39,6 +39,11 @@ pub(super) fn open_existing(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result
     match Meta::open(dir, key, setup) {
         Ok(meta) => Ok(Existing::Open(meta)),
         Err(_) if !exists => Ok(Existing::Missing),
+        Err(Error::Database { path, source }) if is_of_the_machine(&source) => Err(Error::Refused(format!(
+            "metadata database {}: {source}. That is not the database's fault, so nothing was changed: mend it and try again, \
+             or move the database elsewhere to have another made from the backing directories",
+            path.display()
+        ))),
         Err(error) if !is_replaced(&error) => Err(error),
         Err(error) => {
             let acknowledged = match &error {
@@ -53,8 +58,7 @@ pub(super) fn open_existing(dir: &Path, key: &[u8; 32], setup: &Setup) -> Result
 /// Whether a database that was refused so is rebuilt: it is damaged, or of a version before this one.
 fn is_replaced(error: &Error) -> bool {
     match error {
-        Error::Format { .. } => true,
-        Error::Database { source, .. } => !is_of_the_machine(source),
+        Error::Format { .. } | Error::Database { .. } => true,
         Error::DatabaseVersion { found, known, .. } => found < known,
         _ => false,
     }
