@@ -323,3 +323,22 @@ fn check_of_an_unmounted_volume_and_of_a_path_work() {
     let _ = Path::new(&state);
     volume.brine(&["check", "--json", &source, &flag, &file, "--state-dir", &state]).expect_success();
 }
+
+#[test]
+fn a_rebuild_without_room_says_so_and_leaves_nothing() {
+    let mut volume = volume_with_a_file("rebuild-room");
+    let long = "n".repeat(200);
+    (0..3000).for_each(|n| drop(fs::File::create(volume.path(&format!("{long}{n}"))).expect("create")));
+    volume.umount();
+    let disks = space::Disks::new("rebuild-room", 1, 1);
+    let (state, source) = (disks.mounts[0].display().to_string(), volume.dir(0).display().to_string());
+    let [flag, secret] = volume.unlock_args();
+    let refused = volume.brine(&["rebuild", &source, "--state-dir", &state, &flag, &secret]);
+    refused.expect_refusal().says(&["no room", &state, "another state directory"]);
+    let mut left: Vec<_> =
+        fs::read_dir(&disks.mounts[0]).expect("list").map(|file| file.expect("entry").file_name()).collect();
+    left.retain(|name| name.to_string_lossy().starts_with("meta.db"));
+    assert!(left.is_empty(), "{left:?}");
+    volume.mount();
+    expect_file(&volume);
+}

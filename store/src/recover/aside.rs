@@ -7,6 +7,8 @@ use std::fs::File;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rusqlite::ErrorCode;
+
 use crate::error::{Error, Result};
 use crate::meta::DATABASE_FILE;
 
@@ -81,6 +83,27 @@ pub fn forget_unfinished(dir: &Path) -> Result<()> {
     }
     remove_database(&making.join(DATABASE_FILE))?;
     ignore_missing(std::fs::remove_dir(&making), || format!("removing {}", making.display()))
+}
+
+/// The error by which a checkpoint could not be made a database in `dir`, if another checkpoint may do.
+///
+/// # Errors
+/// Those with which another would fail as well.
+pub(super) fn not_the_checkpoints(error: Error, dir: &Path) -> Result<Error> {
+    match &error {
+        Error::Refused(_) | Error::Io { .. } => Err(error),
+        Error::Database { source, .. } => match source.sqlite_error_code() {
+            // Its rows contradict each other.
+            Some(ErrorCode::ConstraintViolation) => Ok(error),
+            Some(ErrorCode::DiskFull) => Err(Error::Refused(format!(
+                "there is no room in {} to make the metadata database in. Nothing was changed: free some, or name another \
+                 state directory",
+                dir.display()
+            ))),
+            _ => Err(error),
+        },
+        _ => Ok(error),
+    }
 }
 
 /// Put the database that was made in the place of the one that may be there, which is set aside: its path.

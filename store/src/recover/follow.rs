@@ -106,6 +106,7 @@ impl Reader<'_> {
                 }
                 Err(error) => {
                     aside::forget_unfinished(dir)?;
+                    let error = aside::not_the_checkpoints(error, dir)?;
                     failures.push(format!("generation {}: {error}", pointer.generation));
                 }
             }

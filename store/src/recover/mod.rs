@@ -235,9 +235,7 @@ impl Reader<'_> {
                 }
                 Err(error) => {
                     forget_unfinished(dir)?;
-                    if matches!(error, Error::Refused(_)) {
-                        return Err(error);
-                    }
+                    let error = aside::not_the_checkpoints(error, dir)?;
                     failures
                         .push(format!("the checkpoint of generation {} cannot be used: {error}", pointer.generation));
                 }
