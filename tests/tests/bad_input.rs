@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use brine_tests::command::exit;
 use brine_tests::damage::{copy_tree, empty_dir, superblock_files};
 use brine_tests::scenario::loss::Kept;
 use brine_tests::scenario::{refusals, space};
+use brine_tests::volume::{brine_command, wait_until};
 use brine_tests::{Builder, Manifest, TestVolume, content, run};
 use nix::mount::{MsFlags, mount};
 
@@ -324,21 +326,49 @@ fn check_of_an_unmounted_volume_and_of_a_path_work() {
     volume.brine(&["check", "--json", &source, &flag, &file, "--state-dir", &state]).expect_success();
 }
 
-#[test]
-fn a_rebuild_without_room_says_so_and_leaves_nothing() {
-    let mut volume = volume_with_a_file("rebuild-room");
+/// A volume of more metadata than a disk of 1 MiB has room for, and that disk.
+fn volume_and_small_disk(name: &str) -> (TestVolume, space::Disks) {
+    let mut volume = volume_with_a_file(name);
     let long = "n".repeat(200);
     (0..3000).for_each(|n| drop(fs::File::create(volume.path(&format!("{long}{n}"))).expect("create")));
     volume.umount();
-    let disks = space::Disks::new("rebuild-room", 1, 1);
+    (volume, space::Disks::new(name, 1, 1))
+}
+
+#[test]
+fn a_rebuild_without_room_says_so_and_leaves_nothing() {
+    let (mut volume, disks) = volume_and_small_disk("rebuild-room");
     let (state, source) = (disks.mounts[0].display().to_string(), volume.dir(0).display().to_string());
     let [flag, secret] = volume.unlock_args();
     let refused = volume.brine(&["rebuild", &source, "--state-dir", &state, &flag, &secret]);
     refused.expect_refusal().says(&["no room", &state, "another state directory"]);
-    let mut left: Vec<_> =
-        fs::read_dir(&disks.mounts[0]).expect("list").map(|file| file.expect("entry").file_name()).collect();
-    left.retain(|name| name.to_string_lossy().starts_with("meta.db"));
+    let left = fs::read_dir(&disks.mounts[0]).expect("list").map(|file| file.expect("an entry").file_name());
+    let left: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with("meta.db")).collect();
     assert!(left.is_empty(), "{left:?}");
     volume.mount();
     expect_file(&volume);
+}
+
+#[test]
+fn a_follower_without_room_goes_on_when_there_is_some() {
+    let (volume, disks) = volume_and_small_disk("follow-room");
+    let (state, source) = (disks.mounts[0].display().to_string(), volume.dir(0).display().to_string());
+    let [flag, secret] = volume.unlock_args();
+    let said = volume.root().join("said");
+    let output = fs::File::create(&said).expect("create");
+    let mut follow = brine_command(&["follow", &source, "--interval", "1", "--state-dir", &state, &flag, &secret]);
+    follow.stdout(output.try_clone().expect("a descriptor")).stderr(output);
+    let mut follow = follow.spawn().expect("start brine follow");
+    let says = |what: &str| {
+        let said = || fs::read_to_string(&said).expect("read");
+        assert!(wait_until(Duration::from_secs(60), || said().contains(what)), "no {what:?} in {:?}", said());
+    };
+    says("full");
+    std::thread::sleep(Duration::from_secs(3));
+    let warnings = fs::read_to_string(&said).expect("read").matches("full").count();
+    let larger = Some("size=64m,mode=700");
+    mount(None::<&str>, &disks.mounts[0], None::<&str>, MsFlags::MS_REMOUNT, larger).expect("make the disk larger");
+    says("applied");
+    follow.kill().and_then(|()| follow.wait()).expect("end brine follow");
+    assert_eq!(warnings, 1, "told once, not at each look");
 }

@@ -40,10 +40,11 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
     }
     let unlock = asked.unlock(&target::name(&found))?.into_unlock();
     let mut follower = Follower::open(asked.open_options(sources, unlock, true))?;
-    let mut shown = None;
+    let (mut shown, mut told) = (None, String::new());
     loop {
         match follower.step() {
             Ok(step) => {
+                told.clear();
                 let done = step.generation >= step.durable;
                 if shown != Some(step.generation) || !step.notes.is_empty() {
                     show(&step, asked.json);
@@ -60,7 +61,11 @@ pub(super) fn run(parser: Parser) -> Result<ExitCode, Failure> {
             Err(error) if once => return Err(error.into()),
             // Directories come and go; the next look may find them.
             Err(error) => {
-                output::warn(&format!("{error}"));
+                let error = error.to_string();
+                if error != told {
+                    output::warn(&error);
+                    told = error;
+                }
                 std::thread::sleep(Duration::from_secs(interval));
             }
         }

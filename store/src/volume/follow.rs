@@ -102,7 +102,14 @@ impl Follower {
     /// # Errors
     /// Those of reading; a later step may succeed.
     pub fn step(&mut self) -> Result<Followed> {
-        self.step_in(discover(&self.options.sources, &RealDirectories)?)
+        let discovery = discover(&self.options.sources, &RealDirectories)?;
+        let outcome = self.step_in(discovery);
+        if outcome.is_err() {
+            // A database that failed takes nothing more until it is opened anew.
+            self.meta = None;
+            self.starts.clear();
+        }
+        outcome
     }
 
     fn step_in(&mut self, discovery: Discovery) -> Result<Followed> {
