@@ -8,6 +8,7 @@ use crate::commit_log::{HEAD_KEY, Head};
 use crate::error::{Error, Result};
 use crate::ids::Generation;
 use crate::meta::{Meta, Setup};
+use crate::superblock::CheckpointPointer;
 
 /// Outcome of a step.
 #[derive(Debug)]
@@ -92,25 +93,19 @@ impl Reader<'_> {
     /// # Errors
     /// [`Error::Refused`] if there is none; the former is where it was, then.
     pub fn checkpoint(&self, dir: &Dir, setup: &Setup, ground: &Ground<'_>) -> Result<(Head, Option<DirBuf>)> {
-        let mut pointers: Vec<_> = ground.checkpoints.iter().collect();
-        pointers.sort_by_key(|pointer| std::cmp::Reverse(pointer.generation));
-        let mut failures = Vec::new();
-        for pointer in pointers {
-            match self.import(&aside::begin(dir)?, setup, pointer) {
-                Ok(meta) => {
-                    let head = Head { generation: pointer.generation, chain: pointer.chain };
-                    meta.with(|txn| txn.put_local(HEAD_KEY, &head.encode()))?;
-                    meta.close()?;
-                    drop(meta);
-                    return Ok((head, aside::put_in_place(dir, setup.clock.now_ns())?));
-                }
-                Err(error) => {
-                    aside::forget_unfinished(dir)?;
-                    let error = aside::not_the_checkpoints(error, dir)?;
-                    failures.push(format!("generation {}: {error}", pointer.generation));
-                }
-            }
+        let make = |making: &Dir, pointer: &CheckpointPointer| {
+            let meta = self.import(making, setup, pointer)?;
+            let head = Head { generation: pointer.generation, chain: pointer.chain };
+            meta.with(|txn| txn.put_local(HEAD_KEY, &head.encode()))?;
+            meta.close()?;
+            Ok(head)
+        };
+        let (made, failures) = Self::of_newest(dir, ground, make)?;
+        if let Some(head) = made {
+            return Ok((head, aside::put_in_place(dir, setup.clock.now_ns())?));
         }
+        let failures: Vec<String> =
+            failures.iter().map(|(generation, error)| format!("generation {generation}: {error}")).collect();
         Err(Error::Refused(format!("no checkpoint can be read ({})", failures.join("; "))))
     }
 }

@@ -81,6 +81,9 @@ pub enum CaughtUp {
     Off(String),
 }
 
+/// Checkpoints that could not be used, and why.
+type Failures = Vec<(Generation, Error)>;
+
 /// The pieces recovery reads with.
 pub struct Reader<'a> {
     /// Reads stripes.
@@ -224,27 +227,41 @@ impl Reader<'_> {
     /// # Errors
     /// [`Error::Refused`] if no checkpoint can be read or an acknowledged generation cannot.
     pub fn rebuild(&self, dir: &Path, setup: &Setup, ground: &Ground<'_>) -> Result<Recovered> {
-        let mut pointers: Vec<&CheckpointPointer> = ground.checkpoints.iter().collect();
-        pointers.sort_by_key(|pointer| std::cmp::Reverse(pointer.generation));
-        let mut failures = Vec::new();
-        for pointer in pointers {
-            match self.rebuild_from(&aside::begin(dir)?, setup, pointer, ground) {
-                Ok(mut out) => {
-                    out.notes.splice(0..0, failures);
-                    return Ok(out);
-                }
-                Err(error) => {
-                    forget_unfinished(dir)?;
-                    let error = aside::not_the_checkpoints(error, dir)?;
-                    failures
-                        .push(format!("the checkpoint of generation {} cannot be used: {error}", pointer.generation));
-                }
-            }
+        let make = |making: &Path, pointer: &CheckpointPointer| self.rebuild_from(making, setup, pointer, ground);
+        let (made, failures) = Self::of_newest(dir, ground, make)?;
+        let failures: Vec<String> = failures
+            .iter()
+            .map(|(generation, error)| format!("the checkpoint of generation {generation} cannot be used: {error}"))
+            .collect();
+        if let Some(mut out) = made {
+            out.notes.splice(0..0, failures);
+            return Ok(out);
         }
         Err(Error::Refused(format!(
             "the metadata database cannot be rebuilt: no checkpoint can be read ({}). Bring missing directories back",
             if failures.is_empty() { "the superblocks name none".into() } else { failures.join("; ") }
         )))
+    }
+
+    /// What `make` makes, in a directory in `dir`, of the newest checkpoint of which it can, and why not of those before.
+    fn of_newest<T>(
+        dir: &Path,
+        ground: &Ground<'_>,
+        make: impl Fn(&Path, &CheckpointPointer) -> Result<T>,
+    ) -> Result<(Option<T>, Failures)> {
+        let mut pointers: Vec<&CheckpointPointer> = ground.checkpoints.iter().collect();
+        pointers.sort_by_key(|pointer| std::cmp::Reverse(pointer.generation));
+        let mut failures = Vec::new();
+        for pointer in pointers {
+            match make(&aside::begin(dir)?, pointer) {
+                Ok(made) => return Ok((Some(made), failures)),
+                Err(error) => {
+                    forget_unfinished(dir)?;
+                    failures.push((pointer.generation, aside::not_the_checkpoints(error, dir)?));
+                }
+            }
+        }
+        Ok((None, failures))
     }
 
     fn rebuild_from(
