@@ -91,6 +91,27 @@ pub struct View {
     pub access: ViewAccess,
 }
 
+/// What a program is: two of one id hold the same bytes and may be run by the same users, whenever they are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ProgramId {
+    /// Inode number.
+    pub inode: u64,
+    /// How often the number was given before.
+    pub generation: u32,
+    /// Version of its content.
+    pub version: u64,
+    /// Length, bytes.
+    pub bytes: u64,
+    /// Mode bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// When it was changed, nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
 /// One run, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -100,6 +121,8 @@ pub struct Plan {
     pub template: Template,
     /// The program: its code node, seen and started at `at`. Always read-only.
     pub program: View,
+    /// What it is, if a copy of it may be run instead.
+    pub program_id: Option<ProgramId>,
     /// What else of the volume exists for it.
     pub views: Vec<View>,
     /// Its limits.
@@ -133,6 +156,7 @@ impl Plan {
             template: Template { root: Root::Host, network: Network::None, scratch_bytes: limits.scratch_bytes },
             argv: vec![program.at.clone().into_os_string()],
             program,
+            program_id: None,
             views: Vec::new(),
             limits,
             best_effort: false,

@@ -8,7 +8,10 @@ mod make;
 mod running;
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,6 +22,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::cgroup::{Backend, GroupLimits, Tree};
+use crate::copies::Copies;
 use crate::error::{Error, Result};
 use crate::ledger::{Capacity, Ledger, LedgerStatus, Need, Promise};
 use crate::plan::Plan;
@@ -121,6 +125,8 @@ struct Shared {
     unable: Mutex<Option<String>>,
     ledger: Arc<Ledger>,
     pool: Mutex<Pool<Sandbox, GroupLimits>>,
+    /// Of the spawner there is.
+    copies: Mutex<Option<Arc<Copies>>>,
     /// Signalled when the pool lacks something, and at the end.
     pool_changed: Condvar,
     active: Mutex<HashMap<RunId, ActiveRun>>,
@@ -165,6 +171,7 @@ impl Sandboxes {
             unable: Mutex::new(None),
             ledger: Ledger::new(config.capacity),
             pool: Mutex::new(Pool::new(config.pool)),
+            copies: Mutex::default(),
             pool_changed: Condvar::new(),
             active: Mutex::default(),
             over: Mutex::new(Some(over)),
@@ -238,7 +245,9 @@ impl Sandboxes {
             }
         };
         let has = |name: &str| !missing.contains(&name);
-        let order = message::Run::of(plan, has("pids"), has("memory"));
+        let copies = shared.copies.lock().clone();
+        let copy = copies.zip(plan.program_id).and_then(|(copies, program)| copies.find(&program));
+        let order = message::Run::of(plan, copy, has("pids"), has("memory"));
         let mut fds = vec![theirs.as_raw_fd()];
         fds.extend(credential.as_ref().map(AsRawFd::as_raw_fd));
         send_frame(inner.control.as_ref(), Kind::Run, &order.encode(), &fds)
@@ -259,6 +268,27 @@ impl Sandboxes {
         }
         let running = Running::new(id, plan, sandbox, killed, begun, steps);
         Ok(Begun { running, launcher })
+    }
+
+    /// Have the program of a run that was begun at hand for others of it. That takes as long as to read it.
+    pub fn keep_program(&self, plan: &Plan) {
+        let Some((program, volume)) = plan.program_id.as_ref().zip(self.shared.config.volume.as_ref()) else { return };
+        let wanted = |copies: &Arc<Copies>| copies.wants(program);
+        if !self.shared.copies.lock().as_ref().is_some_and(wanted) {
+            return;
+        }
+        let mut options = File::options();
+        options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        let read = options.open(volume.join(&plan.program.source)).and_then(|file| {
+            let mut content = Vec::with_capacity(program.bytes as usize + 1);
+            file.take(program.bytes + 1).read_to_end(&mut content).map(|_| content)
+        });
+        // No spawner is started meanwhile.
+        let spawner = self.shared.spawner.lock();
+        let Some(client) = spawner.as_ref() else { return };
+        if let Err(error) = read.and_then(|content| client.copies.keep(program, &content)) {
+            log::debug!("no copy of {} is kept: {error}", plan.program.at.display());
+        }
     }
 
     /// Run a plan to its end with these standard descriptors; those missing are /dev/null.
@@ -351,6 +381,7 @@ impl Sandboxes {
         }
         // Whatever still lives in a sandbox dies with it.
         drop(shared.spawner.lock().take());
+        drop(shared.copies.lock().take());
         for thread in self.threads.lock().drain(..) {
             let _ = thread.join();
         }

@@ -42,8 +42,8 @@ pub fn enter() {
 fn serve(volume: Option<PathBuf>) -> ! {
     let _ = nix::sys::prctl::set_name(c"brine-spawner");
     let Ok(socket) = take_socket() else { sys::exit_now(125) };
-    let privileged = match namespace::enter(volume.as_deref()) {
-        Ok(privileged) => privileged,
+    let (privileged, copies) = match namespace::enter(volume.as_deref()) {
+        Ok(entered) => entered,
         Err(failure) => {
             let _ = send_frame(&socket, Kind::Failed, &failure.encode(), &[]);
             sys::exit_now(125);
@@ -55,9 +55,10 @@ fn serve(volume: Option<PathBuf>) -> ! {
         let _ = sys::prctl(libc::PR_SET_DUMPABLE, 0, 0);
     }
     let Ok(signals) = child_signals() else { sys::exit_now(125) };
-    if send_frame(&socket, Kind::Ready, &[u8::from(privileged)], &[]).is_err() {
+    if send_frame(&socket, Kind::Ready, &[u8::from(privileged)], &[copies.as_raw_fd()]).is_err() {
         sys::exit_now(0);
     }
+    drop(copies);
     loop {
         let mut files =
             [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use brine_exec::protocol::Streams;
 use brine_exec::protocol::frame::{Kind, send_frame};
 use brine_exec::sandboxes::Event;
-use brine_exec::{ExitCause, Identity, Root, RunId, Verdict, ViewAccess};
+use brine_exec::{ExitCause, Identity, ProgramId, Root, RunId, Verdict, ViewAccess};
 use harness::{Place, view};
 
 const USER: u32 = 61_234;
@@ -26,6 +26,48 @@ fn a_script_runs_in_a_sandbox_of_its_own_and_its_code_comes_back() {
     let uid = nix::unistd::geteuid();
     assert_eq!(text, format!("I am /mnt/volume/exec/hello with one argument\n{uid}\n"), "{outcome:?}");
     assert_eq!((outcome.cause, outcome.verdict, outcome.line), (ExitCause::Exited(7), Verdict::Code(7), None));
+}
+
+#[test]
+fn a_program_that_ran_is_run_from_a_copy_until_it_is_another() {
+    let place = Place::new();
+    let text = |word: &str| {
+        format!("#!/bin/sh\n{{ echo x >>\"$0\"; chmod 777 \"$0\"; }} 2>/dev/null && echo changed\necho {word}\n")
+    };
+    let mut plan = place.script("says", &text("first"));
+    let meta = fs::metadata(place.volume.join("exec/says")).unwrap();
+    let program = ProgramId {
+        inode: meta.ino(),
+        generation: 0,
+        version: 1,
+        bytes: meta.size(),
+        mode: meta.mode(),
+        uid: meta.uid(),
+        gid: meta.gid(),
+        modified_ns: 0,
+    };
+    plan.program_id = Some(program);
+    // Nothing is copied of what was not run.
+    assert_eq!(place.run(&plan).1, "first\n");
+    place.script("says", &text("other"));
+    assert_eq!(place.run(&plan).1, "other\n");
+    place.sandboxes.keep_program(&plan);
+    place.script("says", &text("third"));
+    // Also by a sandbox that waited before the copy was made; and the file is its own, but it cannot change it.
+    for _ in 0..3 {
+        assert_eq!(place.run(&plan).1, "other\n", "the copy is what the version held");
+    }
+    plan.program_id = Some(ProgramId { version: 2, ..program });
+    assert_eq!(place.run(&plan).1, "third\n");
+    // Who may not run the program may not run its copy.
+    plan.program_id = Some(ProgramId { mode: 0o100_600, ..program });
+    place.sandboxes.keep_program(&plan);
+    let (outcome, said) = match place.sandboxes.run(&plan, [None, None, None]) {
+        Ok(outcome) => (outcome.verdict, String::new()),
+        Err(error) => (Verdict::Code(error.exit_code()), error.to_string()),
+    };
+    assert_eq!(outcome, Verdict::Code(126), "{said}");
+    assert!(said.contains("/mnt/volume/exec/says: Permission denied"), "{said}");
 }
 
 #[test]

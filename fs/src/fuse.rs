@@ -399,7 +399,8 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let _turn = self.device.turn();
+        // Of an interpreter line or a code node: its process has something else to do than to ask, and needs the processor.
+        let _turn = (!self.vfs.is_virtual(handle.0)).then(|| self.device.turn());
         self.vfs.close_file(handle.0);
         reply.ok();
     }

@@ -9,6 +9,7 @@ mod busy;
 mod daemon;
 mod exec_side;
 mod launch;
+mod launcher_files;
 mod plan;
 mod point;
 mod process;

@@ -74,7 +74,7 @@ fn starter_ended(control: &OwnedFd, signals: &SignalFd) -> bool {
 /// Everything that does not depend on the run.
 fn built(make: &Make, privileged: bool) -> Result<(Own, Ready), Failure> {
     identify(make, privileged)?;
-    let cover = root::build(&make.template, &make.identity)?;
+    let built = root::build(&make.template, &make.identity)?;
     // In the root of an image it may be a link that leads elsewhere.
     if make.place.is_absolute() && make.template.root == Root::Host {
         // If it cannot be made, a run that needs it says so.
@@ -82,7 +82,7 @@ fn built(make: &Make, privileged: bool) -> Result<(Own, Ready), Failure> {
     }
     let signals = child_signals().map_err(Failure::step("hearing of children"))?;
     let own = Own { signals, scratch_files: scratch_files() };
-    Ok((own, Ready::new(cover, make.template.root != Root::Host)?))
+    Ok((own, Ready::new(built, make.template.root != Root::Host)?))
 }
 
 /// Keep the two descriptors and nothing else of the spawner.

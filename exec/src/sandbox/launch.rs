@@ -12,15 +12,18 @@ use std::sync::Arc;
 use super::beneath;
 use super::landlock::{self, Rules};
 use super::message::{Failure, Run};
-use super::root::{VOLUME_INSIDE, text};
+use super::root::{Built, VOLUME_INSIDE, text};
 use super::start::{Order, Started, Starter};
+use crate::copies;
 use crate::plan::{View, ViewAccess};
 use crate::sys;
 
+/// Descriptors that are closed later at most: many views have as many.
+const USED_MAX: usize = 16;
+
 /// What is made ready while a sandbox waits for its run.
 pub(crate) struct Ready {
-    /// Goes over the volume.
-    cover: OwnedFd,
+    built: Built,
     volume: OwnedFd,
     root: OwnedFd,
     /// What every run of the template may do with files; none if the kernel has no Landlock.
@@ -32,7 +35,7 @@ pub(crate) struct Ready {
 
 impl Ready {
     /// In the sandbox's own root.
-    pub fn new(cover: OwnedFd, writable_root: bool) -> Result<Self, Failure> {
+    pub fn new(built: Built, writable_root: bool) -> Result<Self, Failure> {
         let failed = || Failure::step("Landlock rules");
         let rules = Rules::new().map_err(failed())?;
         if let Some(rules) = &rules {
@@ -42,7 +45,7 @@ impl Ready {
         let open = |path: &str| text(Path::new(path)).and_then(|path| sys::open_path(&path));
         let volume = open(VOLUME_INSIDE).map_err(Failure::step("the volume's root"))?;
         let root = open("/").map_err(Failure::step("the root"))?;
-        Ok(Self { cover, volume, root, rules, writable_root, starter: Starter::new()? })
+        Ok(Self { built, volume, root, rules, writable_root, starter: Starter::new()? })
     }
 }
 
@@ -68,18 +71,28 @@ pub(crate) struct With {
 
 /// Have the program started. When this returns it has its descriptors, and this process has none of them any more.
 pub(crate) fn launch(run: &Arc<Run>, with: With, ready: Ready) -> Result<Started, Failure> {
-    let Ready { cover, volume, root, rules, writable_root, starter } = ready;
-    let writable = views(run, &root, volume, cover)?;
+    let Ready { built, volume, root, rules, writable_root, starter } = ready;
+    let mut used = Vec::new();
+    let writable = views(run, &root, &volume, &built, &mut used)?;
     directory(&root, &run.directory)?;
     seal_root(&root, writable_root)?;
-    drop(root);
     files(rules.as_ref(), &with, &writable)?;
-    drop(writable);
-    starter.start(Order::new(run, &with, rules.as_ref())?)
+    // What was opened to mount by is closed when the program runs: nobody waits for that then. The process that becomes the
+    // program has none of it once it has.
+    let started = starter.start(Order::new(run, &with, rules.as_ref())?);
+    drop((built, volume, root, writable, used));
+    started
 }
 
-/// Show what the plan names, and nothing else of the volume. Returns where writing is allowed.
-fn views(run: &Run, root: &OwnedFd, volume: OwnedFd, cover: OwnedFd) -> Result<Vec<OwnedFd>, Failure> {
+/// Show what the plan names, and nothing else of the volume. Returns where writing is allowed; `used` gets what is of no more
+/// use.
+fn views(
+    run: &Run,
+    root: &OwnedFd,
+    volume: &OwnedFd,
+    built: &Built,
+    used: &mut Vec<OwnedFd>,
+) -> Result<Vec<OwnedFd>, Failure> {
     let refused = |view: &View| {
         let path = view.source.display().to_string();
         move |error: io::Error| {
@@ -96,7 +109,12 @@ fn views(run: &Run, root: &OwnedFd, volume: OwnedFd, cover: OwnedFd) -> Result<V
     let mut writable = Vec::new();
     for view in views {
         let path = text(&view.source).map_err(refused(view))?;
-        let found = sys::open_beneath(&volume, &path, libc::O_PATH | libc::O_NOFOLLOW).map_err(refused(view))?;
+        let copy = if std::ptr::eq(view, &run.program) { copy(run, built.copies.as_ref()) } else { None };
+        let is_copy = copy.is_some();
+        let found = match copy {
+            Some(copy) => copy,
+            None => sys::open_beneath(volume, &path, libc::O_PATH | libc::O_NOFOLLOW).map_err(refused(view))?,
+        };
         let stat = nix::sys::stat::fstat(&found).map_err(io::Error::from).map_err(refused(view))?;
         let kind = stat.st_mode & libc::S_IFMT;
         if kind != libc::S_IFREG && kind != libc::S_IFDIR {
@@ -104,13 +122,13 @@ fn views(run: &Run, root: &OwnedFd, volume: OwnedFd, cover: OwnedFd) -> Result<V
             let step = format!("{} is {what}", view.source.display());
             return Err(Failure { code: 126, step, errno: 0 });
         }
-        if view.ino.is_some_and(|ino| ino != stat.st_ino) {
+        if view.ino.is_some_and(|ino| ino != stat.st_ino) && !is_copy {
             let step = format!("{} was replaced while the run was being prepared", view.source.display());
             return Err(Failure { code: 126, step, errno: 0 });
         }
         let at = || mount_point(root, view, kind == libc::S_IFDIR);
         if let ViewAccess::Stage(staging) = &view.access {
-            overlay(&volume, staging, &found, &at()?, view)?;
+            overlay(volume, staging, &found, &at()?, view)?;
             // The overlay is on top now.
             writable.push(at()?);
             continue;
@@ -120,15 +138,24 @@ fn views(run: &Run, root: &OwnedFd, volume: OwnedFd, cover: OwnedFd) -> Result<V
         let write = view.access == ViewAccess::Write;
         let attributes = sys::MOUNT_NOSUID | sys::MOUNT_NODEV | if write { 0 } else { sys::MOUNT_RDONLY };
         sys::mount_setattr(&tree, false, attributes).map_err(refused(view))?;
+        // Open to be written: closed before the root is made read-only.
         sys::move_mount_to(&tree, at()?).map_err(refused(view))?;
         if write {
             writable.push(tree);
+        } else if used.len() < USED_MAX {
+            used.extend([found, tree]);
         }
     }
     // From here on nobody gets at the volume's root any more: the cover cannot be taken off without the right to
-    // unmount, and the descriptor is closed.
-    sys::move_mount_to(&cover, &volume).map_err(Failure::step("covering the volume"))?;
+    // unmount, and no program gets this process's descriptors.
+    sys::move_mount_to(&built.cover, volume).map_err(Failure::step("covering the volume"))?;
     Ok(writable)
+}
+
+/// The copy that may be run instead of the program, unless it made room for others meanwhile.
+fn copy(run: &Run, copies: Option<&OwnedFd>) -> Option<OwnedFd> {
+    let copies = copies.filter(|_| run.copy != 0)?;
+    sys::open_beneath(copies, &copies::name(run.copy), libc::O_PATH | libc::O_NOFOLLOW).ok()
 }
 
 /// A view whose changes go to a staging directory: an overlay of it over what the view shows.

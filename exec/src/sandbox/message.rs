@@ -59,6 +59,8 @@ impl Make {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     pub program: View,
+    /// Number of a copy to be run instead, if it is still there; 0: none.
+    pub copy: u64,
     pub views: Vec<View>,
     pub argv: Vec<OsString>,
     pub environment: Vec<OsString>,
@@ -79,7 +81,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    pub fn of(plan: &Plan, pids_in_group: bool, memory_in_group: bool) -> Self {
+    pub fn of(plan: &Plan, copy: Option<u64>, pids_in_group: bool, memory_in_group: bool) -> Self {
         let entry = |(name, value): &(OsString, OsString)| {
             let mut entry = name.clone();
             entry.push("=");
@@ -89,6 +91,7 @@ impl Run {
         let limits = &plan.limits;
         Self {
             program: plan.program.clone(),
+            copy: copy.unwrap_or(0),
             views: plan.views.clone(),
             argv: plan.argv.clone(),
             environment: plan.environment.iter().map(entry).collect(),
@@ -124,6 +127,7 @@ impl Run {
         }
         let mut out = Writer::default();
         view(&mut out, &self.program);
+        out.u64(self.copy);
         out.u32(self.views.len() as u32);
         self.views.iter().for_each(|one| view(&mut out, one));
         strings(&mut out, &self.argv);
@@ -151,6 +155,7 @@ impl Run {
         let mut body = Reader(body);
         let run = Self {
             program: view(&mut body)?,
+            copy: body.u64()?,
             views: body.list(view)?,
             argv: body.list(Reader::string)?,
             environment: body.list(Reader::string)?,
@@ -315,7 +320,7 @@ mod tests {
 
         let make = Make { identity, template: plan.template.clone(), born: true, place: "/m/exec".into() };
         assert_eq!(Make::decode(&make.encode()).unwrap(), make);
-        let run = Run::of(&plan, true, false);
+        let run = Run::of(&plan, Some(3), true, false);
         assert_eq!((run.pids, run.memory_bytes, run.nice), (0, plan.limits.memory_bytes, 0));
         let bytes = run.encode();
         assert_eq!(Run::decode(&bytes).unwrap(), run);

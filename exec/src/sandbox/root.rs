@@ -26,6 +26,8 @@ use crate::sys;
 pub(crate) const BASE: &str = "/sandbox";
 /// Where the spawner keeps the volume.
 pub(crate) const VOLUME: &str = "/volume";
+/// Where the spawner keeps copies of programs.
+pub(crate) const COPIES: &str = "/programs";
 /// Where a sandbox that was not used yet has the volume; then an empty directory covers it.
 pub(crate) const VOLUME_INSIDE: &str = "/var/empty";
 /// Directories of the host that programs need. Symbolic links among them are made again.
@@ -43,9 +45,17 @@ const ROOT_OPTIONS: &str = "size=4m,nr_inodes=8192,mode=755";
 /// A file in scratch has at least this many bytes, or there are fewer of them than asked.
 const SCRATCH_BYTES_A_FILE: u64 = 4096;
 
-/// Build it and make it this process's root. Returns what is to be mounted over the volume once the views are made: to
-/// unmount it would wait for the kernel's readers, which takes longer than all the rest of a start.
-pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd, Failure> {
+/// What a sandbox that waits has of the spawner's.
+pub(crate) struct Built {
+    /// To be mounted over the volume once the views are made: to unmount it would wait for the kernel's readers, which takes
+    /// longer than all the rest of a start.
+    pub cover: OwnedFd,
+    /// The directory of copies of programs, which lies below the volume; none without a volume.
+    pub copies: Option<OwnedFd>,
+}
+
+/// Build it and make it this process's root.
+pub(crate) fn build(template: &Template, identity: &Identity) -> Result<Built, Failure> {
     mount_at(None, "/", None, MsFlags::MS_REC | MsFlags::MS_PRIVATE, "").map_err(Failure::step("private mounts"))?;
     let root = match &template.root {
         Root::Host => {
@@ -72,7 +82,12 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd,
     }
     let inside = place.directory(VOLUME_INSIDE)?;
     let cover = cover(&inside).map_err(Failure::step("a cover for the volume"))?;
+    let mut copies = None;
     if Path::new(VOLUME).is_dir() {
+        // Below the volume: what goes over that hides both.
+        let programs = tree(Path::new(COPIES), false, LOCKED).map_err(Failure::step("copies of programs"))?;
+        place.show(&programs, &inside, "copies of programs")?;
+        copies = Some(programs);
         // Writable here: views are made read-only one by one.
         let tree = tree(Path::new(VOLUME), false, sys::MOUNT_NOSUID | sys::MOUNT_NODEV);
         place.show(&tree.map_err(Failure::step("the volume"))?, &inside, "the volume")?;
@@ -84,7 +99,7 @@ pub(crate) fn build(template: &Template, identity: &Identity) -> Result<OwnedFd,
     umount2(".", MntFlags::MNT_DETACH).map_err(io::Error::from).map_err(Failure::step("letting the old root go"))?;
     chdir("/").map_err(io::Error::from).map_err(Failure::step("entering the root"))?;
     sethostname("brine").map_err(io::Error::from).map_err(Failure::step("host name"))?;
-    Ok(cover)
+    Ok(Built { cover, copies })
 }
 
 /// The root that is being made, which may be what an image holds: no link in it is followed. One that lies where something of

@@ -133,6 +133,7 @@ impl Shared {
     /// A spawner, if this machine lets it be; else why not is kept for the status.
     pub(super) fn start_spawner(&self) -> Result<Client> {
         let started = Client::start(&self.config.program, self.config.volume.as_deref());
+        *self.copies.lock() = started.as_ref().ok().map(|client| Arc::clone(&client.copies));
         let unable = started.as_ref().err().map(ToString::to_string);
         let mut last = self.unable.lock();
         if let Some(why) = unable.as_ref().filter(|_| *last != unable) {

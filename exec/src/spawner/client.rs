@@ -6,12 +6,14 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::COMMAND;
+use crate::copies::Copies;
 use crate::error::{Error, Result};
 use crate::protocol::frame::{Frame, Kind, receive_frame, send_frame};
 use crate::sandbox::message::{Failure, Make};
@@ -26,6 +28,8 @@ pub(crate) struct Client {
     child: Child,
     /// It may take other identities than its own.
     pub privileged: bool,
+    /// What its sandboxes may run instead of the volume's.
+    pub copies: Arc<Copies>,
 }
 
 impl Client {
@@ -34,7 +38,7 @@ impl Client {
         let copy = sealed_copy(program).map_err(Error::step("copying the program for the spawner"))?;
         let (socket, theirs) = UnixStream::pair().map_err(Error::step("a socket for the spawner"))?;
         socket.set_read_timeout(Some(ANSWER_WAIT)).map_err(Error::step("a socket for the spawner"))?;
-        let child = Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd()))
+        let mut child = Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd()))
             .arg(COMMAND)
             .arg(volume.unwrap_or(Path::new("")))
             .env_clear()
@@ -44,18 +48,23 @@ impl Client {
             .stderr(Stdio::null())
             .spawn()
             .map_err(Error::step("starting the spawner"))?;
-        let mut client = Self { socket, child, privileged: false };
-        match client.receive()? {
-            Frame { kind: Kind::Ready, body, .. } => client.privileged = body == [1],
-            frame => return Err(failed(&frame)),
+        let answer = receive(&socket).and_then(|mut frame| match (frame.kind, frame.fds.pop()) {
+            (Kind::Ready, Some(copies)) => Ok((frame.body == [1], copies)),
+            _ => Err(failed(&frame)),
+        });
+        match answer {
+            Ok((privileged, copies)) => Ok(Self { socket, child, privileged, copies: Arc::new(Copies::new(copies)) }),
+            Err(error) => {
+                end(&mut child);
+                Err(error)
+            }
         }
-        Ok(client)
     }
 
     /// Make a sandbox; its init builds it and says on its socket when it is ready.
     pub fn make(&mut self, make: &Make, fds: &[RawFd]) -> Result<(i32, OwnedFd)> {
         send_frame(&self.socket, Kind::Make, &make.encode(), fds).map_err(|_| Error::SpawnerLost)?;
-        let mut frame = self.receive()?;
+        let mut frame = receive(&self.socket)?;
         match (frame.kind, frame.fds.pop()) {
             (Kind::Made, Some(pidfd)) => {
                 let pid = frame.body.try_into().map(u32::from_le_bytes);
@@ -74,18 +83,22 @@ impl Client {
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
+}
 
-    fn receive(&self) -> Result<Frame> {
-        receive_frame(&self.socket).ok().flatten().ok_or(Error::SpawnerLost)
-    }
+fn receive(socket: &UnixStream) -> Result<Frame> {
+    receive_frame(socket).ok().flatten().ok_or(Error::SpawnerLost)
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // It ends when its socket does; killing it is the same to its sandboxes, and sooner.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child);
     }
+}
+
+/// It ends when its socket does; killing it is the same to its sandboxes, and sooner.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 fn failed(frame: &Frame) -> Error {

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, getegid, geteuid, pivot_root};
 
+use crate::copies::TMPFS_OPTIONS;
 use crate::sandbox::message::Failure;
-use crate::sandbox::root::{BASE, SYSTEM, VOLUME, bind, mount_at};
+use crate::sandbox::root::{BASE, COPIES, SYSTEM, VOLUME, bind, mount_at};
 
 /// Directories of the host that are needed to build, beside those programs need.
 const BUILD: [&str; 3] = ["/etc", "/proc", "/dev"];
@@ -17,8 +19,9 @@ const BUILD: [&str; 3] = ["/etc", "/proc", "/dev"];
 /// Where what manages the network keeps the resolver's configuration, which /etc links to.
 const RESOLVER: [&str; 3] = ["/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf"];
 
-/// Enter it. True if this process may take other identities: root; false if it has a user namespace of its own.
-pub(super) fn enter(volume: Option<&Path>) -> Result<bool, Failure> {
+/// Enter it. True if this process may take other identities: root; false if it has a user namespace of its own. With it
+/// comes the directory for copies of programs.
+pub(super) fn enter(volume: Option<&Path>) -> Result<(bool, OwnedFd), Failure> {
     let privileged = own_namespaces().map_err(|error| match error.raw_os_error() {
         // The system calls that lack of space.
         Some(libc::ENOSPC) => Failure {
@@ -68,6 +71,14 @@ pub(super) fn enter(volume: Option<&Path>) -> Result<bool, Failure> {
         }
     }
     fs::create_dir(inside(BASE)).map_err(Failure::step("a place to build in"))?;
+    fs::create_dir(inside(COPIES)).map_err(Failure::step("a place for copies"))?;
+    let copies = |options: &str| {
+        mount_at(Some("tmpfs"), inside(COPIES), Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, options)
+    };
+    // What is encrypted on the disk stays in memory; root alone may ask for that, since Linux 6.4.
+    copies(&format!("{TMPFS_OPTIONS},noswap"))
+        .or_else(|_| copies(TMPFS_OPTIONS))
+        .map_err(Failure::step("a place for copies"))?;
     if let Some(volume) = volume {
         let at = inside(VOLUME);
         fs::create_dir(&at).map_err(Failure::step("the volume's mount"))?;
@@ -78,7 +89,8 @@ pub(super) fn enter(volume: Option<&Path>) -> Result<bool, Failure> {
     pivot_root(".", ".").map_err(io::Error::from).map_err(Failure::step("pivot_root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(io::Error::from).map_err(Failure::step("letting the old root go"))?;
     chdir("/").map_err(io::Error::from).map_err(Failure::step("entering the root"))?;
-    Ok(privileged)
+    let copies = crate::sandbox::root::text(Path::new(COPIES)).and_then(|path| crate::sys::open_path(&path));
+    Ok((privileged, copies.map_err(Failure::step("a place for copies"))?))
 }
 
 fn own_namespaces() -> io::Result<bool> {

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
-use brine_exec::RunId;
+use brine_exec::{ProgramId, RunId};
 use brine_store::ids::{Ino, Version};
 use brine_store::volume::{Attr, FileKind};
 use parking_lot::Mutex;
@@ -32,12 +32,18 @@ pub struct CodePin {
     code: Weak<CodeNodes>,
     function: (Ino, Version),
     name: String,
+    program: ProgramId,
 }
 
 impl CodePin {
     /// The node's name in `.brine/code/`.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// What it shows.
+    pub fn program(&self) -> ProgramId {
+        self.program
     }
 }
 
@@ -107,8 +113,6 @@ impl CodeNodes {
             let (number, name) = numbers.of(function);
             (number, name, number > last)
         };
-        let code = CodePin { pin: Arc::clone(pin), code: Arc::downgrade(self), function, name: name.clone() };
-        let code = Arc::new(code);
         let shown = Attr {
             ino: Family::Code.number(number, true),
             perm: attr.perm & !0o6000,
@@ -116,6 +120,18 @@ impl CodeNodes {
             in_exec: false,
             ..*attr
         };
+        let program = ProgramId {
+            inode: attr.ino.0,
+            generation: attr.ino_generation,
+            version: attr.version.0,
+            bytes: attr.size,
+            mode: u32::from(shown.perm),
+            uid: attr.uid,
+            gid: attr.gid,
+            modified_ns: attr.mtime_ns,
+        };
+        let code = CodePin { pin: Arc::clone(pin), code: Arc::downgrade(self), function, name: name.clone(), program };
+        let code = Arc::new(code);
         nodes.insert(function, Node { attr: shown, name, pin: Arc::downgrade(&code) });
         (code, new)
     }

@@ -73,19 +73,28 @@ impl Scout<'_> {
 
     /// What `inside` names, if the caller can reach it without symbolic links.
     pub fn find(&self, inside: &Path) -> Option<Attr> {
-        let mut at = self.vfs.attr(ROOT_INO).ok()?;
+        self.find_in(inside).map(|(_, attr)| attr)
+    }
+
+    /// The same with the directory it is in; the root is in itself.
+    pub fn find_in(&self, inside: &Path) -> Option<(Ino, Attr)> {
+        let (mut directory, mut at) = (ROOT_INO, None::<Attr>);
         for part in inside.components() {
             let Component::Normal(name) = part else { return None };
-            if at.kind != FileKind::Directory
-                || !permits(self.vfs, self.who, at.ino, EXECUTE)
-                || is_reserved(at.ino, name.as_bytes())
-            {
+            if let Some(found) = at {
+                if found.kind != FileKind::Directory {
+                    return None;
+                }
+                directory = found.ino;
+            }
+            if !permits(self.vfs, self.who, directory, EXECUTE) || is_reserved(directory, name.as_bytes()) {
                 return None;
             }
-            let found = self.vfs.volume().lookup(at.ino, name.as_bytes()).ok()?;
-            at = self.vfs.attr(found.ino).ok()?;
+            at = Some(self.vfs.volume().lookup(directory, name.as_bytes()).ok()?);
         }
-        Some(at)
+        // What is buffered of it counts.
+        let attr = self.vfs.attr(at.map_or(ROOT_INO, |found| found.ino)).ok()?;
+        Some((directory, attr))
     }
 
     fn view(&self, inside: &Path, attr: &Attr, access: ViewAccess) -> View {

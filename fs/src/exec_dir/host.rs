@@ -177,18 +177,19 @@ impl RunHost {
     fn locate(&self, pin: Arc<Pin>, attr: Attr, request: &Request, who: &Identity) -> Result<Function> {
         let scout = Scout { vfs: &self.vfs, mountpoint: &self.mountpoint, who, within: None };
         let called = request.argv.first().map(Path::new).unwrap_or(Path::new(""));
-        let leads = |inside: &PathBuf| scout.find(inside).is_some_and(|found| found.ino == attr.ino);
-        let path = scout.inside(&request.directory, called).filter(leads);
-        let path = path.or_else(|| {
+        // With the directory it leads through.
+        let leads = |inside: PathBuf| {
+            let (directory, _) = scout.find_in(&inside).filter(|(_, found)| found.ino == attr.ino)?;
+            Some((inside, directory))
+        };
+        let found = scout.inside(&request.directory, called).and_then(leads);
+        let found = found.or_else(|| {
             let named = self.vfs.volume().path_of(attr.ino).ok()?;
-            let named = PathBuf::from(named.trim_start_matches('/'));
-            leads(&named).then_some(named)
+            leads(PathBuf::from(named.trim_start_matches('/')))
         });
-        let missing = || Error::NotFound(called.to_owned());
-        let path = path.ok_or_else(missing)?;
-        let directory = scout.find(path.parent().unwrap_or(Path::new(""))).ok_or_else(missing)?;
+        let (path, directory) = found.ok_or_else(|| Error::NotFound(called.to_owned()))?;
         let name = path.file_name().unwrap_or_default().as_bytes().to_vec();
-        Ok(Function { pin, attr, path, place: (directory.ino, name) })
+        Ok(Function { pin, attr, path, place: (directory, name) })
     }
 
     fn policy(&self, function: &Function) -> Result<FunctionPolicy> {
@@ -248,6 +249,7 @@ impl RunHost {
             false => None,
         };
         let mut plan = Plan::new(identity, program).with_limits(policy.limits());
+        plan.program_id = Some(code.program());
         plan.template.network = policy.network();
         if let Some(root) = &policy.root {
             plan.template.root = Root::Image(root.trim_start_matches('/').into());

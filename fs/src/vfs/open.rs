@@ -8,7 +8,7 @@ use brine_store::volume::{Attr, FileKind};
 use parking_lot::Mutex;
 
 use super::{Caller, Vfs};
-use crate::control_dir::{Caching, Family, is_control};
+use crate::control_dir::{CONTROL_BIT, Caching, Family, is_control};
 use crate::errno::{Errno, Outcome};
 use crate::exec_dir::FMODE_EXEC;
 use crate::handle::OpenFile;
@@ -154,6 +154,11 @@ impl Vfs {
             return file.map(|_| ());
         }
         self.deferred_error(&*self.file(handle)?)
+    }
+
+    /// Whether a handle is a virtual file's.
+    pub fn is_virtual(&self, handle: u64) -> bool {
+        handle & CONTROL_BIT != 0
     }
 
     /// The last descriptor is closed.
