@@ -360,6 +360,10 @@ impl Backing for DirBacking {
         self.offer_direct(id, offset, len)
     }
 
+    fn device(&self) -> Option<u64> {
+        Some(self.device)
+    }
+
     fn make_direct(&self, id: SegmentId) -> io::Result<()> {
         self.prepare_direct(id)
     }

@@ -197,6 +197,11 @@ pub trait Backing: Send + Sync {
         Direct::Never
     }
 
+    /// Number of the device that everything here lies on (`st_dev`), if it is one.
+    fn device(&self) -> Option<u64> {
+        None
+    }
+
     /// Make ready what [`Backing::direct`] answers for: zeros past the end of the segment that are durable.
     fn make_direct(&self, _id: SegmentId) -> io::Result<()> {
         Ok(())

@@ -81,6 +81,15 @@ pub(super) struct DirectWrite<G> {
     pub(super) _guard: G,
 }
 
+/// Where a device is flushed that several writes lie on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flushing {
+    /// By the kernel's own threads: who waits can stop waiting.
+    Beside,
+    /// On the thread that waits, for as long as the device takes: nobody has to be woken for it, and again when it is done.
+    Here,
+}
+
 /// Writes to one device that are made durable by one flush.
 struct Group {
     flush: DeviceFlush,
@@ -115,7 +124,7 @@ impl Ring {
     }
 
     /// Begin all of these writes, at most [`ENTRIES`].
-    pub(super) fn begin<G: Send + 'static>(self, writes: Vec<DirectWrite<G>>) -> InFlight<G> {
+    pub(super) fn begin<G: Send + 'static>(self, writes: Vec<DirectWrite<G>>, flushing: Flushing) -> InFlight<G> {
         let mut ring = self.0;
         let mut groups = groups(&writes);
         let mut writes: Vec<Option<DirectWrite<G>>> = writes.into_iter().map(Some).collect();
@@ -152,7 +161,8 @@ impl Ring {
             refused = (0..writes.len()).collect();
         }
         let left = writes.len() - refused.len();
-        let mut flight = InFlight { left, usable, ring: Some(ring), done: Vec::new(), writes: Vec::new(), groups };
+        let (ring, done) = (Some(ring), Vec::new());
+        let mut flight = InFlight { left, usable, ring, done, writes: Vec::new(), groups, flushing };
         for index in refused {
             if let Some(group) = writes[index].take().and_then(|write| group_of(&mut flight.groups, &write)) {
                 group.writing -= 1;
@@ -202,11 +212,12 @@ pub(super) struct InFlight<G: Send + 'static> {
     left: usize,
     /// The ring may be used again.
     usable: bool,
+    flushing: Flushing,
 }
 
 impl<G: Send + 'static> InFlight<G> {
     /// The next write that is durable or has failed, with how it ended; `None` if all were told, or none is before the
-    /// deadline. A write of which a part was written is an error of kind `WriteZero`.
+    /// deadline; a flush on this thread is waited for beyond it. A write of which a part was written is an error of kind `WriteZero`.
     pub(super) fn next(&mut self, deadline: Option<Instant>) -> Option<(usize, io::Result<()>)> {
         loop {
             self.reap();
@@ -283,6 +294,9 @@ impl<G: Send + 'static> InFlight<G> {
     /// Begin the flushes whose writes are done; the next wait submits them. A flush covers the writes that were done before
     /// it began, so of one device only one goes on at a time.
     fn flush(&mut self) {
+        if self.flushing == Flushing::Here {
+            self.flush_here();
+        }
         let Some(ring) = &mut self.ring else { return };
         for (number, group) in self.groups.iter_mut().enumerate() {
             let due = group.writing == 0 || group.flushed_at().is_some_and(|at| at <= Instant::now());
@@ -298,6 +312,21 @@ impl<G: Send + 'static> InFlight<G> {
             if unsafe { ring.submission().push(&entry) }.is_ok() {
                 group.flushing = std::mem::take(&mut group.written);
                 group.since = None;
+            }
+        }
+    }
+
+    /// Flush what is written whole. Where a write hangs the kernel flushes the others ([`Self::flush`]).
+    fn flush_here(&mut self) {
+        for number in 0..self.groups.len() {
+            let group = &mut self.groups[number];
+            if group.writing > 0 || group.written.is_empty() || !group.flushing.is_empty() {
+                continue;
+            }
+            let flushed = group.flush.file.sync_data().map_err(|error| error.raw_os_error().unwrap_or(libc::EIO));
+            group.since = None;
+            for index in std::mem::take(&mut group.written) {
+                self.end(index, flushed.map_err(io::Error::from_raw_os_error));
             }
         }
     }
@@ -320,6 +349,7 @@ impl<G: Send + 'static> Drop for InFlight<G> {
             done: Vec::new(),
             left: self.left,
             usable: false,
+            flushing: self.flushing,
         })));
         let _ = thread::Builder::new().name("brine-late".into()).spawn(move || {
             if let Some(rest) = rest {
@@ -380,7 +410,7 @@ mod tests {
             let mut writes: Vec<_> = files.iter().map(|file| write(file, offset, round as u8, &done)).collect();
             writes.push(write(&read_only, offset, 99, &done));
             writes.push(write(&full, offset, 99, &done));
-            let mut flight = ring.begin(writes);
+            let mut flight = ring.begin(writes, Flushing::Beside);
             let mut results: Vec<(usize, Option<i32>)> = Vec::new();
             while let Some((index, result)) = flight.next(Some(Instant::now() + Duration::from_secs(20))) {
                 results.push((index, result.err().map(|err| err.raw_os_error().unwrap())));
@@ -419,31 +449,42 @@ mod tests {
 
     #[test]
     fn writes_of_one_device_are_durable_by_one_flush_and_fail_with_it() {
+        one_flush(Flushing::Beside);
+        one_flush(Flushing::Here);
+    }
+
+    fn one_flush(flushing: Flushing) {
         let temp = TempDir::new();
         let file = |name: &str| Arc::new(File::create_new(temp.path().join(name)).unwrap());
         let (a, b) = (file("a"), file("b"));
         let read_only = Arc::new(File::open(temp.path().join("a")).unwrap());
         let done = Arc::new(AtomicUsize::new(0));
         let writes = || vec![write(&a, 0, 1, &done), write(&read_only, 0, 9, &done), write(&b, 0, 2, &done)];
-        let mut flight = Ring::new().unwrap().begin(together(writes(), File::open(temp.path().join("a")).unwrap()));
+        let mut flight =
+            Ring::new().unwrap().begin(together(writes(), File::open(temp.path().join("a")).unwrap()), flushing);
         let refused = Some(libc::EBADF);
         assert_eq!(results(&mut flight, Duration::from_secs(20)), [(0, None), (1, refused), (2, None)]);
         assert_eq!(done.load(Ordering::SeqCst), 3);
         // What cannot be synced: a pipe.
         let pipe = || File::from(OwnedFd::from(std::io::pipe().unwrap().0));
         let ring = flight.into_ring().unwrap();
-        let mut flight = ring.begin(together(writes(), pipe()));
+        let mut flight = ring.begin(together(writes(), pipe()), flushing);
         let failed = Some(libc::EINVAL);
         assert_eq!(results(&mut flight, Duration::from_secs(20)), [(0, failed), (1, refused), (2, failed)]);
         // Alone, a write is flushed by itself.
         let ring = flight.into_ring().unwrap();
-        let mut flight = ring.begin(together(vec![write(&a, 4096, 3, &done)], pipe()));
+        let mut flight = ring.begin(together(vec![write(&a, 4096, 3, &done)], pipe()), flushing);
         assert_eq!(results(&mut flight, Duration::from_secs(20)), [(0, None)]);
         assert!(flight.into_ring().is_some());
     }
 
     #[test]
     fn a_write_that_hangs_does_not_keep_the_others_of_its_device_from_being_flushed() {
+        one_hangs(Flushing::Beside);
+        one_hangs(Flushing::Here);
+    }
+
+    fn one_hangs(flushing: Flushing) {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let pipe = Arc::new(File::from(OwnedFd::from(writer)));
         let temp = TempDir::new();
@@ -453,7 +494,8 @@ mod tests {
         let size = nix::fcntl::fcntl(&pipe, nix::fcntl::FcntlArg::F_GETPIPE_SZ).unwrap() as usize;
         std::io::Write::write_all(&mut &*pipe, &vec![0; size]).unwrap();
         let writes = vec![write(&file, 0, 1, &done), write(&pipe, 0, 2, &done), write(&file, 4096, 3, &done)];
-        let mut flight = Ring::new().unwrap().begin(together(writes, File::open(temp.path().join("file")).unwrap()));
+        let mut flight =
+            Ring::new().unwrap().begin(together(writes, File::open(temp.path().join("file")).unwrap()), flushing);
         assert_eq!(results(&mut flight, Duration::from_secs(2)), [(0, None), (2, None)]);
         // It is flushed, too, once it is done.
         reader.read_exact(&mut vec![0; size]).unwrap();
@@ -472,7 +514,7 @@ mod tests {
         const COUNT: usize = 20;
         let mut writes: Vec<_> = (0..COUNT).map(|_| write(&pipe, 0, 7, &done)).collect();
         writes.push(write(&file, 0, 8, &done));
-        let mut flight = Ring::new().unwrap().begin(writes);
+        let mut flight = Ring::new().unwrap().begin(writes, Flushing::Beside);
         let mut told = 0;
         while flight.next(Some(Instant::now() + Duration::from_millis(300))).is_some() {
             told += 1;

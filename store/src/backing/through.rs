@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::member::{CallKind, Member, Running};
 use super::pool::Queue;
-use super::ring::{Aligned, DirectWrite, InFlight, Ring};
+use super::ring::{Aligned, DirectWrite, Flushing, InFlight, Ring};
 use super::set::{ShardWrite, SyncResult, Wait, given_up_on, write_and_sync};
 use super::{Backing, BackingSet, Direct, DirectEnd};
 
@@ -83,7 +83,8 @@ impl BackingSet {
             bytes: Aligned::gather(part.write.bufs.iter().map(|buf| &**buf)),
             _guard: part.member.begin(CallKind::Sync),
         };
-        let flight = ring.begin(parts.iter().zip(files).map(direct).collect());
+        let flushing = if self.is_on_one_device() { Flushing::Here } else { Flushing::Beside };
+        let flight = ring.begin(parts.iter().zip(files).map(direct).collect(), flushing);
         Some(WriteThrough { begun, flight, parts })
     }
 
@@ -119,6 +120,13 @@ impl BackingSet {
             (part.member.id, part.write.segment, result)
         };
         parts.into_iter().zip(ends).map(told).collect()
+    }
+
+    /// Whether all members lie on one device: while it hangs there is nothing to do without it.
+    fn is_on_one_device(&self) -> bool {
+        let mut devices = self.members().iter().map(|member| member.writable().ok()?.device());
+        let Some(Some(first)) = devices.next() else { return false };
+        devices.all(|device| device == Some(first))
     }
 
     /// A ring that nothing is in flight on. `None` if this system has none.
