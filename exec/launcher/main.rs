@@ -2,7 +2,7 @@
 //!
 //! It asks the daemon for a run on `exec.sock` beside itself, gives its standard descriptors to the run's init, passes
 //! signals on, and ends as the run ends. No C library, no heap, no thread; a few pages, all touched before anything
-//! else if it is read from the very mount whose daemon may die: then it must say so and not die of SIGBUS. The bytes
+//! else: it is read from the very mount whose daemon may die, and then it must say so and not die of SIGBUS. The bytes
 //! it speaks are those of `exec/src/protocol`.
 //!
 //! Its failures: 125 the daemon ended, 126 refused, each with a line on standard error that starts with `brine: `.
@@ -22,9 +22,6 @@ const LOST: i32 = 125;
 /// Started in another way than by the kernel.
 const REFUSED: i32 = 126;
 
-/// The launcher of the volume itself, beside its copies elsewhere.
-const IN_THE_VOLUME: &[u8] = b"/.brine/launcher";
-
 /// Signals that are passed on: HUP INT QUIT USR1 USR2 ALRM TERM CONT TSTP TTIN TTOU WINCH.
 const PASSED: [u8; 12] = [1, 2, 3, 10, 12, 14, 15, 18, 20, 21, 22, 28];
 const WINCH: u8 = 28;
@@ -38,9 +35,7 @@ const STOP: usize = 19;
 unsafe extern "C" fn launcher_main(stack: *const usize) -> ! {
     // SAFETY: as this function's own contract says; the strings live as long as the process.
     let words = unsafe { Words::from_stack(stack) };
-    if words.argument(0).is_none_or(|own| own.ends_with(IN_THE_VOLUME)) {
-        sys::touch_pages(&words);
-    }
+    sys::touch_pages(&words);
     let (Some(own), Some(ticket), Some(path)) = (words.argument(0), words.argument(1), words.argument(2)) else {
         die(REFUSED, b"this program starts functions; it is not started by hand")
     };

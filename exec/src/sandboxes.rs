@@ -36,6 +36,8 @@ use make::Sandbox;
 pub(crate) use make::is_readable;
 pub use running::{Event, Remains, Running};
 
+/// A caller's run has ended, and its program is to be copied: so long the one who could start a process is waited for.
+const SPAWNER_WAIT: Duration = Duration::from_millis(20);
 /// Period in which the pool is looked through for what is not needed any more.
 const POOL_TICK: Duration = Duration::from_secs(1);
 
@@ -270,11 +272,11 @@ impl Sandboxes {
         Ok(Begun { running, launcher })
     }
 
-    /// Have the program of a run that was begun at hand for others of it. That takes as long as to read it.
+    /// Have the program of a run, which is held as it is, at hand for others of it. Takes as long as to read it, once.
     pub fn keep_program(&self, plan: &Plan) {
         let Some((program, volume)) = plan.program_id.as_ref().zip(self.shared.config.volume.as_ref()) else { return };
-        let wanted = |copies: &Arc<Copies>| copies.wants(program);
-        if !self.shared.copies.lock().as_ref().is_some_and(wanted) {
+        let Some(copies) = self.shared.copies.lock().clone() else { return };
+        if !copies.begin(program) {
             return;
         }
         let mut options = File::options();
@@ -283,11 +285,15 @@ impl Sandboxes {
             let mut content = Vec::with_capacity(program.bytes as usize + 1);
             file.take(program.bytes + 1).read_to_end(&mut content).map(|_| content)
         });
-        // No spawner is started meanwhile.
-        let spawner = self.shared.spawner.lock();
-        let Some(client) = spawner.as_ref() else { return };
-        if let Err(error) = read.and_then(|content| client.copies.keep(program, &content)) {
-            log::debug!("no copy of {} is kept: {error}", plan.program.at.display());
+        // No spawner is started meanwhile. One that makes a sandbox is not waited for long.
+        let spawner = self.shared.spawner.try_lock_for(SPAWNER_WAIT);
+        match (spawner, read) {
+            (Some(_spawner), Ok(content)) => {
+                if let Err(error) = copies.keep(program, &content) {
+                    log::info!("no copy of {} is kept in memory: {error}", plan.program.at.display());
+                }
+            }
+            _ => copies.leave(program),
         }
     }
 

@@ -320,8 +320,6 @@ impl Talk {
             // Ours is closed then: the launcher's end is the only one, and if it never got it the run ends.
             self.tell(SEND_WAIT, Kind::Accepted, &id.0, &[launcher.as_raw_fd()]);
         }
-        // While the program runs and is held as it is.
-        self.sandboxes.keep_program(&plan);
         let (mut outcome, remains) = begun.running.wait(|event| match event {
             Event::Started => self.host.started(id),
             Event::Listens(socket) => {
@@ -332,6 +330,8 @@ impl Talk {
         })?;
         // What it invoked is over, too.
         drop(credential);
+        // While the function is held as it is.
+        self.sandboxes.keep_program(&plan);
         self.host.ended(&mut outcome);
         Ok((outcome, remains))
     }

@@ -9,7 +9,6 @@ mod busy;
 mod daemon;
 mod exec_side;
 mod launch;
-mod launcher_files;
 mod plan;
 mod point;
 mod process;

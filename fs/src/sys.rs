@@ -1,8 +1,6 @@
 //! The system calls of this crate that need `unsafe`.
 
-use std::ffi::CStr;
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 /// A descriptor of the process `pid`; it becomes readable when that process ends.
@@ -19,35 +17,6 @@ pub fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call succeeded, so `fd` is a new open descriptor that nothing else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-/// A file as it is seen at a path: the same one through another mount, or in another mount namespace, is another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    mount: u64,
-    device: (u32, u32),
-    inode: u64,
-}
-
-/// What is at a path.
-///
-/// # Errors
-/// What statx(2) says; `Unsupported` before Linux 5.8, which does not tell mounts apart.
-pub fn seen(path: &CStr) -> io::Result<Seen> {
-    let mut found = MaybeUninit::<libc::statx>::zeroed();
-    let wanted = libc::STATX_INO | libc::STATX_MNT_ID;
-    // SAFETY: `path` is a string that ends with a zero byte, and `found` has room for what statx(2) writes.
-    let answer = unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), 0, wanted, found.as_mut_ptr()) };
-    if answer != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a statx is integers alone, for which all bits zero is a value, and the call has written the rest.
-    let found = unsafe { found.assume_init() };
-    if found.stx_mask & wanted != wanted {
-        return Err(io::ErrorKind::Unsupported.into());
-    }
-    let device = (found.stx_dev_major, found.stx_dev_minor);
-    Ok(Seen { mount: found.stx_mnt_id, device, inode: found.stx_ino })
 }
 
 /// Have the C library keep freed memory in at most `pools` pools, which all threads share. Its default, eight for each

@@ -4,10 +4,10 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use brine_tests::volume::brine_command;
-use brine_tests::{Builder, Finished, TestVolume, program, run};
+use brine_tests::{Builder, Finished, TestVolume, run};
 
 fn small(name: &str) -> TestVolume {
     Builder::new(name).directories(2).geometry(1, 1).option("allow_other").mount()
@@ -31,45 +31,6 @@ fn call(path: &Path, args: &[&str]) -> Finished {
 
 fn policy(path: &Path, options: &[&str]) {
     run(brine_command(&["exec", "policy"]).arg(path).args(options)).expect_success();
-}
-
-/// A run of a function that says "ready" and waits, and the launcher it was started by.
-fn waiting(mut command: Command) -> (Child, PathBuf) {
-    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("start");
-    child.stdout.as_mut().expect("stdout").read_exact(&mut [0; 6]).expect("it starts");
-    let launcher = fs::read_link(format!("/proc/{}/exe", child.id())).expect("its program");
-    (child, launcher)
-}
-
-fn end(mut child: Child) {
-    drop(child.stdin.take());
-    assert!(child.wait().expect("wait").success());
-}
-
-#[test]
-fn those_who_see_the_launcher_outside_are_served_by_it_and_others_by_the_one_in_the_volume() {
-    let mut volume = small("exec-near");
-    let stays = function(&volume, "stays", "echo ready; read x || :");
-    let (child, launcher) = waiting(Command::new(&stays));
-    assert!(launcher.ends_with("launcher") && !launcher.starts_with(volume.mnt()), "{}", launcher.display());
-    end(child);
-    // In another mount namespace there may be something else at its path, or a mount that nothing may be run from.
-    for other in ["mount --bind /dev/null \"$0\"", "mount --bind \"$0\" \"$0\"", ":"] {
-        let mut command = Command::new(program("unshare"));
-        let script = format!("{other} && exec \"$1\"");
-        command.args(["--mount", "sh", "-c", &script]).args([&launcher, &stays]);
-        let (child, started) = waiting(command);
-        assert_eq!(started, volume.path(".brine/launcher"), "{other}");
-        end(child);
-    }
-    // Somebody took it away.
-    let (child, launcher) = waiting(Command::new(&stays));
-    end(child);
-    fs::remove_file(&launcher).expect("remove");
-    let (child, launcher) = waiting(Command::new(&stays));
-    assert_eq!(launcher, volume.path(".brine/launcher"));
-    end(child);
-    volume.umount();
 }
 
 #[test]

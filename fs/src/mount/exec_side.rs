@@ -4,23 +4,24 @@
 //! it busy.
 
 use std::fs;
-use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use brine_exec::plan::LAUNCHER;
 use brine_exec::service::{Host, Service};
 use brine_exec::{Config, Sandboxes, launcher};
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::VolumeId;
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::geteuid;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::launcher_files::{self, COPIES_DIR, LAUNCH_SOCKET, LAUNCHER_FILE, make_public};
 use super::watch::Watch;
 use crate::control::{self, Server};
 use crate::exec_dir::code::CodeNodes;
@@ -36,6 +37,14 @@ use crate::vfs::Vfs;
 
 /// Where root's daemons listen for everybody: a directory a volume.
 const PUBLIC_DIR: &str = "/run/brine-exec";
+/// Name of the socket that launchers ask at.
+const LAUNCH_SOCKET: &str = "exec.sock";
+/// Name of the launcher beside it, where the one in the mount cannot be named.
+const LAUNCHER_FILE: &str = "launcher";
+
+/// What helps where the launcher cannot be run.
+const ELSEWHERE: &str = "mount with -o launcher=DIR, a directory whose path has no blank, or elsewhere";
+
 /// How long the end of a mount waits for what makes sandboxes to come to life, so that it can be ended.
 const START_WAIT: Duration = Duration::from_secs(5);
 
@@ -59,7 +68,7 @@ pub(super) struct ExecSide {
     mountpoint: PathBuf,
     device: String,
     directory: PathBuf,
-    /// Where the launcher is beside a link to the socket, if it is not beside the socket itself.
+    /// Where the launcher is beside a link to the socket, if it was asked to be somewhere.
     placed: Option<PathBuf>,
     stage: Mutex<Stage>,
     /// Held while all is ended, by whomever: the process must not end before that is done.
@@ -121,19 +130,28 @@ impl ExecSide {
             listen_at(&socket).map_err(|error| Failure::io(format!("the socket {}", socket.display()), &error))?;
         if public.is_some() {
             sweep_public(Path::new(PUBLIC_DIR), &directory);
-            let volume = directory.file_name().unwrap_or_default();
-            sweep_public(Path::new(COPIES_DIR), &Path::new(COPIES_DIR).join(volume));
         }
-        let (launchers, placed) = launcher_files::place(mountpoint, launcher, &directory)?;
-        vfs.exec().start(launchers);
         drop(public);
+        let start = |launcher: &Path| {
+            let refused = |why| Failure::new(ExitCode::Refused, format!("{why}: {}; {ELSEWHERE}", launcher.display()));
+            vfs.exec().start(launcher).map_err(refused)
+        };
+        match launcher {
+            Some(place) => start(&place_launcher(place, &socket)?)?,
+            None => {
+                if vfs.exec().start(&mountpoint.join(LAUNCHER)).is_err() {
+                    // A blank in the mountpoint, or too long for an interpreter line: by a copy beside the socket.
+                    start(&copy_launcher(&directory)?)?;
+                }
+            }
+        }
         Ok(Arc::new(Self {
             vfs: Arc::clone(vfs),
             host,
             mountpoint: mountpoint.to_owned(),
             device: shown_device.to_owned(),
             directory,
-            placed,
+            placed: launcher.map(Path::to_owned),
             stage: Mutex::new(Stage::Starting(listener)),
             stopping: Mutex::new(()),
             starter: Mutex::new(None),
@@ -221,8 +239,15 @@ impl ExecSide {
             std::thread::sleep(Duration::from_millis(5));
         }
         drop(self.watch.lock().take());
-        let _ = fs::remove_file(self.directory.join(COMMAND_SOCKET));
-        launcher_files::remove(&self.directory, self.placed.as_deref());
+        for file in [COMMAND_SOCKET, LAUNCHER_FILE] {
+            let _ = fs::remove_file(self.directory.join(file));
+        }
+        if let Some(place) = &self.placed
+            && is_link_to(&place.join(LAUNCH_SOCKET), &self.directory.join(LAUNCH_SOCKET))
+        {
+            let _ = fs::remove_file(place.join(LAUNCHER_FILE));
+            let _ = fs::remove_file(place.join(LAUNCH_SOCKET));
+        }
         if self.directory.starts_with(PUBLIC_DIR) {
             let _ = fs::remove_dir(&self.directory);
         }
@@ -293,6 +318,50 @@ fn sweep_public(public: &Path, own: &Path) {
     }
 }
 
+/// A copy of the launcher in a directory of brine's own, where everybody may run it.
+fn copy_launcher(directory: &Path) -> Result<PathBuf, Failure> {
+    let shown = directory.display();
+    let failed = |error: io::Error| Failure::io(&shown, &error);
+    if statvfs(directory).map_err(io::Error::from).map_err(failed)?.flags().contains(FsFlags::ST_NOEXEC) {
+        let why = format!("no program can be run from {shown}, which is mounted noexec; {ELSEWHERE}");
+        return Err(Failure::new(ExitCode::Refused, why));
+    }
+    let program = directory.join(LAUNCHER_FILE);
+    match fs::remove_file(&program) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    // For nobody else to open before it is whole, whatever the umask.
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&program).map_err(failed)?;
+    file.write_all(launcher::PROGRAM).map_err(failed)?;
+    file.set_permissions(fs::Permissions::from_mode(0o755)).map_err(failed)?;
+    Ok(program)
+}
+
+/// The same in a directory that was named for it, beside a link to the socket. Who could replace the launcher there could
+/// have callers of functions run anything, so nobody else may write to it.
+fn place_launcher(directory: &Path, socket: &Path) -> Result<PathBuf, Failure> {
+    let shown = directory.display();
+    let failed = |error: io::Error| Failure::io(format!("-o launcher={shown}"), &error);
+    let refused = |why: &str| Err(Failure::new(ExitCode::Refused, format!("-o launcher={shown}: {why}")));
+    let meta = fs::symlink_metadata(directory).map_err(failed)?;
+    if !meta.is_dir() || meta.uid() != geteuid().as_raw() || meta.mode() & 0o022 != 0 {
+        return refused("must be a directory of your own that nobody else can write to");
+    }
+    let link = directory.join(LAUNCH_SOCKET);
+    if !is_link_to(&link, socket) {
+        if [&link, &directory.join(LAUNCHER_FILE)].iter().any(|path| fs::symlink_metadata(path).is_ok()) {
+            return refused("has a launcher or exec.sock that is not this volume's; give a directory of its own");
+        }
+        std::os::unix::fs::symlink(socket, &link).map_err(failed)?;
+    }
+    copy_launcher(directory)
+}
+
+fn is_link_to(link: &Path, target: &Path) -> bool {
+    fs::read_link(link).is_ok_and(|found| found == target)
+}
+
 /// Listen where everybody may connect. The caller holds the volume's lock, so a socket that is there is a dead daemon's.
 fn listen_at(socket: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(socket) {
@@ -320,10 +389,22 @@ fn socket_directory(volume: VolumeId, state_dir: &Path) -> io::Result<PathBuf> {
     Ok(directory)
 }
 
+/// Make a directory that everybody can search and only root can write to, unless it is there.
+fn make_public(directory: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o755).create(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    let meta = fs::symlink_metadata(directory)?;
+    if !meta.is_dir() || meta.uid() != 0 || meta.mode() & 0o022 != 0 {
+        let what = format!("{} must be a directory of root's that only root can write to", directory.display());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, what));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]
