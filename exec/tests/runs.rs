@@ -57,6 +57,11 @@ fn a_program_that_ran_is_run_from_a_copy_until_it_is_another() {
     for _ in 0..3 {
         assert_eq!(place.run(&plan).1, "other\n", "the copy is what the version held");
     }
+    // In the root of an image as well.
+    place.image("image");
+    let mut in_image = plan.clone();
+    in_image.template.root = Root::Image("image".into());
+    assert_eq!(place.run(&in_image).1, "other\n");
     plan.program_id = Some(ProgramId { version: 2, ..program });
     assert_eq!(place.run(&plan).1, "third\n");
     // Who may not run the program may not run its copy.

@@ -133,6 +133,18 @@ echo staged > ../dir/staged; rm ../dir/plain
 END
 (cd mnt/exec && ./s) || fail "staged outputs"
 is "$(echo $(ls mnt/dir) $(cat mnt/dir/*))" "staged staged" "what was published"
+# What ran once is run from memory, also by the callee of another.
+function_of where --best-effort on <<'END'
+stat -c '%d %u' "$0"
+END
+first=$(mnt/exec/where); second=$(mnt/exec/where)
+[ "$first" != "$second" ] || fail "no copy is run: $first"
+is "${first#* } ${second#* }" "$U $U" "the owner of the program"
+is "$(mnt/exec/where)" "$second" "the third run"
+function_of asks --best-effort on --call where <<'END'
+./where
+END
+(cd mnt/exec; is "$(./asks)" "$second" "a nested run") || exit 1
 # Functions invoke functions.
 function_of nest --best-effort on --call f <<'END'
 echo x | ./f /dev/null /; exit $?
