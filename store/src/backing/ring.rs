@@ -217,7 +217,8 @@ pub(super) struct InFlight<G: Send + 'static> {
 
 impl<G: Send + 'static> InFlight<G> {
     /// The next write that is durable or has failed, with how it ended; `None` if all were told, or none is before the
-    /// deadline; a flush on this thread is waited for beyond it. A write of which a part was written is an error of kind `WriteZero`.
+    /// deadline; a flush on this thread is waited for beyond it. A write of which a part was written is an error of kind
+    /// `WriteZero`.
     pub(super) fn next(&mut self, deadline: Option<Instant>) -> Option<(usize, io::Result<()>)> {
         loop {
             self.reap();
