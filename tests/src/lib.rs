@@ -12,6 +12,8 @@ pub mod damage;
 pub mod environment;
 /// A backing directory that hangs, fails or is slow on demand: a FUSE passthrough run by the test.
 pub mod fault_dir;
+/// Functions in `exec/`: made and run.
+pub mod function;
 /// What a tree holds, for comparing it before and after.
 pub mod manifest;
 /// A file as POSIX wants it, in memory, and random operations on both.

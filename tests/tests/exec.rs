@@ -4,46 +4,22 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use brine_tests::command::run_for;
+use brine_tests::function::{call, function, policy, put, small};
 use brine_tests::volume::{brine_command, wait_until};
-use brine_tests::{Builder, Finished, TestVolume, program, run};
+use brine_tests::{Builder, TestVolume, program, run};
 use serde_json::Value;
 
 /// A user without rights or files of its own.
 const STRANGER: u32 = 43_211;
 
-fn small(name: &str) -> TestVolume {
-    Builder::new(name).directories(2).geometry(1, 1).option("allow_other").mount()
-}
-
-/// A script in exec/.
-fn function(volume: &TestVolume, name: &str, body: &str) -> PathBuf {
-    let path = volume.path("exec").join(name);
-    put(&path, &format!("#!/bin/sh\n{body}\n"));
-    path
-}
-
-fn put(path: &Path, content: &str) {
-    fs::write(path, content).expect("write");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
-}
-
-fn call(path: &Path, args: &[&str]) -> Finished {
-    run(Command::new(path).args(args))
-}
-
 fn log(volume: &TestVolume) -> Vec<Value> {
     let mut command = brine_command(&["exec", "log", "--json", "-n", "1000", "--at"]);
     let text = run(command.arg(volume.mnt())).expect_success().stdout;
     serde_json::from_str::<Value>(&text).expect("JSON").as_array().expect("an array").clone()
-}
-
-fn policy(path: &Path, options: &[&str]) {
-    run(brine_command(&["exec", "policy"]).arg(path).args(options)).expect_success();
 }
 
 #[test]

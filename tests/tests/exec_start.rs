@@ -3,35 +3,12 @@
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use brine_tests::function::{call, function, policy, put, small};
+use brine_tests::run;
 use brine_tests::volume::brine_command;
-use brine_tests::{Builder, Finished, TestVolume, run};
-
-fn small(name: &str) -> TestVolume {
-    Builder::new(name).directories(2).geometry(1, 1).option("allow_other").mount()
-}
-
-/// A script in exec/.
-fn function(volume: &TestVolume, name: &str, body: &str) -> PathBuf {
-    let path = volume.path("exec").join(name);
-    put(&path, &format!("#!/bin/sh\n{body}\n"));
-    path
-}
-
-fn put(path: &Path, content: &str) {
-    fs::write(path, content).expect("write");
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod");
-}
-
-fn call(path: &Path, args: &[&str]) -> Finished {
-    run(Command::new(path).args(args))
-}
-
-fn policy(path: &Path, options: &[&str]) {
-    run(brine_command(&["exec", "policy"]).arg(path).args(options)).expect_success();
-}
 
 #[test]
 fn a_function_that_ran_is_run_from_memory_and_a_changed_one_is_not() {
