@@ -175,7 +175,7 @@ impl WriteBuffer {
             let plans: Vec<Plan> = nodes.iter().filter_map(|node| self.plan(node, patch)).collect();
             let batches = batches(&plans);
             for_each_parallel(batches.len(), |index| self.put_batch(&plans, &batches[index]));
-            plans.iter().for_each(|plan| self.put_patches(plan));
+            self.put_patches(&plans);
             for plan in plans {
                 self.conclude(plan);
             }
@@ -297,18 +297,28 @@ impl WriteBuffer {
         }
     }
 
-    /// Store a file's small writes.
-    fn put_patches(&self, plan: &Plan) {
-        let writes: Vec<(ChunkNo, u32, &[u8])> = plan
-            .patches
-            .iter()
-            .flat_map(|taken| taken.writes().map(|(at, bytes)| (ChunkNo(taken.chunk), at, bytes)))
-            .collect();
-        if !writes.is_empty()
-            && let Err(error) = self.volume.write_patches(plan.node.ino, &writes)
-        {
-            plan.failed.store(true, Ordering::Relaxed);
-            self.refused(&plan.node, "storing its content", &error);
+    /// Store the small writes of all files.
+    fn put_patches(&self, plans: &[Plan]) {
+        fn of_file(plan: &Plan) -> (Ino, Vec<(ChunkNo, u32, &[u8])>) {
+            let writes = plan
+                .patches
+                .iter()
+                .flat_map(|taken| taken.writes().map(|(at, bytes)| (ChunkNo(taken.chunk), at, bytes)));
+            (plan.node.ino, writes.collect())
+        }
+        let plans: Vec<&Plan> = plans.iter().filter(|plan| !plan.patches.is_empty()).collect();
+        if plans.len() > 1 {
+            let files: Vec<_> = plans.iter().map(|plan| of_file(plan)).collect();
+            if self.volume.write_patches(&files).is_ok() {
+                return;
+            }
+            // Which of them it was is found by putting each alone.
+        }
+        for plan in plans {
+            if let Err(error) = self.volume.write_patches(&[of_file(plan)]) {
+                plan.failed.store(true, Ordering::Relaxed);
+                self.refused(&plan.node, "storing its content", &error);
+            }
         }
     }
 

@@ -32,6 +32,10 @@ pub struct Closed {
 /// Generations that are left in one transaction at most.
 const LEFT_OPEN_MAX: u32 = 16;
 
+/// Generations of the log that are applied in one transaction at most, and how many changes one may have that is left open.
+const APPLIED_TOGETHER: u32 = 64;
+const APPLIED_CHANGES_MAX: usize = 1024;
+
 /// Generations that are not left open after somebody had to end the transaction of a single one.
 const INTERRUPTED_FOR: u32 = 16;
 
@@ -132,7 +136,8 @@ impl Meta {
         }
     }
 
-    /// Apply the changes of one generation of the log. False: it is committed here already, nothing was done.
+    /// Apply the changes of one generation of the log. False: it is there already, nothing was done. It is committed with
+    /// some of those that follow, by [`Self::settle`] at the latest; a crash before loses whole generations, the last first.
     ///
     /// # Errors
     /// [`Error::Refused`] if it is not the next one or if operations are open; after [`Error::Database`] the database
@@ -174,7 +179,11 @@ impl Meta {
         if let Some((key, value)) = note {
             outbox::put_local(&core.conn, &outbox::local_key(key), value).at(&self.path)?;
         }
-        core.set_committed(generation, false, restart)?;
+        core.set_applied(generation)?;
+        core.uncommitted += 1;
+        if restart || core.uncommitted >= APPLIED_TOGETHER || changes.len() > APPLIED_CHANGES_MAX {
+            core.commit_and_begin(restart)?;
+        }
         Ok(true)
     }
 
@@ -196,7 +205,9 @@ impl Meta {
     pub fn finish_import(&self, generation: Generation) -> Result<()> {
         let mut core = self.core.lock();
         core.usable()?;
-        core.set_committed(generation, true, false)
+        core.set_applied(generation)?;
+        core.commit_and_begin(false)?;
+        core.reload()
     }
 }
 
@@ -304,17 +315,14 @@ impl Core {
         loaded
     }
 
-    fn set_committed(&mut self, generation: Generation, all: bool, restart_wal: bool) -> Result<()> {
+    /// The rows are those of this generation now.
+    fn set_applied(&mut self, generation: Generation) -> Result<()> {
         self.committed = generation;
-        self.commit_and_begin(restart_wal)?;
         self.committed_ns = self
             .conn
             .query_row("SELECT coalesce(max(time), 0) FROM generations", [], |row| row.get(0))
             .at(&self.path)?;
         self.inodes.clear();
-        if all {
-            self.reload()?;
-        }
         self.reload_counters()
     }
 }

@@ -53,6 +53,7 @@ impl Reader<'_> {
             }
             (self.report)("replaying the commit log", replayed, total);
         }
+        meta.settle()?;
         // A rebuilt database says where it stands even if nothing followed.
         if replayed == 0 && standing_of(meta)?.map(|standing| standing.head) != Some(path.end) {
             meta.with(|txn| txn.put_local(HEAD_KEY, &path.end.encode()))?;

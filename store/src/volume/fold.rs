@@ -53,13 +53,19 @@ impl Volume {
         fits.unwrap_or(false)
     }
 
-    /// Keep small writes to a file as patches in the open generation. Not a change of version: [`Volume::set_file`] is.
-    pub fn write_patches(&self, ino: Ino, patches: &[Patch<'_>]) -> Result<()> {
-        match self.change(|txn| txn.put_patches(ino, patches)) {
-            // Removed meanwhile: nobody can read it any more.
-            Err(Error::Stale(_)) => Ok(()),
-            other => other,
-        }
+    /// Keep small writes to files as patches in the open generation, in one operation: all or none. Not a change of version:
+    /// [`Volume::set_file`] is.
+    pub fn write_patches(&self, files: &[(Ino, Vec<Patch<'_>>)]) -> Result<()> {
+        self.change(|txn| {
+            for (ino, patches) in files {
+                match txn.put_patches(*ino, patches) {
+                    // Removed meanwhile: nobody can read it any more.
+                    Err(Error::Stale(_)) => {}
+                    other => other?,
+                }
+            }
+            Ok(())
+        })
     }
 
     /// Fold patches that are many, or that nobody added to for a while. `all`: however few they are.
@@ -74,7 +80,7 @@ impl Volume {
         };
         let (mut all_tried, mut failures) = (false, 0);
         for _ in 0..if all { usize::MAX } else { BATCHES_MAX } {
-            let due = self.meta.with(|txn| {
+            let due = self.meta.look(|txn| {
                 let all = all || txn.patch_bytes().saturating_sub(unread_bytes) > BYTES_MAX / 2;
                 let wanted = |at: &(DataId, ChunkNo), patches: &ChunkPatches| {
                     let since = patches.touched.elapsed();
@@ -116,7 +122,7 @@ impl Volume {
             }
             looked_at += 1;
             let next = ChunkNo(chunk.0 + 1);
-            let found = self.meta.with(|txn| {
+            let found = self.meta.look(|txn| {
                 let Some(over) = txn.chunk_patches(*data, *chunk) else { return Ok(None) };
                 let under = txn.extent(*data, *chunk)?;
                 let patches = txn.patches(*data, *chunk, next)?;
@@ -156,6 +162,8 @@ impl Volume {
             })
             .collect();
         let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();
+        // Most of it, too, and synced before anything names it: no commit waits for either.
+        self.blocks.put_ahead(&puts, || self.gate())?;
         let _held = self.gate();
         self.blocks.put(&puts, |txn, stored| {
             for ((fold, _), put) in folds.iter().zip(&stored_by) {

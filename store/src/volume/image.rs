@@ -1,6 +1,7 @@
 //! When a checkpoint is due, and publishing it.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use super::Volume;
 use crate::checkpoint;
@@ -10,10 +11,14 @@ use crate::record::{ImageEntry, RowsDigest};
 use crate::recover::Reader;
 use crate::superblock::{CHECKPOINTS_MAX, CheckpointPointer, OpenSegment};
 
-/// A checkpoint is due when replaying the log costs this much since the last, bytes: it takes a second or two. Of a large
-/// database so many times less than it takes: an image is read from all of it.
-const LOG_COST_MAX: u64 = 16 << 20;
+/// A checkpoint is due when replaying the log costs this much since the last, bytes: it takes two seconds. While much is
+/// committed, which an image takes the processor from, twice as much. Of a large database so many times less than it takes:
+/// an image is read from all of it.
+const LOG_COST_DUE: u64 = 16 << 20;
+const LOG_COST_MAX: u64 = 32 << 20;
 const DATABASE_SHARE: u64 = 8;
+/// Much is committed when the cost grows so much in a second, bytes.
+const BUSY: u64 = 512 << 10;
 /// A checkpoint is due when this many segments were opened since the last: their headers would be scanned.
 const SEGMENTS_MAX: u64 = 8;
 
@@ -23,6 +28,8 @@ pub(crate) struct LastImage {
     entries: Option<Vec<ImageEntry>>,
     /// Number of the next segment when it was written.
     next_segment: u64,
+    /// When it was asked last whether another is due, and what replaying the log cost then.
+    asked: Option<(Instant, u64)>,
     /// Segments that gc wants empty, or that lost a directory: parts of images that lie in them are written anew.
     pub(super) leaving: BTreeSet<SegmentId>,
 }
@@ -35,12 +42,20 @@ impl LastImage {
     }
 }
 
+/// What the log may cost when that grew by so much in this time.
+fn log_limit(grown: u64, time: Duration) -> u64 {
+    let busy = u128::from(grown) * 1000 > u128::from(BUSY) * time.as_millis();
+    if busy { LOG_COST_MAX } else { LOG_COST_DUE }
+}
+
 impl Volume {
     /// Write a checkpoint if one is due.
     pub(super) fn checkpoint_if_due(&self) -> Result<()> {
         let opened = self.blocks.segments().next_id().0.saturating_sub(self.last_image.lock().next_segment);
         let cost = self.log.cost_since_checkpoint();
-        let costly = cost >= LOG_COST_MAX && cost >= self.meta.used_bytes()? / DATABASE_SHARE;
+        let asked = self.last_image.lock().asked.replace((Instant::now(), cost));
+        let limit = asked.map_or(LOG_COST_DUE, |(when, before)| log_limit(cost.saturating_sub(before), when.elapsed()));
+        let costly = cost >= limit && cost >= self.meta.used_bytes()? / DATABASE_SHARE;
         if costly || opened >= SEGMENTS_MAX {
             return self.checkpoint();
         }
@@ -97,5 +112,20 @@ impl Volume {
             written.bytes.1
         );
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_may_cost_more_while_much_is_committed() {
+        let second = Duration::from_secs(1);
+        assert_eq!(log_limit(0, Duration::ZERO), LOG_COST_DUE);
+        assert_eq!(log_limit(BUSY, second), LOG_COST_DUE);
+        assert_eq!(log_limit(BUSY + 1, second), LOG_COST_MAX);
+        assert_eq!(log_limit(BUSY, second / 2), LOG_COST_MAX);
+        assert_eq!(log_limit(LOG_COST_MAX, 100 * second), LOG_COST_DUE);
     }
 }

@@ -206,6 +206,38 @@ fn records_apply_in_order_only() {
 }
 
 #[test]
+fn a_replay_that_is_broken_off_leaves_whole_generations_and_goes_on_from_them() {
+    let (_dir, meta) = fresh("broken-off");
+    let name = |number: usize| format!("f{number}").into_bytes();
+    let closed: Vec<_> = (0..150)
+        .map(|number| {
+            meta.with(|txn| txn.create(ROOT_INO, &name(number), &file(0))).unwrap();
+            meta.commit_generation().unwrap()
+        })
+        .collect();
+    let dir = Scratch::new("broken-off-copy");
+    let copy = Meta::create_blank(&dir.0, &KEY, &setup()).unwrap();
+    let replay = |copy: &Meta, part: &[Closed]| {
+        part.iter().map(|closed| copy.replay(closed.generation, &closed.changes).unwrap()).collect::<Vec<_>>()
+    };
+    // The tables of a copy begin blank: the first generation of all is the one that made them.
+    let first = closed[0].generation;
+    replay(&copy, &closed[..100]);
+    assert_eq!(copy.committed(), closed[99].generation);
+    // Nobody closes it.
+    drop(copy);
+    let copy = Meta::open(&dir.0, &KEY, &setup()).unwrap();
+    let there = (copy.committed().0 + 1 - first.0) as usize;
+    assert!((1..100).contains(&there), "{there} generations are committed");
+    let found = |number| copy.with(|txn| txn.lookup(ROOT_INO, &name(number))).is_ok();
+    assert!(found(there - 1) && !found(there));
+    let again = replay(&copy, &closed);
+    assert_eq!(again.iter().filter(|anew| **anew).count(), 150 - there);
+    // Who reads beside it finds all of them.
+    assert_eq!(copy.reader().unwrap().digest().unwrap(), meta.reader().unwrap().digest().unwrap());
+}
+
+#[test]
 fn blocks_live_and_die_by_their_references() {
     let (_dir, meta) = fresh("blocks");
     let key = BlockKey([4; 32]);

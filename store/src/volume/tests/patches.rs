@@ -22,7 +22,7 @@ fn small_writes_go_into_the_record_and_are_folded_behind() {
         content.resize(content.len().max(at + len), 0);
         content[at..at + len].copy_from_slice(&bytes);
         let (chunk, offset) = ((at >> 17) as u64, (at & 0x1_ffff) as u32);
-        volume.write_patches(attr.ino, &[(ChunkNo(chunk), offset, &bytes)]).unwrap();
+        volume.write_patches(&[(attr.ino, vec![(ChunkNo(chunk), offset, &bytes)])]).unwrap();
     }
     let attr = set_size(&volume, attr.ino, content.len() as u64);
     volume.commit(&NothingDirty).unwrap();
@@ -39,6 +39,7 @@ fn small_writes_go_into_the_record_and_are_folded_behind() {
     assert_eq!(read(&volume, "file").unwrap(), content);
     let before = volume.attr(attr.ino).unwrap();
     volume.fold_due(true).unwrap();
+    assert!(!volume.blocks().segments().has_unsynced(), "no commit waits for it");
     assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 0);
     let after = volume.attr(attr.ino).unwrap();
     assert_eq!((after.version, after.mtime_ns, after.size), (before.version, before.mtime_ns, before.size));
@@ -57,7 +58,8 @@ fn a_new_chunk_a_punch_and_a_cut_end_the_patches_under_them() {
     scratch.format(3, 1);
     let volume = scratch.open();
     let attr = write(&volume, "file", &noise(60, 400_000));
-    let patch = |chunk, seed| volume.write_patches(attr.ino, &[(ChunkNo(chunk), 10, &noise(seed, 500))]).unwrap();
+    let patch =
+        |chunk, seed| volume.write_patches(&[(attr.ino, vec![(ChunkNo(chunk), 10, &noise(seed, 500))])]).unwrap();
     (0..4).for_each(|chunk| patch(chunk, 61 + chunk));
     // Equal content stored again must not show what was laid over it.
     volume.write_chunks(attr.ino, &[(ChunkNo(0), &noise(60, 400_000)[..1 << 17])]).unwrap();
@@ -101,7 +103,7 @@ fn chunks_that_cannot_be_read_keep_no_others_from_being_folded() {
         .unwrap();
     assert_eq!(places.len(), 40);
     places.into_iter().for_each(|place| (0..3).for_each(|slot| super::checked::flip(&volume, place, slot)));
-    let patch = |ino, chunk| volume.write_patches(ino, &[(ChunkNo(chunk), 10, &noise(81, 500))]).unwrap();
+    let patch = |ino, chunk| volume.write_patches(&[(ino, vec![(ChunkNo(chunk), 10, &noise(81, 500))])]).unwrap();
     (0..40).for_each(|chunk| patch(lost.ino, chunk));
     let others: Vec<Attr> =
         (0..16).map(|n| volume.create(ROOT_INO, format!("f{n}").as_bytes(), &new_file()).unwrap()).collect();
@@ -110,5 +112,27 @@ fn chunks_that_cannot_be_read_keep_no_others_from_being_folded() {
     (0..2).for_each(|_| volume.fold_due(true).unwrap());
     assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 40 * 500);
     assert!(matches!(read(&volume, "lost"), Err(Error::BlockLost { .. })), "{:?}", read(&volume, "lost").map(drop));
+    volume.close(&NothingDirty).unwrap();
+}
+
+#[test]
+fn small_writes_to_several_files_are_kept_together_but_for_a_file_that_is_gone() {
+    let scratch = Scratch::new("patches-together");
+    scratch.format(3, 1);
+    let volume = scratch.open();
+    let (a, b) = (write(&volume, "a", &noise(90, 200_000)), write(&volume, "b", &noise(91, 200_000)));
+    let small = noise(92, 500);
+    let patch = |ino| (ino, vec![(ChunkNo(0), 10, &small[..])]);
+    volume.write_patches(&[patch(a.ino), patch(Ino(b.ino.0 + 1000)), patch(b.ino)]).unwrap();
+    // One that cannot be kept leaves none of them.
+    let past_its_chunk = (b.ino, vec![(ChunkNo(0), 1 << 17, &small[..])]);
+    volume.write_patches(&[(a.ino, vec![(ChunkNo(1), 0, &small[..])]), past_its_chunk]).unwrap_err();
+    volume.commit(&NothingDirty).unwrap();
+    for (name, seed) in [("a", 90), ("b", 91)] {
+        let mut content = noise(seed, 200_000);
+        content[10..510].copy_from_slice(&small);
+        assert!(read(&volume, name).unwrap() == content, "{name}");
+    }
+    assert_eq!(volume.meta().with(|txn| Ok(txn.patch_bytes())).unwrap(), 1000);
     volume.close(&NothingDirty).unwrap();
 }
