@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use brine_store::Error;
 use brine_store::clock::{Clock, SystemClock};
 use brine_store::ids::{ChunkNo, Ino};
-use brine_store::volume::{FileChange, INLINE_MAX, Reservation};
+use brine_store::volume::{FileChange, INLINE_MAX, Patch, Reservation};
 
 use super::file::Taken;
 use super::node::{Dirty, FileNode};
@@ -47,6 +47,14 @@ struct Plan {
     /// State of [`super::node::Dirty::changes`] that this is of.
     changes: u64,
     failed: AtomicBool,
+}
+
+impl Plan {
+    /// The file, and what is to be stored of it as patches.
+    fn small_writes(&self) -> (Ino, Vec<Patch<'_>>) {
+        let of_chunk = |taken| Taken::writes(taken).map(|(at, bytes)| (ChunkNo(taken.chunk), at, bytes));
+        (self.node.ino, self.patches.iter().flat_map(of_chunk).collect())
+    }
 }
 
 /// Chunks for one call to the store: (index of the plan, range of its chunks).
@@ -299,23 +307,16 @@ impl WriteBuffer {
 
     /// Store the small writes of all files.
     fn put_patches(&self, plans: &[Plan]) {
-        fn of_file(plan: &Plan) -> (Ino, Vec<(ChunkNo, u32, &[u8])>) {
-            let writes = plan
-                .patches
-                .iter()
-                .flat_map(|taken| taken.writes().map(|(at, bytes)| (ChunkNo(taken.chunk), at, bytes)));
-            (plan.node.ino, writes.collect())
-        }
         let plans: Vec<&Plan> = plans.iter().filter(|plan| !plan.patches.is_empty()).collect();
         if plans.len() > 1 {
-            let files: Vec<_> = plans.iter().map(|plan| of_file(plan)).collect();
+            let files: Vec<_> = plans.iter().map(|plan| plan.small_writes()).collect();
             if self.volume.write_patches(&files).is_ok() {
                 return;
             }
             // Which of them it was is found by putting each alone.
         }
         for plan in plans {
-            if let Err(error) = self.volume.write_patches(&[of_file(plan)]) {
+            if let Err(error) = self.volume.write_patches(&[plan.small_writes()]) {
                 plan.failed.store(true, Ordering::Relaxed);
                 self.refused(&plan.node, "storing its content", &error);
             }

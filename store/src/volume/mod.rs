@@ -47,6 +47,7 @@ pub use crate::backing::Hedge;
 pub use crate::blocks::Chunk;
 pub use crate::commit::{Flusher, GateGuard, NothingDirty};
 pub use crate::keyslot::{KdfCost, NewSecret, SlotKind, Unlock};
+pub use crate::meta::patch::Patch;
 pub use crate::meta::quota::{Quota, QuotaLimits, QuotaRoom, QuotaState};
 pub use crate::meta::rows::{
     ACL_ACCESS, ACL_DEFAULT, Attr, DirEntry, EXEC_NAME, FILE_SIZE_MAX, FileChange, FileKind, INLINE_MAX, LINK_MAX,
