@@ -110,6 +110,7 @@ impl Volume {
     /// Returns how many chunks were looked at, at least one, and how many of them cannot be read.
     fn fold(&self, chunks: &[(DataId, ChunkNo)]) -> Result<(usize, usize)> {
         let mut folds: Vec<(Fold, Vec<u8>)> = Vec::new();
+        // Whose they are, and whether they are written to.
         let mut owners = Vec::new();
         let mut bytes = 0;
         // What the extents name is not freed before it is read.
@@ -127,9 +128,10 @@ impl Volume {
                 let under = txn.extent(*data, *chunk)?;
                 let patches = txn.patches(*data, *chunk, next)?;
                 let fold = Fold { ino: over.ino, data: *data, chunk: *chunk, under, last: over.last };
-                Ok(txn.attr(over.ino).ok().map(|attr| (fold, patches, attr.uid)))
+                let written_to = !over.full && over.touched.elapsed() < SLOW;
+                Ok(txn.attr(over.ino).ok().map(|attr| (fold, patches, (attr.uid, written_to))))
             })?;
-            let Some((fold, patches, uid)) = found else { continue };
+            let Some((fold, patches, owner)) = found else { continue };
             let mut content = match &fold.under {
                 // What cannot be read cannot be folded; the patches stay, and reads of the chunk say what is wrong.
                 Some(key) => match self.blocks.get(&[*key], Some(fold.ino))?.pop() {
@@ -147,23 +149,26 @@ impl Volume {
             };
             lay(&mut content, &patches);
             bytes += content.len();
-            owners.push(uid);
+            owners.push(owner);
             folds.push((fold, content));
         }
-        let mut puts = Vec::new();
+        let (mut puts, mut ahead) = (Vec::new(), Vec::new());
         let stored_by: Vec<Option<usize>> = folds
             .iter()
             .zip(&owners)
-            .map(|((fold, content), uid)| {
+            .map(|((fold, content), (uid, written_to))| {
                 (!is_zero(content)).then(|| {
-                    puts.push(Put { plain: content, salt: self.salt(fold.ino, *uid) });
+                    let put = Put { plain: content, salt: self.salt(fold.ino, *uid) };
+                    ahead.extend((!written_to).then_some(put));
+                    puts.push(put);
                     puts.len() - 1
                 })
             })
             .collect();
         let bytes: u64 = puts.iter().map(|put| put.plain.len() as u64).sum();
-        // Most of it, too, and synced before anything names it: no commit waits for either.
-        self.blocks.put_ahead(&puts, || self.gate())?;
+        // Storing, too, and synced before anything names it: no commit waits for either. What is written to would have changed
+        // until then, and have been stored for nothing.
+        self.blocks.put_ahead(&ahead, || self.gate())?;
         let _held = self.gate();
         self.blocks.put(&puts, |txn, stored| {
             for ((fold, _), put) in folds.iter().zip(&stored_by) {

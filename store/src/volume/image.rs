@@ -62,6 +62,12 @@ impl Volume {
         Ok(())
     }
 
+    /// [`Self::checkpoint_if_due`] when nothing more is committed.
+    pub(super) fn checkpoint_at_end(&self) -> Result<()> {
+        self.last_image.lock().asked = None;
+        self.checkpoint_if_due()
+    }
+
     /// Write an image of the last committed state and publish it in the superblocks (R11).
     pub fn checkpoint(&self) -> Result<()> {
         self.writable()?;

@@ -477,7 +477,7 @@ impl Volume {
         drop(self.watcher.lock().take());
         outcome?;
         if !self.asked_read_only {
-            match self.checkpoint_if_due() {
+            match self.checkpoint_at_end() {
                 // The log has it all; only a rebuild of the database would take longer.
                 Err(Error::NoSpace) => log::warn!("there is no room for a checkpoint"),
                 outcome => outcome?,
