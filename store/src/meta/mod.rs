@@ -2,8 +2,8 @@
 //!
 //! One SQLCipher file in the state directory, a cache of the commit log: every change of a non-local table is recorded
 //! ([`changes::RowChange`]) and handed out when its generation closes, and replaying the records of all generations
-//! gives the same rows. One connection writes, in one open transaction a generation; each operation is atomic within it
-//! ([`Meta::with`]). All SQL of this crate stands in this folder.
+//! gives the same rows. One connection writes, in an open transaction that a generation ends, or one of several that follow
+//! each other closely; each operation is atomic within it ([`Meta::with`]). All SQL of this crate stands in this folder.
 //!
 //! Knows nothing of shards, keys of blocks (it is handed the function that names a block) or FUSE.
 

@@ -51,21 +51,26 @@ fn log_limit(grown: u64, time: Duration) -> u64 {
 impl Volume {
     /// Write a checkpoint if one is due.
     pub(super) fn checkpoint_if_due(&self) -> Result<()> {
-        let opened = self.blocks.segments().next_id().0.saturating_sub(self.last_image.lock().next_segment);
         let cost = self.log.cost_since_checkpoint();
         let asked = self.last_image.lock().asked.replace((Instant::now(), cost));
         let limit = asked.map_or(LOG_COST_DUE, |(when, before)| log_limit(cost.saturating_sub(before), when.elapsed()));
+        self.checkpoint_past(limit)
+    }
+
+    /// [`Self::checkpoint_if_due`] when nothing more is committed.
+    pub(super) fn checkpoint_at_end(&self) -> Result<()> {
+        self.checkpoint_past(LOG_COST_DUE)
+    }
+
+    /// Write a checkpoint if the log costs more than this, or is in too many segments.
+    fn checkpoint_past(&self, limit: u64) -> Result<()> {
+        let opened = self.blocks.segments().next_id().0.saturating_sub(self.last_image.lock().next_segment);
+        let cost = self.log.cost_since_checkpoint();
         let costly = cost >= limit && cost >= self.meta.used_bytes()? / DATABASE_SHARE;
         if costly || opened >= SEGMENTS_MAX {
             return self.checkpoint();
         }
         Ok(())
-    }
-
-    /// [`Self::checkpoint_if_due`] when nothing more is committed.
-    pub(super) fn checkpoint_at_end(&self) -> Result<()> {
-        self.last_image.lock().asked = None;
-        self.checkpoint_if_due()
     }
 
     /// Write an image of the last committed state and publish it in the superblocks (R11).
